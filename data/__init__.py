@@ -1,0 +1,1 @@
+"""What an image is before training: catalogue, readers, Parquet shards, batches."""

@@ -1,0 +1,83 @@
+"""The embedded dataset: typeset digits with labels, and real handwritten digits. No download.
+
+``typeset`` is rendered from the fonts that matplotlib ships; image i is a function of the seed and i alone.
+``handwritten`` is scikit-learn's 1,797 digits of the UCI set, in a fixed split.
+"""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+SIZE = 32
+TYPESET = {"train": 4000, "test": 1000}
+HANDWRITTEN = {"train": 1297, "test": 500}
+
+
+@cache
+def _fonts() -> list[str]:
+    """Matplotlib's text fonts that draw digits as digits, in a fixed order."""
+    from matplotlib import get_data_path  # noqa: PLC0415
+
+    wanted = ("DejaVuSans", "DejaVuSerif", "STIXGeneral", "cmb10", "cmr10", "cmss10", "cmtt10")
+    folder = Path(get_data_path()) / "fonts" / "ttf"
+    return [str(path) for path in sorted(folder.glob("*.ttf")) if path.stem.startswith(wanted) and "Display" not in path.stem]
+
+
+def typeset(split: str, index: int, seed: int = 0) -> tuple[np.ndarray, int]:
+    """Render one digit with random font, size, slant, rotation, stroke, contrast, background, blur and noise.
+
+    Args:
+        split: ``train`` or ``test``.
+        index: from 0; its last decimal digit is the label.
+
+    Returns:
+        (32, 32) uint8 image, bright on dark, and its label.
+    """
+    random = np.random.default_rng([seed, ("train", "test").index(split), index])
+    label = index % 10
+    fonts = _fonts()
+    side = 4 * SIZE  # drawn large, then reduced
+    font = ImageFont.truetype(fonts[random.integers(len(fonts))], int(side * random.uniform(0.7, 1.0)))
+    canvas = Image.new("L", (side, side))
+    ImageDraw.Draw(canvas).text(
+        (side / 2, side / 2), str(label), fill=255, font=font, anchor="mm", stroke_width=int(random.integers(0, 7)), stroke_fill=255
+    )
+    angle, slant = np.deg2rad(random.uniform(-12, 12)), random.uniform(-0.3, 0.3)
+    matrix = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) @ np.array([[1, slant], [0, 1]])
+    matrix /= random.uniform(0.9, 1.1, (2, 1))
+    shift = side / 2 + random.uniform(-0.06, 0.06, 2) * side - matrix @ np.full(2, side / 2)
+    coefficients = (*matrix[0], shift[0], *matrix[1], shift[1])
+    canvas = canvas.transform((side, side), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR)
+    canvas = canvas.filter(ImageFilter.GaussianBlur(random.uniform(0, 4)))
+    ink = np.asarray(canvas.resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.float64) / 255
+    background, contrast = random.uniform(0, 60), random.uniform(120, 195)
+    noisy = background + contrast * ink + random.normal(0, random.uniform(0, 12), ink.shape)
+    return noisy.clip(0, 255).round().astype(np.uint8), label
+
+
+@cache
+def _handwritten() -> tuple[np.ndarray, np.ndarray]:
+    """All real digits at 32x32 in a fixed shuffled order."""
+    from sklearn.datasets import load_digits  # noqa: PLC0415
+
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.images))
+    images = (digits.images[order] * (255 / 16)).round().astype(np.uint8)
+    large = [np.asarray(Image.fromarray(each).resize((SIZE, SIZE), Image.Resampling.BICUBIC)) for each in images]
+    return np.stack(large), digits.target[order].astype(np.int64)
+
+
+def read(domain: str, split: str, start: int, stop: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Rows ``start`` to ``stop`` of a split.
+
+    Returns:
+        (n, 32, 32) uint8 images and (n,) int64 labels.
+    """
+    if domain == "typeset":
+        images, labels = zip(*(typeset(split, index, seed) for index in range(start, stop)), strict=True)
+        return np.stack(images), np.array(labels)
+    offset = 0 if split == "train" else HANDWRITTEN["train"]
+    images, labels = _handwritten()
+    return images[offset + start : offset + stop], labels[offset + start : offset + stop]

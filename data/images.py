@@ -1,0 +1,81 @@
+"""Image files of any size and mode, as uint8 arrays of one shape."""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
+LARGEST_PIXELS = 100_000_000  # a file that claims more is taken for a decompression bomb
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Bring 16-bit and float greys to 8 bits; other modes as they are."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    grey = np.asarray(image, dtype=np.float64)
+    top = 65535.0 if image.mode.startswith("I;16") or grey.max(initial=0) > 255 else 255.0 if grey.max(initial=0) > 1 else 1.0
+    return Image.fromarray((grey.clip(0, top) * (255.0 / top)).round().astype(np.uint8))
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """Lay transparency over white and resolve palettes and other colour models; the result is L or RGB."""
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode in ("1", "LA") else "RGB")
+
+
+def decode(content: bytes, channels: int, size: int) -> np.ndarray:
+    """Decode an image file: first frame, upright by EXIF, 8 bits, without transparency, resized to a square.
+
+    Args:
+        content: the file's bytes.
+        channels: 1 for grey, 3 for RGB.
+        size: height and width in pixels; the aspect ratio is not kept.
+
+    Returns:
+        (channels, size, size) uint8.
+
+    Raises:
+        ValueError: the bytes are no readable image; says why.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(content)) as image:
+                if image.width * image.height > LARGEST_PIXELS:
+                    raise ValueError(f"{image.width}x{image.height} pixels is above the limit of {LARGEST_PIXELS:,}")
+                image.draft("RGB" if channels == 3 else "L", (size, size))
+                flat = _flat(_eight_bit(ImageOps.exif_transpose(image)))
+        flat = flat.convert("L" if channels == 1 else "RGB")
+        if flat.size != (size, size):
+            flat = flat.resize((size, size), Image.Resampling.BILINEAR)
+        array = np.asarray(flat)
+    except UnidentifiedImageError:
+        raise ValueError("not an image" if content else "empty file") from None
+    except (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, ArithmeticError, MemoryError) as error:
+        raise ValueError(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
+    except Exception as error:  # a decoder may raise its library's own errors (struct.error, zlib.error, bomb errors)
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+    return np.ascontiguousarray(array[None] if channels == 1 else array.transpose(2, 0, 1))
+
+
+def resize_arrays(images: np.ndarray, channels: int, size: int) -> np.ndarray:
+    """Bring a stack of uint8 arrays to a shape, as :func:`decode` does for files.
+
+    Args:
+        images: (n, h, w), (n, h, w, 3), (n, 1, h, w) or (n, 3, h, w) uint8.
+
+    Returns:
+        (n, channels, size, size) uint8.
+    """
+    if images.ndim == 4:
+        images = images.squeeze(1) if images.shape[1] == 1 else images.transpose(0, 2, 3, 1) if images.shape[1] == 3 else images
+    mode = "L" if channels == 1 else "RGB"
+    rows = [
+        np.asarray(Image.fromarray(each).convert(mode).resize((size, size), Image.Resampling.BILINEAR)) for each in images
+    ] if images.shape[1:3] != (size, size) or (images.ndim == 3) != (channels == 1) else images
+    stack = np.asarray(rows, dtype=np.uint8).reshape(len(images), size, size, channels)
+    return np.ascontiguousarray(stack.transpose(0, 3, 1, 2))

@@ -1,0 +1,328 @@
+"""Parquet shards: written by Ray Data in a seeded global shuffle, read by row range.
+
+A domain is built in a staging folder, moved into place whole, and named in the manifest last: a reader, which goes by
+the manifest, never sees a part of it.
+"""
+
+import fcntl
+import hashlib
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data.images import decode, resize_arrays
+from data.manifest import Domain, Manifest, Split
+from data.readers import Chunk, Reader
+
+ROWS_PER_FILE = 8192
+RAW_LIMIT = 64  # pixels a side up to which images are stored raw by default
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How rows are stored: the manifest's ``store`` and ``shape``, the shuffle's seed, rows per file."""
+
+    store: str
+    shape: tuple[int, ...]
+    seed: int
+    rows_per_file: int = ROWS_PER_FILE
+
+    def schema(self) -> pa.Schema:
+        """The Parquet contract."""
+        column = (
+            pa.field("feature", pa.list_(pa.float32(), self.shape[0])) if self.store == "feature" else pa.field("image", pa.binary())
+        )
+        return pa.schema([("id", pa.string()), ("row", pa.int64()), column, ("label", pa.int32())])
+
+
+def choose_layout(reader: Reader, manifest: Manifest | None, size: int, channels: int, store: str, seed: int) -> Layout:
+    """The layout of a new domain: what the user asked for, else what the dataset has, else what the source has.
+
+    Raises:
+        ValueError: it does not fit the domains that are there.
+    """
+    if len(reader.native) == 1:
+        layout = Layout("feature", reader.native, seed)
+    else:
+        there = manifest.shape if manifest and manifest.store != "feature" else None
+        size = size or (there[1] if there else max(reader.native, default=224))
+        channels = channels or (there[0] if there else reader.channels or 3)
+        default = manifest.store if there and manifest else "raw" if size <= RAW_LIMIT else "encoded"
+        layout = Layout(store or default, (channels, size, size), seed)
+    if layout.store == "encoded" and reader.native:
+        raise ValueError(f"{reader.domain}: --store encoded keeps files as they are, but the source holds arrays: use --store raw")
+    if manifest:
+        _check_fits(reader, manifest, layout)
+    return layout
+
+
+def _check_fits(reader: Reader, manifest: Manifest, layout: Layout) -> None:
+    if (list(layout.shape), layout.store) != (manifest.shape, manifest.store):
+        raise ValueError(
+            f"domain {reader.domain!r} would be {layout.store} {list(layout.shape)}, but dataset {manifest.dataset!r} is "
+            f"{manifest.store} {manifest.shape}: give the same --size, --channels and --store, or another --dataset"
+        )
+    if reader.classes and manifest.classes != list(reader.classes):
+        odd = sorted(set(reader.classes) ^ set(manifest.classes))
+        raise ValueError(
+            f"domain {reader.domain!r} has {len(reader.classes)} classes, dataset {manifest.dataset!r} has "
+            f"{len(manifest.classes)}, and they differ ({', '.join(odd[:4]) or 'in order'}): the domains of a dataset share their classes"
+        )
+
+
+def _key(identity: str, seed: int) -> int:
+    """Position of a row in the shuffle, 63 bits: a function of its id and the seed."""
+    return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8, key=seed.to_bytes(8)).digest()) >> 1
+
+
+class _Prepare:
+    """Reads a chunk and brings its rows to the stored form; a row that cannot be read carries its ``error``."""
+
+    def __init__(self, reader: Reader, layout: Layout, parts: dict[str, int], test_share: float) -> None:
+        self.reader, self.layout, self.parts, self.test_share = reader, layout, parts, test_share
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
+        rows = [row for index in batch["chunk"] for row in self._rows(self.reader.chunks()[int(index)])]
+        types = pa.schema([
+            ("id", pa.string()), ("label", pa.int32()), ("content", pa.binary()),
+            ("error", pa.string()), ("key", pa.int64()), ("part", pa.string()),
+        ])  # fmt: skip
+        return pa.Table.from_pylist(rows, schema=types)
+
+    def _rows(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
+        for row in self.reader.read(chunk):
+            key = _key(row.id, self.layout.seed)
+            split = chunk.split
+            if self.test_share and _key(row.id, self.layout.seed + 1) < self.test_share * 2**63:
+                split = "test"
+            content, error = self._stored(row.content)
+            part = f"{split}/{key * self.parts[split] >> 63:05d}"
+            yield {"id": row.id, "label": row.label, "content": content, "error": error, "key": key, "part": part}
+
+    def _stored(self, content: bytes | np.ndarray) -> tuple[bytes, str]:
+        shape = self.layout.shape
+        try:
+            if isinstance(content, bytes):
+                array = decode(content, shape[0], shape[1])
+                return (array.tobytes() if self.layout.store == "raw" else content), ""
+        except ValueError as error:
+            return b"", str(error)
+        if self.layout.store == "feature":
+            vector = content.astype(np.float32)
+            return (vector.tobytes(), "") if np.isfinite(vector).all() else (b"", "a feature is not finite")
+        return resize_arrays(content[None], shape[0], shape[1]).tobytes(), ""
+
+
+class _Write:
+    """Writes one part of the shuffle to a file and tells what is in it."""
+
+    def __init__(self, layout: Layout, folder: Path) -> None:
+        self.layout, self.folder = layout, folder
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        part = rows["part"][0].as_py()
+        rows = rows.sort_by([("key", "ascending"), ("id", "ascending")])
+        good = rows.filter(pc.equal(rows["error"], "")).combine_chunks()
+        bad = rows.filter(pc.not_equal(rows["error"], ""))
+        if self.layout.store == "feature":
+            flat = np.frombuffer(b"".join(good["content"].to_pylist()), np.float32)
+            content: Any = pa.FixedSizeListArray.from_arrays(pa.array(flat), self.layout.shape[0])
+        else:
+            content = good["content"]
+        order = pa.array(range(len(good)), pa.int64())
+        table = pa.Table.from_arrays([good["id"], order, content, good["label"]], schema=self.layout.schema())
+        path = self.folder / (part.replace("/", "-") + ".parquet")
+        pq.write_table(table, path)
+        labels = np.asarray(good["label"])
+        return pa.table({
+            "part": [part], "rows": [len(good)], "labels": [np.bincount(labels[labels >= 0]).tolist()],
+            "unlabelled": [int((labels < 0).sum())],
+            "rejected": [[f"{i}\n{e}" for i, e in zip(bad["id"].to_pylist(), bad["error"].to_pylist(), strict=True)]],
+        })  # fmt: skip
+
+
+class _Number:
+    """Gives a part's rows their numbers and its file its place; tells the file's digest."""
+
+    def __init__(self, staging: Path, target: Path) -> None:
+        self.staging, self.target = staging, target
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        split, part = item["part"].split("/")
+        table = pq.read_table(self.staging / f"{split}-{part}.parquet")
+        numbers = pc.add(table["row"], int(item["offset"])) if len(table) else table["row"]
+        table = table.set_column(1, "row", numbers)
+        path = self.target / f"split={split}" / f"part-{part}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, path, row_group_size=2048)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"part": item["part"], "sha256": digest}
+
+
+def _write_parts(reader: Reader, layout: Layout, staging: Path, test_share: float) -> list[dict[str, Any]]:
+    """Shuffle and write all rows; a description of every part, in order, with its file's digest."""
+    import ray.data  # noqa: PLC0415  readers of shards do without Ray
+
+    counts = dict(reader.counts)
+    if test_share:
+        total = sum(counts.values())
+        counts = {"train": total, "test": max(1, int(total * test_share))}
+    parts = {split: -(-count // layout.rows_per_file) for split, count in counts.items()}
+    (staging / "parts").mkdir(parents=True)
+    chunks = [{"chunk": index} for index in range(len(reader.chunks()))]
+    prepared = ray.data.from_items(chunks, override_num_blocks=min(len(chunks), 200)).map_batches(
+        _Prepare(reader, layout, parts, test_share).__call__, batch_size=1
+    )
+    written = prepared.groupby("part").map_groups(_Write(layout, staging / "parts").__call__, batch_format="pyarrow")
+    done = sorted(written.take_all(), key=lambda item: item["part"])
+    offsets: dict[str, int] = {}
+    for item in done:
+        split = item["part"].split("/")[0]
+        item["offset"] = offsets.get(split, 0)
+        offsets[split] = item["offset"] + item["rows"]
+    items = [{"part": item["part"], "offset": item["offset"]} for item in done]
+    numbered = ray.data.from_items(items).map(_Number(staging / "parts", staging / "domain").__call__).take_all()
+    digests = {item["part"]: item["sha256"] for item in numbered}
+    return [item | {"sha256": digests[item["part"]]} for item in done]
+
+
+def _describe(reader: Reader, parts: list[dict[str, Any]], classes: int) -> Domain:
+    domain = Domain(reader.origin, {})
+    for item in parts:
+        name, part = item["part"].split("/")
+        split = domain.splits.setdefault(name, Split(0, [0] * classes, 0, []))
+        split.rows += int(item["rows"])
+        split.unlabelled += int(item["unlabelled"])
+        for label, count in enumerate(item["labels"]):
+            split.labels[label] += int(count)
+        path = f"domain={reader.domain}/split={name}/part-{part}.parquet"
+        split.files.append({"path": path, "rows": int(item["rows"]), "sha256": item["sha256"]})
+        for line in item["rejected"]:
+            identity, _, reason = line.partition("\n")
+            domain.rejected.append({"id": identity, "reason": reason})
+    return domain
+
+
+@contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """Hold the dataset's lock; it ends with the process, however that ends."""
+    with (root / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def write_domain(
+    reader: Reader, root: Path, *, size: int = 0, channels: int = 0, store: str = "", seed: int = 0,
+    test_share: float = 0.0, strict: bool = False, replace: bool = False,
+) -> Manifest:  # fmt: skip
+    """Write a domain's shards and name it in the dataset's manifest. Ray must be running.
+
+    Args:
+        root: the dataset's folder, made where it is not.
+        size, channels, store: see :func:`choose_layout`; 0 and "" for what fits.
+        test_share: share of the rows that become split ``test``, chosen by their ids; only for sources without one.
+        strict: an unreadable row is an error.
+        replace: write the domain anew where it exists.
+
+    Raises:
+        ValueError: the domain does not fit the dataset, is there already, or (``strict``) has an unreadable row.
+    """
+    manifest = Manifest.read(root) if (root / "manifest.json").exists() else None
+    if manifest and reader.domain in manifest.domains and not replace:
+        raise ValueError(f"dataset {root.name!r} already has domain {reader.domain!r}: give --replace to write it anew")
+    if test_share and "test" in reader.counts:
+        raise ValueError(f"{reader.domain} has a test split of its own: leave --test-share out")
+    others = manifest if manifest and set(manifest.domains) - {reader.domain} else None
+    layout = choose_layout(reader, others, size, channels, store, seed)
+    created = not root.exists()
+    root.mkdir(parents=True, exist_ok=True)
+    staging = root / f".staging-{uuid.uuid4().hex[:8]}"
+    try:
+        classes = list(reader.classes) or (manifest.classes if manifest else [])
+        parts = _write_parts(reader, layout, staging, test_share)
+        domain = _describe(reader, parts, len(classes))
+        if strict and domain.rejected:
+            first = domain.rejected[0]
+            raise ValueError(f"{len(domain.rejected)} rows cannot be read, the first {first['id']!r} ({first['reason']})")
+        if not any(split.rows for split in domain.splits.values()):
+            first = domain.rejected[0]
+            raise ValueError(f"{reader.domain}: not one row can be read; the first is {first['id']!r} ({first['reason']})")
+        with _locked(root):
+            return _commit(root, staging / "domain", reader, layout, domain, classes)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if created and not (root / "manifest.json").exists():
+            shutil.rmtree(root, ignore_errors=True)
+
+
+def _commit(root: Path, built: Path, reader: Reader, layout: Layout, domain: Domain, classes: list[str]) -> Manifest:
+    """Move a built domain into place, then name it in the manifest as it stands now."""
+    if (root / "manifest.json").exists():
+        manifest = Manifest.read(root)
+    else:
+        manifest = Manifest(root.name, classes, layout.store, list(layout.shape), layout.seed)
+    if not set(manifest.domains) - {reader.domain}:
+        manifest.store, manifest.shape, manifest.classes = layout.store, list(layout.shape), classes
+    place = root / f"domain={reader.domain}"
+    if reader.domain in manifest.domains:  # from here until the new manifest, the domain does not exist
+        del manifest.domains[reader.domain]
+        manifest.write(root)
+    shutil.rmtree(place, ignore_errors=True)
+    built.rename(place)
+    manifest.domains[reader.domain] = domain
+    manifest.write(root)
+    return manifest
+
+
+def read_rows(
+    root: Path, manifest: Manifest, domain: str, split: str, start: int = 0, stop: int | None = None, *,
+    labels: bool = True, ids: bool = False, order: list[int] | None = None,
+) -> Iterator[pa.RecordBatch]:  # fmt: skip
+    """Record batches of the rows ``start`` to ``stop`` of a split, in row order (or files in a given ``order``).
+
+    Without ``labels`` the label column is not read at all.
+
+    Raises:
+        ValueError: a shard is missing or not what the manifest says.
+    """
+    files = manifest.split(domain, split).files
+    ends = list(accumulate(file["rows"] for file in files))
+    stop = ends[-1] if stop is None else stop
+    columns = ["row", "feature" if manifest.store == "feature" else "image"] + ["label"] * labels + ["id"] * ids
+    for index in order if order is not None else range(len(files)):
+        first, end = ends[index] - files[index]["rows"], ends[index]
+        if end <= start or first >= stop:
+            continue
+        path = root / files[index]["path"]
+        try:
+            with pq.ParquetFile(path) as file:
+                if file.metadata.num_rows != files[index]["rows"]:
+                    raise ValueError(f"{path} has {file.metadata.num_rows} rows, the manifest says {files[index]['rows']}: ingest the domain again")
+                for batch in file.iter_batches(batch_size=2048, columns=columns):
+                    low, high = max(0, start - first), min(len(batch), stop - first)
+                    if high > low:
+                        yield batch.slice(low, high - low)
+                    first += len(batch)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"shard {path} cannot be read ({str(error).splitlines()[0]}): ingest the domain again") from error
+
+
+def to_arrays(batch: pa.RecordBatch, manifest: Manifest) -> np.ndarray:
+    """The images (n, channels, h, w) uint8 or features (n, d) float32 of a record batch."""
+    if manifest.store == "feature":
+        return batch.column("feature").flatten().to_numpy().reshape(-1, manifest.shape[0])
+    images = batch.column("image").to_pylist()
+    if manifest.store == "raw":
+        return np.frombuffer(b"".join(images), np.uint8).reshape(-1, *manifest.shape)
+    return np.stack([decode(each, manifest.shape[0], manifest.shape[1]) for each in images])

@@ -1,0 +1,74 @@
+"""What makes W workers give the gradient of one process on the same global batch.
+
+Losses that compare samples are computed on features gathered from all ranks; batch-norm takes the moments of the
+global batch. Outside a process group all of it does nothing.
+"""
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
+from torch import Tensor, nn
+
+
+def world_size() -> int:
+    """Number of ranks of the process group; 1 outside one."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's rank; 0 outside a process group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def gather(x: Tensor) -> Tensor:
+    """Concatenate a tensor of every rank along its first axis, in rank order.
+
+    Gradients flow back to every rank's own part, summed over the ranks. As each rank computes the same loss on the
+    gathered batch and DDP then divides by W, the parameters receive the gradient of that loss exactly.
+
+    Args:
+        x: (batch, ...), the same shape on each rank.
+
+    Returns:
+        (W * batch, ...).
+    """
+    if world_size() == 1:
+        return x
+    if x.requires_grad:
+        return torch.cat(dist_nn.all_gather(x.contiguous()))
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch-norm over (batch, features) or (batch, channels, h, w), with the moments of the global batch.
+
+    ``torch.nn.SyncBatchNorm`` does this on GPUs only; this one also runs on the CPU (gloo), so that results do not
+    depend on the number of workers.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() not in (2, 4):
+            raise ValueError(f"BatchNorm takes 2 or 4 axes, not {input.dim()}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise ``input``; same shape."""
+        if not self.training or world_size() == 1:
+            return super().forward(input)
+        axes = [0] if input.dim() == 2 else [0, 2, 3]
+        moments = torch.stack([input.mean(axes), input.square().mean(axes)])
+        mean, square = dist_nn.all_reduce(moments) / world_size()
+        variance = square - mean.square()
+        self._track(mean.detach(), variance.detach(), input.numel() // input.shape[1] * world_size())
+        shape = [1, -1] + [1] * (input.dim() - 2)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return input * scale.view(shape) + (self.bias - mean * scale).view(shape)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        assert self.momentum is not None and self.running_mean is not None and self.running_var is not None
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * (count / max(count - 1, 1)), self.momentum)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked += 1

@@ -1,0 +1,1 @@
+"""The loss terms, a family per file; every function takes whole (gathered) batches."""

@@ -1,0 +1,61 @@
+"""Multi-kernel maximum mean discrepancy between two samples (DAH eq. 1-2, 9-11)."""
+
+import torch
+from torch import Tensor
+
+KERNELS = 17  # bandwidths 2^-8 .. 2^8 times the median squared distance
+
+
+def _bandwidths(squared_distances: Tensor) -> Tensor:
+    """(KERNELS,) bandwidths around the median, not back-propagated."""
+    median = squared_distances.detach().median().clamp(min=1e-6)
+    return median * 2.0 ** torch.arange(-(KERNELS // 2), KERNELS // 2 + 1, device=median.device)
+
+
+def _kernels(squared_distances: Tensor, bandwidths: Tensor) -> Tensor:
+    """Mean of the Gaussian kernels exp(-d / bandwidth); same shape as the distances."""
+    scaled = squared_distances.unsqueeze(-1) / bandwidths
+    return torch.exp(-scaled).mean(-1)
+
+
+def linear_mmd(source: Tensor, target: Tensor) -> Tensor:
+    """Linear-time unbiased estimate over consecutive pairs (DAH eq. 11).
+
+    The mean over pairs of the mean over kernels, as printed; a program that sums the kernels has KERNELS times this.
+    The rows must come in random order: shuffle them anew each step.
+
+    Args:
+        source, target: (n, features) each; an odd last row is left out.
+
+    Returns:
+        Scalar; an unbiased estimate, so it may be negative.
+    """
+    pairs = min(len(source), len(target)) // 2
+    u1, u2 = source[: 2 * pairs].unflatten(0, (pairs, 2)).unbind(1)
+    v1, v2 = target[: 2 * pairs].unflatten(0, (pairs, 2)).unbind(1)
+    distances = torch.stack([(a - b).square().sum(1) for a, b in ((u1, u2), (v1, v2), (u1, v2), (u2, v1))])
+    k_uu, k_vv, k_uv, k_vu = _kernels(distances, _bandwidths(distances))
+    return (k_uu + k_vv - k_uv - k_vu).mean()
+
+
+def quadratic_mmd(source: Tensor, target: Tensor) -> Tensor:
+    """Unbiased quadratic-time estimate of the squared discrepancy (DAH eq. 2; Gretton et al. 2012, eq. 3).
+
+    Args:
+        source: (n, features), n at least 2.
+        target: (m, features), m at least 2.
+
+    Returns:
+        Scalar; an unbiased estimate, so it may be negative.
+    """
+    n, m = len(source), len(target)
+    both = torch.cat([source, target])
+    norms = both.square().sum(1)
+    distances = (norms.unsqueeze(1) + norms.unsqueeze(0) - 2 * both @ both.T).clamp(min=0)
+    off_diagonal = ~torch.eye(n + m, dtype=torch.bool, device=both.device)
+    bandwidths = _bandwidths(distances[off_diagonal])
+    kernel = sum(torch.exp(-distances / bandwidth) for bandwidth in bandwidths) / KERNELS
+    kernel = kernel * off_diagonal
+    within_source = kernel[:n, :n].sum() / (n * (n - 1))
+    within_target = kernel[n:, n:].sum() / (m * (m - 1))
+    return within_source + within_target - 2 * kernel[:n, n:].mean()

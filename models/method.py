@@ -1,0 +1,170 @@
+"""The contract of a method: what the training loop may ask of it."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from models.codes import check_bits
+
+
+class View(Protocol):
+    """One domain's part of a step, this worker's share of the global batch."""
+
+    @property
+    def x(self) -> Tensor:
+        """(batch, channels, h, w) uint8, or (batch, features) float32."""
+
+    @property
+    def views(self) -> tuple[Tensor, ...]:
+        """Augmented copies of ``x``: float32 in its range."""
+
+    @property
+    def label(self) -> Tensor | None:
+        """(batch,) int64, or None where the method may not see it."""
+
+    @property
+    def row(self) -> Tensor:
+        """(batch,) int64, the rows of the Parquet contract."""
+
+
+class Batch(NamedTuple):
+    """What a step sees: a batch of the source and one of the target, either None where the method wants none."""
+
+    source: View | None
+    target: View | None
+
+
+@dataclass(frozen=True)
+class Wants:
+    """What a method needs from its data.
+
+    Attributes:
+        source_labels: it trains on the source's labels.
+        target: it trains on target images (never on their labels).
+        per_class: source images per class in a global batch; 0 for batches of ``batch_size`` without regard to class.
+        batch_size: size of the target's global batch, and of the source's where ``per_class`` is 0; 0 for the size
+            that ``per_class`` gives.
+        views: augmented views per image.
+    """
+
+    source_labels: bool
+    target: bool
+    per_class: int
+    batch_size: int
+    views: int
+
+
+def hyper(default: Any, help: str, low: Any = None, high: Any = None, log: bool = False, choices: Any = None) -> Any:
+    """A hyper-parameter's field: its default, meaning and search range in one place.
+
+    Args:
+        low, high: bounds of the search, None where it is not searched.
+        log: search on a logarithmic scale.
+        choices: the values it may take, where these are few.
+    """
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "log": log, "choices": choices})
+
+
+def check_fields(config: Any) -> None:
+    """Check a config's values against its fields' choices and signs.
+
+    Raises:
+        ValueError: names the field, its value and what it may be.
+    """
+    for each in fields(config):
+        value, choices = getattr(config, each.name), each.metadata.get("choices")
+        if choices is not None and value not in choices:
+            raise ValueError(f"{each.name} is {value!r}, but must be one of {', '.join(map(str, choices))}")
+        if isinstance(value, int | float) and not value >= 0:
+            raise ValueError(f"{each.name} is {value}, but must not be negative")
+
+
+@dataclass
+class Player:
+    """A named group of networks that is optimised on its own; one DDP module in training."""
+
+    networks: nn.ModuleDict
+    optimizer: torch.optim.Optimizer
+
+
+class Method:
+    """Base of the methods. A method owns its networks, its losses and its schedules, and knows nothing of data sets.
+
+    Subclasses set ``paper`` (the citation), ``Config`` (their dataclass), build ``players`` in their constructor, and
+    implement ``wants``, ``losses``, ``weights`` and ``encode``.
+    """
+
+    name: ClassVar[str]
+    reference: ClassVar[str]
+    Config: ClassVar[type]
+    players: dict[str, Player]
+
+    def __init__(self, config: Any, shape: tuple[int, ...], classes: int, bits: int) -> None:
+        """Args:
+        config: the method's hyper-parameters.
+        shape: (features,) or (channels, height, width).
+        classes: number of classes of the source.
+        bits: code length.
+        """
+        check_fields(config)
+        self.config, self.shape, self.classes, self.bits = config, shape, classes, check_bits(bits)
+
+    @property
+    def wants(self) -> Wants:
+        """What it needs of its data, by its configuration."""
+        raise NotImplementedError
+
+    def losses(self, player: str, batch: Batch) -> dict[str, Tensor]:
+        """The paper's named terms for a player, unweighted scalars of the global batch."""
+        raise NotImplementedError
+
+    def weights(self, player: str) -> dict[str, float]:
+        """The weight of each named term."""
+        raise NotImplementedError
+
+    def loss(self, player: str, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum that the player minimises, and its terms."""
+        terms, weights = self.losses(player, batch), self.weights(player)
+        return torch.stack([weights[name] * term for name, term in terms.items()]).sum(), terms
+
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """Schedules by epoch, staged re-initialisation, re-clustering. Epochs count from 0."""
+
+    def begin_step(self, progress: float) -> None:
+        """Schedules by step; ``progress`` runs from 0 to 1 over the whole training."""
+
+    def end_step(self) -> None:
+        """What follows the optimisers' steps, such as averaged copies."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Relaxed codes (batch, bits) in [-1, 1]; the code is their sign."""
+        return self.encoder()(x)
+
+    def encoder(self) -> nn.Module:
+        """The module that :meth:`encode` evaluates: raw input to relaxed codes, in evaluation mode."""
+        raise NotImplementedError
+
+    def set_references(self, codes: Tensor, labels: Tensor) -> None:
+        """Take labelled source codes that recognition compares with, where the method does so."""
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Class log-probabilities (batch, classes), where the method defines classes."""
+        raise NotImplementedError
+
+    def kept(self) -> nn.ModuleDict:
+        """Everything that a checkpoint keeps beside the optimisers."""
+        return nn.ModuleDict({name: player.networks for name, player in self.players.items()})
+
+    def to(self, device: torch.device) -> Self:
+        """Move every network and optimiser state."""
+        self.kept().to(device)
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode of every player."""
+        for player in self.players.values():
+            player.networks.train(mode)
+        return self
+

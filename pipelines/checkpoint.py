@@ -1,0 +1,137 @@
+"""Checkpoints: safetensors for tensors, JSON for the rest. Nothing in them is ever unpickled.
+
+A checkpoint is a folder ``epoch-00012`` with ``model.safetensors``, ``optimizer.safetensors`` and ``state.json``,
+written beside its place and renamed into it, so that it is there whole or not at all. Random states need no place in
+it: every draw is a function of (seed, epoch, rank).
+"""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models.method import Method
+
+FORMAT = 1
+
+
+def _flatten(value: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
+    """Move the tensors of nested dicts and lists out; what is left is JSON, each tensor a ``{"tensor": name}``."""
+    if isinstance(value, Tensor):
+        tensors[prefix] = value.detach().cpu().contiguous()
+        return {"tensor": prefix}
+    if isinstance(value, dict):
+        return {"dict": [[key, _flatten(each, f"{prefix}/{key}", tensors)] for key, each in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_flatten(each, f"{prefix}/{index}", tensors) for index, each in enumerate(value)]
+    return value
+
+
+def _restore(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Undo :func:`_flatten`."""
+    if isinstance(value, dict):
+        return tensors[value["tensor"]] if "tensor" in value else {k: _restore(v, tensors) for k, v in value["dict"]}
+    return [_restore(each, tensors) for each in value] if isinstance(value, list) else value
+
+
+def save(folder: Path, method: Method, epoch: int, config: dict[str, Any]) -> Path:
+    """Write the checkpoint of a finished epoch.
+
+    Args:
+        folder: the run's checkpoints.
+        epoch: number of epochs done.
+        config: the run's configuration, kept for whoever reads the checkpoint.
+
+    Raises:
+        OSError: it could not be written; the checkpoints before it are untouched.
+    """
+    place, partial = folder / f"epoch-{epoch:05d}", folder / f".partial-{epoch:05d}"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        tensors: dict[str, Tensor] = {}
+        optimizers = {name: _flatten(player.optimizer.state_dict(), name, tensors) for name, player in method.players.items()}
+        model = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in method.kept().state_dict().items()}
+        save_file(model, partial / "model.safetensors")
+        save_file(tensors, partial / "optimizer.safetensors")
+        state = {
+            "format": FORMAT, "epoch": epoch, "method": method.name, "shape": list(method.shape), "classes": method.classes,
+            "bits": method.bits, "optimizers": optimizers, "config": config,
+        }  # fmt: skip
+        (partial / "state.json").write_text(json.dumps(state))
+        for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
+            with (partial / name).open("rb") as file:
+                os.fsync(file.fileno())
+        shutil.rmtree(place, ignore_errors=True)
+        partial.rename(place)
+    except SafetensorError as error:
+        raise OSError(f"checkpoint {place} could not be written ({error}); the one before it is kept") from error
+    except OSError as error:
+        raise OSError(error.errno, f"checkpoint {place} could not be written ({error.strerror}); the one before it is kept") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return place
+
+
+def latest(folder: Path) -> Path | None:
+    """The checkpoint of the most epochs, None where there is none."""
+    found = [each for each in folder.glob("epoch-*") if re.fullmatch(r"epoch-\d{5}", each.name)]
+    return max(found, key=lambda each: each.name, default=None)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the latest ``keep`` checkpoints."""
+    for old in sorted(folder.glob("epoch-*"))[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def read_state(place: Path) -> dict[str, Any]:
+    """The JSON part of a checkpoint.
+
+    Raises:
+        ValueError: there is none, it is damaged, or of a newer format.
+    """
+    try:
+        state = json.loads((place / "state.json").read_text())
+        if state["format"] > FORMAT:
+            raise ValueError(f"checkpoint {place} is of format {state['format']}, newer than this version reads: update hashbridge")
+        return state
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"no readable checkpoint at {place} ({type(error).__name__}: {error})") from error
+
+
+def load(place: Path, method: Method, optimizers: bool = True) -> int:
+    """Bring a method to a checkpoint's state.
+
+    Args:
+        optimizers: whether the optimisers' states are wanted too.
+
+    Returns:
+        The number of epochs done.
+
+    Raises:
+        ValueError: it is damaged, or of another method, shape or code length.
+    """
+    state = read_state(place)
+    is_, wanted = ([state[k] for k in ("method", "shape", "classes", "bits")], [method.name, list(method.shape), method.classes, method.bits])
+    if is_ != wanted:
+        raise ValueError(
+            f"checkpoint {place} is of {is_[0]} ({is_[3]} bits, shape {is_[1]}, {is_[2]} classes), "
+            f"not of {wanted[0]} ({wanted[3]} bits, shape {wanted[1]}, {wanted[2]} classes)"
+        )
+    try:
+        method.kept().load_state_dict(load_file(place / "model.safetensors"))
+        if optimizers:
+            tensors = load_file(place / "optimizer.safetensors")
+            for name, player in method.players.items():
+                player.optimizer.load_state_dict(_restore(state["optimizers"][name], tensors))
+    except (SafetensorError, OSError, KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"checkpoint {place} is damaged or of other settings ({reason})") from error
+    return int(state["epoch"])

@@ -1,0 +1,172 @@
+"""Retrieval metrics from counts per Hamming distance: tie-aware, without a sort.
+
+All of them follow from two histograms a query: how many database codes, and how many relevant ones, lie at each
+distance 0..bits. Ties are codes at equal distance; their order is taken as random, and the figures are expectations
+over it (McSherry and Najork, ECIR 2008).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+
+Array = np.ndarray
+
+
+@numba.njit("uint8(uint64)", inline="always")
+def _popcount(x: Any) -> Any:  # pragma: no cover  compiled; LLVM makes one instruction of it
+    x = x - ((x >> np.uint64(1)) & np.uint64(0x5555555555555555))
+    x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
+    x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return (x * np.uint64(0x0101010101010101)) >> np.uint64(56)
+
+
+@numba.njit(parallel=True, cache=True)
+def _count(queries: Array, database: Array, starts: Array, classes: Array, counts: Array, relevant: Array) -> None:  # pragma: no cover
+    """Fill the histograms; the database is grouped by class, class c at rows starts[c]..starts[c+1]."""
+    words = queries.shape[1]
+    for q in numba.prange(queries.shape[0]):
+        lanes = np.zeros((4, counts.shape[1]), np.int32)  # four histograms: increments need not wait for each other
+        for own in range(2):
+            low = starts[classes[q]] if own else 0
+            high = starts[classes[q] + 1] if own else database.shape[0]
+            if own:
+                for d in range(counts.shape[1]):
+                    counts[q, d] = lanes[0, d] + lanes[1, d] + lanes[2, d] + lanes[3, d]
+                lanes[:] = 0
+            for row in range(low, high):
+                distance = np.uint64(0)
+                for word in range(words):
+                    distance += _popcount(queries[q, word] ^ database[row, word])
+                lanes[row & 3, distance] += 1
+            if own:
+                for d in range(counts.shape[1]):
+                    relevant[q, d] = lanes[0, d] + lanes[1, d] + lanes[2, d] + lanes[3, d]
+
+
+def _words(packed: Array) -> Array:
+    """Packed codes (n, bytes) as (n, words) uint64, the last word filled with zeros."""
+    width = -(-packed.shape[1] // 8) * 8
+    padded = np.zeros((len(packed), width), np.uint8)
+    padded[:, : packed.shape[1]] = packed
+    return padded.view(np.uint64)
+
+
+@dataclass
+class Histograms:
+    """Counts per query and Hamming distance: (queries, bits + 1) int32 each."""
+
+    counts: Array
+    relevant: Array
+
+
+def histograms(queries: Array, query_labels: Array, database: Array, database_labels: Array, own: bool = False) -> Histograms:
+    """Count the database per distance from each query.
+
+    Args:
+        queries, database: (n, bits / 8) and (m, bits / 8) uint8 packed codes.
+        query_labels, database_labels: (n,) and (m,) integers; rows are relevant where these agree and are not negative.
+        own: the queries are the database, in the same order: each is left out of its own ranking.
+    """
+    bits = queries.shape[1] * 8
+    if database.shape[1] != queries.shape[1]:
+        raise ValueError(f"queries have {bits} bits, the database has {database.shape[1] * 8}: encode both with one model")
+    order = np.argsort(database_labels, kind="stable")
+    names = np.unique(database_labels[database_labels >= 0])
+    starts = np.searchsorted(database_labels[order], np.append(names, np.inf))
+    starts = np.append(starts, starts[-1]).astype(np.int64)  # one class more, empty: for labels that are not in the database
+    place = np.minimum(np.searchsorted(names, query_labels), len(names))
+    known = np.append(names, -1)[place] == query_labels
+    classes = np.where(known & (query_labels >= 0), place, len(names)).astype(np.int64)
+    result = Histograms(*(np.zeros((len(queries), bits + 1), np.int32) for _ in range(2)))
+    _count(_words(queries), _words(database[order]), starts, classes, result.counts, result.relevant)
+    if own:
+        result.counts[:, 0] -= 1
+        result.relevant[:, 0] -= known & (query_labels >= 0)
+    return result
+
+
+def _before(values: Array) -> Array:
+    """Sums over the smaller distances."""
+    return np.cumsum(values, 1, dtype=np.int64) - values
+
+
+def average_precisions(histogram: Histograms, k: int | None = None) -> Array:
+    """Expected average precision of each query over all orders of ties; nan where nothing is relevant.
+
+    In a group of n ties with r relevant, N codes and R relevant before it, the code at place i of the group is relevant
+    with probability r / n, and then has R + 1 + (i - 1)(r - 1) / (n - 1) relevant codes up to itself, in expectation.
+
+    Args:
+        k: cut the ranking after k codes and normalise by min(relevant, k); None for the full ranking.
+
+    Returns:
+        (queries,) float64.
+    """
+    n, r = histogram.counts.astype(np.int64), histogram.relevant.astype(np.int64)
+    before, relevant_before = _before(n), _before(r)
+    size = int(n[0].sum()) if len(n) else 0
+    taken = n if k is None else np.clip(k - before, 0, n)
+    harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, size + 1))])
+    reciprocal = harmonic[before + taken] - harmonic[before]  # sum over i = 1..taken of 1 / (N + i)
+    positions = taken - (before + 1) * reciprocal  # sum over i of (i - 1) / (N + i)
+    slope = (r - 1) / np.maximum(n - 1, 1)
+    gain = r / np.maximum(n, 1) * ((relevant_before + 1) * reciprocal + slope * positions)
+    total = r.sum(1)
+    best = total if k is None else np.minimum(total, k)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(total > 0, gain.sum(1) / best, np.nan)
+
+
+def precision_at(histogram: Histograms, k: int) -> Array:
+    """(queries,) expected precision among the first k, over all orders of ties; k at most the database's size."""
+    n, r = histogram.counts.astype(np.int64), histogram.relevant.astype(np.int64)
+    taken = np.clip(k - _before(n), 0, n)
+    return (taken * r / np.maximum(n, 1)).sum(1) / min(k, max(int(n[0].sum()), 1))
+
+
+def precision_recall(histogram: Histograms) -> tuple[Array, Array]:
+    """Precision and recall within each Hamming radius 0..bits, (bits + 1,) each, mean over the queries that count.
+
+    A query whose ball is empty has precision 0 there; queries with nothing relevant are left out.
+    """
+    counts, relevant = np.cumsum(histogram.counts, 1), np.cumsum(histogram.relevant, 1)
+    some = relevant[:, -1] > 0
+    counts, relevant = counts[some], relevant[some]
+    if not some.any():
+        return np.full(histogram.counts.shape[1], np.nan), np.full(histogram.counts.shape[1], np.nan)
+    return (relevant / np.maximum(counts, 1)).mean(0), (relevant / relevant[:, -1:]).mean(0)
+
+
+def summarise(histogram: Histograms, ks: tuple[int, ...] = (50, 100, 1000)) -> dict[str, float]:
+    """mAP, mAP@k, P@k, precision and recall within radius 2; queries with nothing relevant are left out of all.
+
+    Raises:
+        ValueError: no query has a relevant code.
+    """
+    some = histogram.relevant.sum(1) > 0
+    if not some.any():
+        raise ValueError("no query has a relevant code in the database: do the labels of the two belong together?")
+    kept = Histograms(histogram.counts[some], histogram.relevant[some])
+    precision, recall = precision_recall(kept)
+    figures = {"map": float(average_precisions(kept).mean()), "precision_radius_2": float(precision[2]), "recall_radius_2": float(recall[2])}
+    for k in ks:
+        if k <= kept.counts[0].sum():
+            figures |= {f"map_at_{k}": float(average_precisions(kept, k).mean()), f"precision_at_{k}": float(precision_at(kept, k).mean())}
+    return figures
+
+
+def stable_average_precisions(queries: Array, query_labels: Array, database: Array, database_labels: Array) -> Array:
+    """Average precision with ties left in database order, as older programs have it: for comparison alone.
+
+    Returns:
+        (queries,) float64, nan where nothing is relevant.
+    """
+    bits = np.unpackbits(database, axis=1, bitorder="little").astype(np.float32) * 2 - 1
+    ranks, result = np.arange(1, len(database) + 1), np.full(len(queries), np.nan)
+    for q, query in enumerate(np.unpackbits(queries, axis=1, bitorder="little").astype(np.float32) * 2 - 1):
+        hits = (database_labels == query_labels[q])[np.argsort(-(bits @ query), kind="stable")]
+        if hits.any():
+            result[q] = (np.cumsum(hits) / ranks)[hits].mean()
+    return result
