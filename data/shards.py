@@ -184,7 +184,7 @@ def _write_parts(reader: Reader, layout: Layout, staging: Path, test_share: floa
     prepared = ray.data.from_items(chunks, override_num_blocks=min(len(chunks), 200)).map_batches(
         _Prepare(reader, layout, parts, test_share).__call__, batch_size=1
     )
-    written = prepared.groupby("part").map_groups(_Write(layout, staging / "parts").__call__, batch_format="pyarrow")
+    written = prepared.groupby("part", num_partitions=min(sum(parts.values()), 200)).map_groups(_Write(layout, staging / "parts").__call__, batch_format="pyarrow")
     done = sorted(written.take_all(), key=lambda item: item["part"])
     offsets: dict[str, int] = {}
     for item in done:

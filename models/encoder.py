@@ -1,0 +1,35 @@
+"""The hash encoder: what a trained method leaves to its users."""
+
+import torch
+from torch import Tensor, nn
+
+from models.codes import pack
+
+
+class HashEncoder(nn.Module):
+    """Images as they are stored to packed codes; needs nothing but PyTorch once it is exported."""
+
+    def __init__(self, network: nn.Module) -> None:
+        """Args:
+        network: raw input to relaxed codes, in evaluation mode.
+        """
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode a batch.
+
+        Args:
+            x: (batch, channels, h, w) uint8, or (batch, features) float32.
+
+        Returns:
+            (batch, bits / 8) uint8.
+        """
+        return pack(self.network(x))
+
+
+@torch.no_grad()
+def encode_all(encoder: nn.Module, x: Tensor, batch: int = 512) -> Tensor:
+    """Apply a module to many rows in batches of one size; (n, ...) in, (n, ...) out, on the CPU."""
+    device = next(encoder.parameters()).device
+    return torch.cat([encoder(part.to(device)).cpu() for part in x.split(batch)])

@@ -1,0 +1,21 @@
+"""The methods by name. A new method is one file beside this one and one line here."""
+
+import difflib
+
+from models.dah import DAH, DPSH
+from models.method import Method
+
+METHODS: dict[str, type[Method]] = {method.name: method for method in (DAH, DPSH)}
+
+
+def find(name: str) -> type[Method]:
+    """The method of a name.
+
+    Raises:
+        ValueError: there is none; says which is nearest.
+    """
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(METHODS)}"
+        raise ValueError(f"no method {name!r}: {hint}")
+    return METHODS[name]

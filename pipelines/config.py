@@ -1,0 +1,122 @@
+"""Typed configuration: dataclasses that the command line and YAML files fill, each value checked where it enters."""
+
+import argparse
+import difflib
+from collections.abc import Iterable
+from dataclasses import MISSING, Field, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+
+def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+    """A dataclass field that is an option, ``--its-name``."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+def positional(help: str, default: str = "") -> Any:
+    """A dataclass field that is a positional argument; required unless it has a default."""
+    return field(default=default, metadata={"help": help, "positional": True, "required": not default})
+
+
+def required(help: str) -> Any:
+    """A dataclass field that is an option which must be given."""
+    return field(default="", metadata={"help": help, "required": True})
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are ValueErrors of one line, with the nearest name for a wrong one."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def flag(name: str) -> str:
+    """The command-line form of a field's name."""
+    return "--" + name.replace("_", "-")
+
+
+def add_fields(parser: argparse._ActionsContainer, wanted: Iterable[Field]) -> None:
+    """Add an argument for each dataclass field; what is not given stays out of the result."""
+    for each in wanted:
+        default = each.default if each.default is not MISSING else None
+        meta, kind = each.metadata, type(default)
+        text = meta.get("help", "").replace("%", "%%")
+        if meta.get("positional"):
+            parser.add_argument(each.name, nargs="?", default=argparse.SUPPRESS, help=text, metavar=each.name.upper())
+            continue
+        shown = "" if meta.get("required") or default in ("", None) else f" (default: {default})"
+        common: dict[str, Any] = {"dest": each.name, "default": argparse.SUPPRESS, "help": text + shown}
+        if kind is bool:
+            parser.add_argument(flag(each.name), action=argparse.BooleanOptionalAction, **common)
+        else:
+            if meta.get("choices"):
+                common["metavar"] = "{" + ",".join(meta["choices"]) + "}"
+            parser.add_argument(flag(each.name), type=str, **({"metavar": kind.__name__.upper()} | common))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint at the nearest known name, or nothing."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f": did you mean {near[0]}?" if near else ""
+
+
+def convert(each: Field, value: Any) -> Any:
+    """A value as the field's type.
+
+    Raises:
+        ValueError: it is none; says what is expected.
+    """
+    kind = type(each.default)
+    meant = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+    wrong = ValueError(f"{flag(each.name)} is {value!r}, but must be {meant}")
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        raise wrong
+    if isinstance(value, bool) or isinstance(value, dict | list) or value is None:
+        raise wrong
+    if kind is int and isinstance(value, float) and not value.is_integer():
+        raise wrong
+    try:
+        converted = kind(value)
+    except (TypeError, ValueError):
+        raise wrong from None
+    choices = each.metadata.get("choices")
+    if choices and converted not in choices:
+        raise ValueError(f"{flag(each.name)} is {value!r}, but must be one of {', '.join(choices)}{nearest(str(value), choices)}")
+    return converted
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """The mapping of a YAML file, read by the safe loader.
+
+    Raises:
+        ValueError: it is missing or no mapping.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"config {path} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ValueError(f"config {path} must hold names with values, as `bits: 64`")
+    return {key.replace("-", "_"): value for key, value in values.items()}
+
+
+def build(kind: type, values: dict[str, Any], where: str = "option") -> Any:
+    """A config dataclass from given values, all checked.
+
+    Raises:
+        ValueError: a name is unknown, a value is of the wrong type, or a required one is missing.
+    """
+    known = {each.name: each for each in fields(kind) if each.init}
+    for name in values:
+        if name not in known:
+            raise ValueError(f"no {where} {flag(name)}{nearest(flag(name), map(flag, known))}")
+    for each in known.values():
+        if each.metadata.get("required") and not values.get(each.name):
+            shown = each.name.upper() if each.metadata.get("positional") else flag(each.name)
+            raise ValueError(f"{shown} is missing: {each.metadata['help']}")
+    plain = {name: value if known[name].default is MISSING else convert(known[name], value) for name, value in values.items()}
+    return kind(**plain)

@@ -1,0 +1,66 @@
+"""Stage: images or features, as the user has them, to sharded Parquet and a manifest."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.catalog import open_source
+from data.shards import write_domain
+from pipelines import cluster
+from pipelines.config import option, positional, required
+
+
+@dataclass
+class Config:
+    """Options of ``hashbridge ingest``."""
+
+    source: str = positional("a catalogue name, NAME=FOLDER, an .npz file, or a folder of <class>/<file> or <domain>/<class>/<file>")
+    dataset: str = required("folder of the dataset, made where it is not")
+    domain: str = option("", "name of the domain, or which of the source's domains to read")
+    size: int = option(0, "height and width in pixels (default: the dataset's, else the source's, else 224)")
+    channels: int = option(0, "1 for grey, 3 for RGB (default: the dataset's, else the source's)")
+    store: str = option("", "raw: pixels; encoded: files as they are (default: raw up to 64 pixels)", ("raw", "encoded"))
+    test_share: float = option(0.0, "share of a source without a test split that becomes one")
+    seed: int = option(0, "seed of the shuffle")
+    strict: bool = option(False, "an image that cannot be read is an error")
+    replace: bool = option(False, "write a domain anew that the dataset has already")
+    cache: str = option(str(Path.home() / ".cache" / "hashbridge"), "where downloads go")
+
+    def __post_init__(self) -> None:
+        if self.size and not 8 <= self.size <= 2048:
+            raise ValueError(f"--size is {self.size}, but must be from 8 to 2048 pixels")
+        if self.channels not in (0, 1, 3):
+            raise ValueError(f"--channels is {self.channels}, but must be 1 or 3")
+        if not 0 <= self.test_share < 1:
+            raise ValueError(f"--test-share is {self.test_share}, but must be at least 0 and below 1")
+        if self.seed < 0:
+            raise ValueError(f"--seed is {self.seed}, but must not be negative")
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Ingest every domain of the source; returns the rows of each split."""
+    root = Path(config.dataset)
+    readers = open_source(config.source, config.domain or None, Path(config.cache))
+    cluster.start()
+    result: dict[str, Any] = {"dataset": str(root), "domains": {}}
+    for reader in readers:
+        print(f"{reader.domain}: {sum(reader.counts.values()):,} rows to read ...", file=sys.stderr, flush=True)
+        try:
+            manifest = write_domain(
+                reader, root, size=config.size, channels=config.channels, store=config.store, seed=config.seed,
+                test_share=config.test_share, strict=config.strict, replace=config.replace,
+            )  # fmt: skip
+        except Exception as error:
+            raise cluster.user_error(error) from error
+        domain = manifest.domains[reader.domain]
+        rows = {name: split.rows for name, split in domain.splits.items()}
+        result["domains"][reader.domain] = {"rows": rows, "rejected": len(domain.rejected)}
+        counts = ", ".join(f"{count:,} {name}" for name, count in rows.items())
+        print(f"{reader.domain}: {counts}; {manifest.store} {manifest.shape}; {len(manifest.classes)} classes")
+        for item in domain.rejected[:5]:
+            print(f"  left out {item['id']}: {item['reason']}")
+        if len(domain.rejected) > 5:
+            print(f"  and {len(domain.rejected) - 5} more: see {root / 'manifest.json'}")
+    result["digest"] = manifest.digest()
+    return result

@@ -1,0 +1,102 @@
+"""A run's folder: ``config.json``, ``checkpoints/``, ``progress.jsonl``, ``result.json``, ``plots/``.
+
+``progress.jsonl`` has a line for each finished epoch, written by rank 0; whoever shows or tracks the run follows it.
+"""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+def find_run(name: str, storage: str) -> Path:
+    """The folder of a run, given by its id or its path.
+
+    Raises:
+        ValueError: there is none; says where it was looked for.
+    """
+    for folder in (Path(storage) / name, Path(name)):
+        if (folder / "config.json").is_file():
+            return folder
+    there = sorted((each.parent for each in Path(storage).glob("*/config.json")), key=lambda each: each.stat().st_mtime)
+    latest = f"; the latest there is {there[-1].name}" if there else ""
+    raise ValueError(f"no run {name!r} in {storage}{latest}: give a run's id, or --storage where its folder is")
+
+
+def read_json(path: Path) -> Record:
+    """A JSON object of a run's folder.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def write_json(path: Path, value: Record) -> None:
+    """Write a JSON object, all or nothing."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=1, default=float))
+    partial.replace(path)
+
+
+class Progress:
+    """Appends records to a run's ``progress.jsonl``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "progress.jsonl"
+
+    def __call__(self, record: Record) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(record, default=float) + "\n")
+
+
+class Follower(threading.Thread):
+    """Hands the records that a run appends to a listener, as they come. A context: leaving it hands over the rest."""
+
+    def __init__(self, folder: Path, listener: Callable[[Record], None], interval: float = 0.5) -> None:
+        super().__init__(daemon=True)
+        self.path, self.listener, self.interval = folder / "progress.jsonl", listener, interval
+        self.offset = self.path.stat().st_size if self.path.exists() else 0
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        while not self.ended.wait(self.interval):
+            self.poll()
+
+    def poll(self) -> None:
+        """Hand over what has come since the last time; a line still being written waits."""
+        if not self.path.exists():
+            return
+        with self.path.open() as file:
+            file.seek(self.offset)
+            text = file.read()
+        whole = text[: text.rfind("\n") + 1]
+        self.offset += len(whole.encode())
+        for line in whole.splitlines():
+            self.listener(json.loads(line))
+
+    def __enter__(self) -> "Follower":
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.ended.set()
+        self.join()
+        with contextlib.suppress(OSError):
+            self.poll()
+
+
+def show(record: Record, started: float) -> str:
+    """One line of a finished epoch."""
+    terms = " ".join(f"{name} {value:.4f}" for name, value in record["terms"].items() if not name.endswith(" loss"))
+    left = (time.monotonic() - started) / max(record["done_here"], 1) * (record["epochs"] - record["epoch"])
+    speed = record["images_per_second"]
+    return f"epoch {record['epoch']:>3}/{record['epochs']}  {speed:,.0f} images/s  {left:4.0f} s left  {terms}"

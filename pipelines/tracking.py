@@ -1,0 +1,218 @@
+"""Tracking and the registry: the one file that imports MLflow."""
+
+import contextlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+EXPERIMENT = "hashbridge"
+
+
+def default_uri(storage: str) -> str:
+    """The tracking URI of a storage folder: the environment's, else SQLite beside the runs."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(storage).resolve()}/mlflow.db"
+
+
+@contextlib.contextmanager
+def _one_line(uri: str) -> Iterator[None]:
+    """Turn MLflow's errors into one line that names the server."""
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+    try:
+        yield
+    except MlflowException as error:
+        text = " ".join(str(error).split())
+        if "Max retries exceeded" in text or "Connection" in text or "timed out" in text:
+            text = "it does not answer"
+        raise ValueError(f"tracking server {_without_password(uri)}: {text[:300]} (--tracking names another, or `none`)") from error
+
+
+def _without_password(uri: str) -> str:
+    scheme, _, rest = uri.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}" if "@" in rest else uri
+
+
+def connect(uri: str) -> Any:
+    """An MLflow client of a tracking URI, checked to answer; sets it as the process's own.
+
+    Raises:
+        ValueError: it cannot be reached.
+    """
+    for name, value in {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}.items():
+        os.environ.setdefault(name, value)
+    for name in ("mlflow", "alembic", "alembic.runtime.migration"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="mlflow")
+    import mlflow  # noqa: PLC0415  three seconds that `--help` need not spend
+
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    with _one_line(uri):
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
+        client = mlflow.MlflowClient(uri)
+        if client.get_experiment_by_name(EXPERIMENT) is None:
+            place = None
+            if uri.startswith("sqlite:///"):
+                place = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").resolve().as_uri()
+            client.create_experiment(EXPERIMENT, artifact_location=place)
+        mlflow.set_experiment(EXPERIMENT)
+    return client
+
+
+class Tracker:
+    """Sends one run's record to MLflow."""
+
+    def __init__(self, uri: str, name: str, tracked: str = "") -> None:
+        """Args:
+        uri: tracking URI.
+        name: the run's id here.
+        tracked: MLflow's id of a run to go on with; "" for a new one.
+        """
+        import mlflow  # noqa: PLC0415
+
+        self.uri, self.client = uri, connect(uri)
+        with _one_line(uri):
+            run = mlflow.start_run(run_id=tracked or None, run_name=None if tracked else name, log_system_metrics=True)
+        self.tracked = run.info.run_id
+
+    def start(self, parameters: dict[str, Any], dataset: dict[str, str], rows: int) -> None:
+        """Log parameters, and the dataset's manifest as an input."""
+        import mlflow  # noqa: PLC0415
+        from mlflow.data.meta_dataset import MetaDataset  # noqa: PLC0415
+        from mlflow.data.filesystem_dataset_source import FileSystemDatasetSource  # noqa: F401, PLC0415
+        from mlflow.data.http_dataset_source import HTTPDatasetSource  # noqa: F401, PLC0415
+        from mlflow.data.sources import LocalArtifactDatasetSource  # noqa: PLC0415
+
+        with _one_line(self.uri):
+            mlflow.log_params(parameters)
+            mlflow.set_tags({f"dataset_{key}": value for key, value in dataset.items()} | {"dataset_rows": str(rows)})
+            source = LocalArtifactDatasetSource(dataset["path"])
+            mlflow.log_input(MetaDataset(source, name=dataset["name"], digest=dataset["digest"]), context="training")
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Log a finished epoch's terms and speed."""
+        import mlflow  # noqa: PLC0415
+
+        values = {f"loss/{name.replace(' ', '_')}": value for name, value in record["terms"].items()}
+        with _one_line(self.uri):
+            mlflow.log_metrics(values | {"images_per_second": record["images_per_second"]}, step=record["epoch"])
+
+    def finish(self, metrics: dict[str, float], folder: Path) -> None:
+        """Log the final metrics, plots and files, and end the run."""
+        import mlflow  # noqa: PLC0415
+
+        with _one_line(self.uri):
+            mlflow.log_metrics({name.replace(" ", "_"): value for name, value in metrics.items() if np.isfinite(value)})
+            for name in ("config.json", "result.json"):
+                if (folder / name).exists():
+                    mlflow.log_artifact(str(folder / name))
+            if (folder / "plots").is_dir():
+                mlflow.log_artifacts(str(folder / "plots"), "plots")
+            mlflow.end_run()
+
+    def fail(self) -> None:
+        """End the run as failed; says nothing where the server is gone too."""
+        import mlflow  # noqa: PLC0415
+
+        with contextlib.suppress(Exception):
+            mlflow.end_run("FAILED")
+
+
+def register(uri: str, tracked: str, encoder: Any, example: np.ndarray, name: str, tags: dict[str, str]) -> int:
+    """Log an encoder as a torch.export program, register it, and give the version the alias ``challenger``.
+
+    Args:
+        encoder: module of stored rows -> packed codes.
+        example: a few rows, as (n, channels, h, w) uint8 or (n, features) float32.
+
+    Returns:
+        The version's number.
+    """
+    client = connect(uri)
+    import mlflow  # noqa: PLC0415
+    import torch  # noqa: PLC0415
+    from mlflow.models import infer_signature  # noqa: PLC0415
+
+    with torch.no_grad():
+        codes = encoder(torch.from_numpy(example)).numpy()
+    with _one_line(uri), contextlib.redirect_stdout(None):
+        context = mlflow.start_run(run_id=tracked) if tracked else mlflow.start_run(run_name=name)
+        with context:
+            info = mlflow.pytorch.log_model(
+                encoder, name="encoder", signature=infer_signature(example, codes), input_example=example,
+                pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", f"mlflow=={mlflow.__version__}"],
+            )  # fmt: skip
+        version = mlflow.register_model(info.model_uri, name, tags=tags)
+        client.set_registered_model_alias(name, "challenger", version.version)
+    return int(version.version)
+
+
+def version_tags(uri: str, name: str, alias: str) -> tuple[int, dict[str, str]] | None:
+    """Number and tags of the version that has an alias; None where there is none."""
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+    client = connect(uri)
+    try:
+        version = client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        with _one_line(uri):
+            raise
+    return int(version.version), dict(version.tags)
+
+
+def set_alias(uri: str, name: str, alias: str, version: int) -> None:
+    """Point an alias at a version."""
+    client = connect(uri)
+    with _one_line(uri):
+        client.set_registered_model_alias(name, alias, str(version))
+
+
+class RegisteredEncoder:
+    """A registered encoder as a function of numpy arrays."""
+
+    def __init__(self, model: str, uri: str) -> None:
+        """Args:
+        model: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+        uri: tracking URI of the registry.
+
+        Raises:
+            ValueError: there is no such model.
+        """
+        connect(uri)
+        import mlflow  # noqa: PLC0415
+
+        with _one_line(uri):
+            self.loaded = mlflow.pyfunc.load_model(model)
+            info = mlflow.models.get_model_info(model)
+        assert info.signature is not None
+        spec = info.signature.inputs.inputs[0]
+        self.shape = tuple(spec.shape[1:])
+        self.bits = int(info.signature.outputs.inputs[0].shape[-1]) * 8
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """(n, ...) rows as stored to (n, bits / 8) uint8 codes."""
+        return np.asarray(self.loaded.predict(rows)).astype(np.uint8, copy=False)
+
+    def tags(self, model: str) -> dict[str, str]:
+        """The tags of the version that the model's name and alias stand for."""
+        import mlflow  # noqa: PLC0415
+
+        rest = model.removeprefix("models:/")
+        client = mlflow.MlflowClient()
+        if "@" in rest:
+            return dict(client.get_model_version_by_alias(*rest.split("@")).tags)
+        return dict(client.get_model_version(*rest.split("/")).tags)
+
+
+def dump(tags: dict[str, Any]) -> dict[str, str]:
+    """Tags as text: what is none already as JSON."""
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in tags.items()}

@@ -1,0 +1,304 @@
+"""Stage: train a method on a source and a target, evaluate it, and track the run."""
+
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import time
+import uuid
+from dataclasses import Field, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from data.manifest import Manifest
+from models.codes import check_bits
+from models.registry import METHODS, find
+from pipelines import checkpoint, cluster, evaluate, runs
+from pipelines.config import build, option, positional
+
+STREAMS = {"source": 0, "target": 1}
+
+
+@dataclass
+class Config:
+    """Options of ``hashbridge train``."""
+
+    method: str = positional("the method: see `hashbridge methods`")
+    dataset: str = option("", "folder of the dataset")
+    source: str = option("", "the labelled domain")
+    target: str = option("", "the domain to adapt to, whose labels are never read in training")
+    bits: int = option(64, "code length, a multiple of 8")
+    epochs: int = option(20, "passes over the larger domain")
+    steps_per_epoch: int = option(0, "steps of an epoch (default: larger domain / batch)")
+    workers: int = option(1, "Ray Train workers; 0 for this process or the torchrun group, without Ray")
+    threads: int = option(0, "CPU threads of a worker (default: the cores over the workers)")
+    gpu: bool = option(False, "train on GPUs, one a worker")
+    seed: int = option(0, "seed of everything drawn")
+    preset: str = option("default", "default: what works best here; paper: the paper's own setting", ("default", "paper"))
+    storage: str = option("runs", "folder of runs and checkpoints, seen by all workers")
+    tracking: str = option("", "MLflow's tracking URI, or none (default: MLFLOW_TRACKING_URI, else SQLite in the storage)")
+    resume: str = option("", "go on with a run that ended before its last epoch")
+    cache_mb: int = option(2048, "memory of a worker, in MiB, up to which its rows are held")
+    max_failures: int = option(3, "restarts of the workers after a crash")
+    plots: bool = option(True, "draw plots at the end")
+    own: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs",):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}, but must be at least 1")
+        for name in ("steps_per_epoch", "workers", "threads", "seed", "cache_mb", "max_failures"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}, but must not be negative")
+        check_bits(self.bits)
+
+
+def method_fields(argv: list[str]) -> list[Field]:
+    """The fields of the method that the command line names; of all where it names none."""
+    named = [METHODS[each] for each in argv if each in METHODS] or [*METHODS.values()]
+    return list({each.name: each for method in named for each in fields(method.Config)}.values())
+
+
+def make_config(values: dict[str, Any]) -> Config:
+    """A config from the given values, the method's own among them; a resumed run's own config under them.
+
+    Raises:
+        ValueError: a name or a value is wrong, or a needed one is missing.
+    """
+    if values.get("resume"):
+        folder = runs.find_run(str(values["resume"]), str(values.get("storage", "runs")))
+        saved = runs.read_json(folder / "config.json")
+        saved = {k: v for k, v in saved.items() if k not in ("own", "tracked")} | saved["own"]
+        values = saved | values | {"resume": folder.name, "storage": str(folder.parent)}
+    if not values.get("method"):
+        raise ValueError(f"METHOD is missing: one of {', '.join(METHODS)}")
+    method = find(str(values["method"]))
+    named = {each.name for each in fields(method.Config)}
+    plain = {name: value for name, value in values.items() if name not in named}
+    own = {name: value for name, value in values.items() if name in named}
+    others = {each.name for other in METHODS.values() for each in fields(other.Config)} - named
+    for name in plain:
+        if name in others and name not in {each.name for each in fields(Config)}:
+            raise ValueError(f"method {method.name} has no field --{name.replace('_', '-')}: see `hashbridge methods`")
+    config = build(Config, plain)
+    preset = method.Config.paper() if config.preset == "paper" else method.Config()
+    config.own = asdict(dataclasses.replace(preset, **asdict_checked(method.Config, own)))
+    for name in ("dataset", "source", "target"):
+        if not getattr(config, name):
+            raise ValueError(f"--{name} is missing: {Config.__dataclass_fields__[name].metadata['help']}")
+    return config
+
+
+def asdict_checked(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Given values of a method's fields, converted and checked; those that are not given stay out."""
+    whole = asdict(build(kind, values))
+    return {name: whole[name] for name in values}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What follows from a config and the manifest before the first step: batches, steps, what each worker does."""
+
+    config: dict[str, Any]
+    folder: str
+    batch: int
+    steps: int
+    threads: int
+
+
+def make_plan(config: Config, manifest: Manifest, folder: Path, cores: int) -> Plan:
+    """Check that a method can train on these domains, and fix the numbers of its steps.
+
+    Raises:
+        ValueError: it cannot; says why and what to do.
+    """
+    method = find(config.method)
+    wants = method(method.Config(**config.own), tuple(manifest.shape), len(manifest.classes), config.bits).wants
+    source, target = (manifest.split(domain, "train") for domain in (config.source, config.target))
+    if wants.target and config.source == config.target:
+        raise ValueError(f"{config.method} adapts from one domain to another, but source and target are both {config.source!r}")
+    world = max(config.workers, 1) if config.workers else int(os.environ.get("WORLD_SIZE", 1))
+    present = sum(1 for count in source.labels if count)
+    if wants.source_labels and not present:
+        raise ValueError(f"source {config.source!r} has no labels, and {config.method} needs them: swap the domains or label it")
+    empty = [name for name, count in zip(manifest.classes, source.labels, strict=True) if not count]
+    if wants.source_labels and empty:
+        print(f"note: source {config.source!r} has no row of class {', '.join(empty[:5])}", file=sys.stderr)
+    if wants.per_class and wants.per_class % world:
+        near = -(-wants.per_class // world) * world
+        raise ValueError(f"{wants.per_class} rows of each class do not divide over {world} workers: give --per-class {near}")
+    batch = wants.batch_size or wants.per_class * present
+    if batch < 2 * world:
+        raise ValueError(f"a batch of {batch} rows is too small for {world} workers: a worker needs at least 2")
+    if batch % world:
+        raise ValueError(f"a batch of {batch} rows does not divide over {world} workers")
+    steps = config.steps_per_epoch or max(1, max(source.rows, target.rows if wants.target else 0) // batch)
+    threads = config.threads or max(1, cores // world)
+    return Plan(asdict(config), str(folder), batch, steps, threads)
+
+
+def work(plan: dict[str, Any]) -> None:
+    """Train in this process: alone, as a rank of torchrun, or as a worker of Ray Train."""
+    import torch  # noqa: PLC0415
+
+    from data.batches import DomainSource  # noqa: PLC0415
+    from models.distributed import rank, world_size  # noqa: PLC0415
+    from pipelines.loop import Trainer  # noqa: PLC0415
+
+    p = Plan(**plan)
+    config, folder = Config(**p.config), Path(p.folder)
+    torch.set_num_threads(p.threads)
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()) if config.gpu else torch.device("cpu")
+    manifest = Manifest.read(Path(config.dataset))
+    kind = find(config.method)
+    torch.manual_seed(config.seed)
+    method = kind(kind.Config(**config.own), tuple(manifest.shape), len(manifest.classes), config.bits)
+    wants, world = method.wants, world_size()
+
+    def batches(domain: str, role: str, labels: bool, per_class: int) -> DomainSource:
+        return DomainSource(
+            Path(config.dataset), manifest, domain, "train", p.batch // world, per_class // world, labels, wants.views,
+            config.seed, rank(), world, config.cache_mb, STREAMS[role],
+        )  # fmt: skip
+
+    source = batches(config.source, "source", wants.source_labels, wants.per_class)
+    target = batches(config.target, "target", False, 0) if wants.target else None
+    Trainer(
+        method, source, target, config.epochs, p.steps, config.seed, folder / "checkpoints", p.config, runs.Progress(folder), device
+    ).fit()
+
+
+def _launch(plan: Plan, workers: int, gpu: bool, failures: int) -> None:
+    """Run the plan's work: here, or on Ray Train's workers."""
+    if not workers:
+        if "RANK" in os.environ:
+            import torch.distributed as dist  # noqa: PLC0415
+
+            dist.init_process_group("nccl" if gpu else "gloo")
+        work(asdict(plan))
+        return
+    ray = cluster.start()
+    from ray.train import FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
+    from ray.train.torch import TorchTrainer  # noqa: PLC0415
+
+    total = ray.cluster_resources()
+    wanted = {"GPU": workers} if gpu else {"CPU": workers * plan.threads}
+    for name, count in wanted.items():
+        if total.get(name, 0) < count:
+            raise ValueError(f"{workers} workers need {count} {name}s, but the cluster has {total.get(name, 0):g}: fewer --workers or --threads")
+    trainer = TorchTrainer(
+        work,
+        train_loop_config=asdict(plan),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=None if gpu else {"CPU": plan.threads}),
+        run_config=RunConfig(
+            name=f"attempt-{uuid.uuid4().hex[:8]}", storage_path=str(Path(plan.folder).resolve() / "ray"),
+            failure_config=FailureConfig(max_failures=failures),
+        ),
+    )  # fmt: skip
+    try:
+        trainer.fit()
+    except Exception as error:
+        raise cluster.user_error(error) from error
+    finally:
+        shutil.rmtree(Path(plan.folder) / "ray", ignore_errors=True)
+
+
+def _new_run(config: Config) -> Path:
+    name = f"{config.method}-{config.source}-{config.target}-{config.bits}-{uuid.uuid4().hex[:6]}".replace(" ", "_")
+    folder = Path(config.storage) / name
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _check_resumed(config: Config, folder: Path) -> None:
+    place = checkpoint.latest(folder / "checkpoints")
+    if place is None:
+        return
+    state = checkpoint.read_state(place)
+    if state["method"] != config.method or state["bits"] != config.bits:
+        raise ValueError(
+            f"run {folder.name} is of {state['method']} with {state['bits']} bits, not of {config.method} with {config.bits}: "
+            "leave these out to resume it, or start a new run"
+        )
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Train, evaluate and track; returns the run's result."""
+    root = Path(config.dataset)
+    manifest = Manifest.read(root)
+    method = find(config.method)
+    method(method.Config(**config.own), tuple(manifest.shape), len(manifest.classes), config.bits)
+    cores = len(os.sched_getaffinity(0))
+    if config.workers and not config.gpu:
+        cores = int(cluster.start().cluster_resources().get("CPU", cores))
+    plan = make_plan(config, manifest, Path(), cores)
+    chief = int(os.environ.get("RANK", 0)) == 0 or bool(config.workers)
+    folder = Path(config.storage) / config.resume if config.resume else _new_run(config) if chief else Path()
+    if "RANK" in os.environ and not config.workers:
+        raise ValueError("under torchrun start `pipelines.loop` work through `python -m pipelines.torchrun`")
+    if config.resume:
+        _check_resumed(config, folder)
+    config = dataclasses.replace(config, threads=plan.threads)
+    plan = dataclasses.replace(plan, folder=str(folder.resolve()), config=asdict(config) | {"dataset": str(root.resolve())})
+    tracker = _tracker(config, folder, manifest)
+    runs.write_json(folder / "config.json", asdict(config) | {"tracked": tracker.tracked if tracker else ""})
+    started, done = time.monotonic(), 0
+
+    def listen(record: dict[str, Any]) -> None:
+        nonlocal done
+        done += 1
+        print(runs.show(record | {"done_here": done}, started), file=sys.stderr, flush=True)
+        if tracker:
+            tracker.epoch(record)
+
+    print(f"run {folder.name}: {config.epochs} epochs of {plan.steps} steps of {plan.batch} rows a domain", file=sys.stderr, flush=True)
+    try:
+        with runs.Follower(folder, listen):
+            _launch(plan, config.workers, config.gpu, config.max_failures)
+        result = _conclude(config, manifest, folder, time.monotonic() - started)
+    except BaseException:
+        if tracker:
+            tracker.fail()
+        raise
+    if tracker:
+        tracker.finish(result["metrics"], folder)
+    return result
+
+
+def _tracker(config: Config, folder: Path, manifest: Manifest) -> Any:
+    if config.tracking == "none":
+        return None
+    from pipelines.tracking import Tracker, default_uri  # noqa: PLC0415  mlflow is slow to import
+
+    saved = runs.read_json(folder / "config.json")["tracked"] if config.resume else ""
+    try:
+        tracker = Tracker(config.tracking or default_uri(config.storage), folder.name, saved)
+        if not saved:
+            shared = {k: v for k, v in asdict(config).items() if k not in ("own", "resume", "tracking")} | config.own
+            rows = sum(manifest.split(domain, "train").rows for domain in {config.source, config.target})
+            tracker.start(shared, {"name": manifest.dataset, "digest": manifest.digest(), "path": str(Path(config.dataset).resolve())}, rows)
+    except ValueError:
+        if not config.resume:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return tracker
+
+
+def _conclude(config: Config, manifest: Manifest, folder: Path, seconds: float) -> dict[str, Any]:
+    """Evaluate the last epoch and write the run's result."""
+    evaluated = evaluate.evaluate_run(folder, Path(config.dataset), manifest, plots=config.plots)
+    lines = [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines()]
+    speeds = [line["images_per_second"] for line in lines[1:] or lines]
+    oracle = config.source == config.target
+    result = {
+        "run_id": folder.name, "method": config.method, "source": config.source, "target": config.target, "bits": config.bits,
+        "seed": config.seed, "epochs": config.epochs, "workers": config.workers, "seconds": seconds,
+        "images_per_second": sorted(speeds)[len(speeds) // 2], "oracle": oracle, "dataset": manifest.digest(),
+        "metrics": evaluated["metrics"], "notes": evaluated["notes"],
+        "checkpoint": str(checkpoint.latest(folder / "checkpoints")),
+    }  # fmt: skip
+    runs.write_json(folder / "result.json", result)
+    evaluate.show(evaluated["metrics"], evaluated["notes"], oracle)
+    print(f"run {folder.name}: {seconds:.0f} s; plots in {folder / 'plots'}")
+    return result
