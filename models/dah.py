@@ -27,7 +27,7 @@ class DAHConfig:
     """Hyper-parameters of DAH; the defaults are what works best here, ``paper()`` is the paper's setting."""
 
     like_weight: float = hyper(10.0, "weight of like pairs in the hash loss", 1.0, 100.0, log=True)
-    quantisation_weight: float = hyper(0.01, "weight of the quantisation term", 1e-3, 1.0, log=True)
+    quantisation_weight: float = hyper(0.1, "weight of the quantisation term", 1e-3, 1.0, log=True)
     mmd_weight: float = hyper(1.0, "gamma, weight of the MK-MMD term", 1e-2, 100.0, log=True)
     mmd_estimate: str = hyper("quadratic", "estimate of MK-MMD", choices=("linear", "quadratic"))
     entropy_weight: float = hyper(0.1, "eta, weight of the target's entropy", 1e-3, 1.0, log=True)
@@ -42,7 +42,7 @@ class DAHConfig:
     norm: bool = hyper(True, "batch-norm in the trunk; off in the paper")
     dropout: float = hyper(0.3, "dropout before the last trunk layer; 0 in the paper's LeNet", 0.0, 0.6)
     optimizer: str = hyper("adam", "optimiser", choices=("adam", "sgd"))
-    learning_rate: float = hyper(1e-3, "first learning rate", 1e-4, 1e-2, log=True)
+    learning_rate: float = hyper(2e-3, "first learning rate", 1e-4, 1e-2, log=True)
     final_rate: float = hyper(0.0, "last learning rate, as a share of the first: log-spaced between, cosine if 0")
     pretrained_rate: float = hyper(0.1, "share of the learning rate for pretrained layers")
     weight_decay: float = hyper(5e-4, "weight decay", 1e-5, 1e-2, log=True)
@@ -58,7 +58,7 @@ class DAHConfig:
         return cls(
             like_weight=100.0, quantisation_weight=2 * d / n, mmd_weight=17 * 5e3 / n**2, mmd_estimate="linear",
             entropy_weight=1 / n**2, entropy_scale=1.0, pseudo_weight=0.0, average=0.0, augment=False, norm=False,
-            dropout=0.0, optimizer="sgd", learning_rate=1e-4 * n**2, final_rate=0.1,
+            dropout=0.0, optimizer="sgd", learning_rate=1e-4 * n**2 / (2 * n), final_rate=0.1, weight_decay=5e-4 * 2 * n / n**2,
         )  # fmt: skip
 
 
@@ -164,7 +164,10 @@ class DAH(Method):
         return class_log_probabilities(queries, codes, labels, self.classes, self.config.entropy_scale)
 
     def _pseudo_loss(self, x: Tensor, u_t: Tensor, u_s: Tensor, labels: Tensor) -> Tensor:
-        """Hash loss of confident target images against the source, labelled by the averaged copy on plain images."""
+        """Hash loss of confident target images against the source, labelled by the averaged copy on plain images.
+
+        Codes that are still soft make no confident guess: the term begins by itself when the source's codes have settled.
+        """
         with torch.no_grad():
             teacher = self.averaged if self.averaged is not None else self.network
             confidence, guess = self._probabilities(gather(teacher(x)[1]), u_s, labels).exp().max(1)

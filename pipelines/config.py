@@ -53,7 +53,8 @@ def add_fields(parser: argparse._ActionsContainer, wanted: Iterable[Field]) -> N
         else:
             if meta.get("choices"):
                 common["metavar"] = "{" + ",".join(meta["choices"]) + "}"
-            parser.add_argument(flag(each.name), type=str, **({"metavar": kind.__name__.upper()} | common))
+            names = [flag(each.name)] if len(each.name) > 1 else [f"-{each.name}"]
+            parser.add_argument(*names, type=str, **({"metavar": kind.__name__.upper()} | common))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

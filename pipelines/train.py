@@ -29,8 +29,8 @@ class Config:
     source: str = option("", "the labelled domain")
     target: str = option("", "the domain to adapt to, whose labels are never read in training")
     bits: int = option(64, "code length, a multiple of 8")
-    epochs: int = option(20, "passes over the larger domain")
-    steps_per_epoch: int = option(0, "steps of an epoch (default: larger domain / batch)")
+    epochs: int = option(10, "passes over the larger domain, of at least 100 steps each")
+    steps_per_epoch: int = option(0, "steps of an epoch (default: larger domain / batch, at least 100)")
     workers: int = option(1, "Ray Train workers; 0 for this process or the torchrun group, without Ray")
     threads: int = option(0, "CPU threads of a worker (default: the cores over the workers)")
     gpu: bool = option(False, "train on GPUs, one a worker")
@@ -133,7 +133,7 @@ def make_plan(config: Config, manifest: Manifest, folder: Path, cores: int) -> P
         raise ValueError(f"a batch of {batch} rows is too small for {world} workers: a worker needs at least 2")
     if batch % world:
         raise ValueError(f"a batch of {batch} rows does not divide over {world} workers")
-    steps = config.steps_per_epoch or max(1, max(source.rows, target.rows if wants.target else 0) // batch)
+    steps = config.steps_per_epoch or max(100, max(source.rows, target.rows if wants.target else 0) // batch)
     threads = config.threads or max(1, cores // world)
     return Plan(asdict(config), str(folder), batch, steps, threads)
 

@@ -1,0 +1,94 @@
+"""Stage: codes to a FAISS binary index. Beside FILE lies FILE.parquet, with the ids, labels and origins of its rows."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.config import option, positional, required
+from pipelines.encode import read_codes
+
+KINDS = ("flat", "hnsw", "ivf")
+
+
+@dataclass
+class Config:
+    """Options of ``hashbridge index``."""
+
+    codes: str = positional("folder that `hashbridge encode` wrote")
+    out: str = required("file of the index")
+    kind: str = option("flat", "flat: exact; hnsw: graph; ivf: inverted lists", KINDS)
+    neighbours: int = option(32, "hnsw: links of a node")
+    lists: int = option(0, "ivf: number of lists (default: square root of the rows)")
+
+
+def build(codes: np.ndarray, kind: str, neighbours: int = 32, lists: int = 0) -> faiss.IndexBinary:
+    """An index of packed codes (n, bits / 8) uint8.
+
+    Raises:
+        ValueError: there are too few codes for the lists.
+    """
+    bits = codes.shape[1] * 8
+    if kind == "flat":
+        index = faiss.IndexBinaryFlat(bits)
+    elif kind == "hnsw":
+        index = faiss.IndexBinaryHNSW(bits, neighbours)
+    else:
+        lists = lists or max(1, int(len(codes) ** 0.5))
+        if lists > len(codes):
+            raise ValueError(f"--lists is {lists}, but there are only {len(codes)} codes")
+        coarse = faiss.IndexBinaryFlat(bits)
+        index = faiss.IndexBinaryIVF(coarse, bits, lists)
+        index.own_fields = True
+        coarse.this.disown()
+        index.cp.min_points_per_centroid = 1
+        index.nprobe = max(1, lists // 8)
+        index.train(codes)
+    index.add(codes)
+    return index
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Build and write the index; returns its size."""
+    table, codes, meta = read_codes(Path(config.codes))
+    out = Path(config.out)
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder: give a file's name")
+    index = build(codes, config.kind, config.neighbours, config.lists)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    rows = table.drop_columns(["code"]).replace_schema_metadata({**meta, "kind": config.kind})
+    partial = [out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.partial.parquet")]
+    try:
+        faiss.write_index_binary(index, str(partial[0]))
+        pq.write_table(rows, partial[1])
+        partial[1].replace(f"{out}.parquet")
+        partial[0].replace(out)
+    except RuntimeError as error:
+        raise OSError(f"index {out} could not be written: {str(error).splitlines()[0]}") from error
+    finally:
+        for each in partial:
+            each.unlink(missing_ok=True)
+    print(f"{config.kind} index of {len(codes):,} codes of {codes.shape[1] * 8} bits in {out} ({out.stat().st_size:,} bytes)")
+    return {"out": str(out), "kind": config.kind, "codes": len(codes), "bits": codes.shape[1] * 8}
+
+
+def read(path: Path) -> tuple[faiss.IndexBinary, pa.Table, dict[str, str]]:
+    """An index, the rows it is of, and ``bits``, ``model`` and ``kind``.
+
+    Raises:
+        ValueError: there is none, or it cannot be read.
+    """
+    side = Path(f"{path}.parquet")
+    if not path.is_file() or not side.is_file():
+        raise ValueError(f"no index at {path} with {side.name} beside it: make one with `hashbridge index`")
+    try:
+        index, rows = faiss.read_index_binary(str(path)), pq.read_table(side)
+    except (RuntimeError, pa.ArrowException, OSError) as error:
+        raise ValueError(f"index {path} cannot be read ({str(error).splitlines()[0][:200]}): build it again") from error
+    if index.ntotal != len(rows):
+        raise ValueError(f"index {path} has {index.ntotal} codes, {side.name} has {len(rows)} rows: build it again")
+    return index, rows, {key.decode(): value.decode() for key, value in (rows.schema.metadata or {}).items()}

@@ -1,0 +1,48 @@
+"""A trained encoder by what the user calls it, and the rows that it takes."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from data.manifest import Manifest
+from models.encoder import HashEncoder
+from pipelines import runs
+from pipelines.evaluate import load_method
+
+
+class Encoder(Protocol):
+    """Rows as stored -> packed codes, with the shape of a row and the code length."""
+
+    shape: tuple[int, ...]
+    bits: int
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """(n, ...) to (n, bits / 8) uint8."""
+
+
+class RunEncoder:
+    """The encoder of a run's last checkpoint."""
+
+    def __init__(self, folder: Path) -> None:
+        saved = runs.read_json(folder / "config.json")
+        method = load_method(folder, Manifest.read(Path(saved["dataset"])))
+        self.encoder, self.shape, self.bits = HashEncoder(method.encoder()).eval(), method.shape, method.bits
+
+    @torch.no_grad()
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        return self.encoder(torch.from_numpy(rows)).numpy()
+
+
+def open_encoder(model: str, storage: str, tracking: str) -> Encoder:
+    """The encoder of ``models:/NAME@ALIAS`` (or ``/VERSION``), or of a run's id.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if model.startswith("models:/"):
+        from pipelines.tracking import RegisteredEncoder, default_uri  # noqa: PLC0415  mlflow is slow to import
+
+        return RegisteredEncoder(model, tracking or default_uri(storage))
+    return RunEncoder(runs.find_run(model, storage))

@@ -1,0 +1,46 @@
+"""Stage: register a run's encoder in the MLflow registry, alias challenger."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.manifest import Manifest
+from models.encoder import HashEncoder
+from pipelines import runs
+from pipelines.config import option, positional, required
+from pipelines.evaluate import load_method
+
+
+@dataclass
+class Config:
+    """Options of ``hashbridge register``."""
+
+    run: str = positional("a run's id")
+    name: str = required("name of the registered model")
+    storage: str = option("runs", "folder of runs")
+    tracking: str = option("", "MLflow's tracking URI (default: MLFLOW_TRACKING_URI, else SQLite in the storage)")
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Register; returns name, version and tags."""
+    from pipelines import tracking  # noqa: PLC0415  mlflow is slow to import
+
+    folder = runs.find_run(config.run, config.storage)
+    saved, result = runs.read_json(folder / "config.json"), runs.read_json(folder / "result.json")
+    manifest = Manifest.read(Path(saved["dataset"]))
+    if manifest.digest() != result["dataset"]:
+        raise ValueError(f"dataset {saved['dataset']} has changed since run {folder.name}: train again, so that the figures belong to it")
+    uri = config.tracking or tracking.default_uri(str(folder.parent))
+    encoder = HashEncoder(load_method(folder, manifest).encoder()).eval()
+    shape = (4, *manifest.shape)
+    example = torch.rand(shape) if manifest.store == "feature" else torch.randint(0, 256, shape, dtype=torch.uint8)
+    tags = tracking.dump({
+        "method": result["method"], "bits": result["bits"], "source": result["source"], "target": result["target"], "seed": result["seed"],
+        "run_id": folder.name, "dataset": manifest.dataset, "dataset_digest": result["dataset"], "oracle": result["oracle"],
+        "protocol": "+".join(sorted({name.split("/")[0] for name in result["metrics"] if "/" in name})),
+    } | {f"metric.{name.replace('/', '.')}": f"{value:.6f}" for name, value in result["metrics"].items()})  # fmt: skip
+    version = tracking.register(uri, saved["tracked"], encoder, example.numpy(), config.name, tags)
+    print(f"models:/{config.name}/{version} registered, alias challenger (run {folder.name})")
+    return {"name": config.name, "version": version, "uri": f"models:/{config.name}@challenger", "tags": tags}
