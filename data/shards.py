@@ -184,7 +184,8 @@ def _write_parts(reader: Reader, layout: Layout, staging: Path, test_share: floa
     prepared = ray.data.from_items(chunks, override_num_blocks=min(len(chunks), 200)).map_batches(
         _Prepare(reader, layout, parts, test_share).__call__, batch_size=1
     )
-    written = prepared.groupby("part", num_partitions=min(sum(parts.values()), 200)).map_groups(_Write(layout, staging / "parts").__call__, batch_format="pyarrow")
+    grouped = prepared.groupby("part", num_partitions=min(sum(parts.values()), 200))
+    written = grouped.map_groups(_Write(layout, staging / "parts").__call__, batch_format="pyarrow")
     done = sorted(written.take_all(), key=lambda item: item["part"])
     offsets: dict[str, int] = {}
     for item in done:
@@ -268,10 +269,8 @@ def write_domain(
 
 def _commit(root: Path, built: Path, reader: Reader, layout: Layout, domain: Domain, classes: list[str]) -> Manifest:
     """Move a built domain into place, then name it in the manifest as it stands now."""
-    if (root / "manifest.json").exists():
-        manifest = Manifest.read(root)
-    else:
-        manifest = Manifest(root.name, classes, layout.store, list(layout.shape), layout.seed)
+    fresh = Manifest(root.name, classes, layout.store, list(layout.shape), layout.seed)
+    manifest = Manifest.read(root) if (root / "manifest.json").exists() else fresh
     if not set(manifest.domains) - {reader.domain}:
         manifest.store, manifest.shape, manifest.classes = layout.store, list(layout.shape), classes
     place = root / f"domain={reader.domain}"

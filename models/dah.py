@@ -7,7 +7,7 @@ whose off value is the paper's.
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,7 @@ class DAH(Method):
 
     name: ClassVar[str] = "dah"
     reference: ClassVar[str] = "Venkateswara et al., Deep Hashing Network for Unsupervised Domain Adaptation, CVPR 2017"
-    Config: ClassVar[type] = DAHConfig
+    Config: ClassVar[Any] = DAHConfig
     config: DAHConfig
 
     def __init__(self, config: DAHConfig, shape: tuple[int, ...], classes: int, bits: int) -> None:
@@ -229,4 +229,4 @@ class DPSH(DAH):
 
     name: ClassVar[str] = "dpsh"
     reference: ClassVar[str] = "Li et al., Feature Learning based Deep Supervised Hashing with Pairwise Labels, IJCAI 2016"
-    Config: ClassVar[type] = DPSHConfig
+    Config: ClassVar[Any] = DPSHConfig

@@ -98,7 +98,7 @@ class Method:
 
     name: ClassVar[str]
     reference: ClassVar[str]
-    Config: ClassVar[type]
+    Config: ClassVar[Any]
     players: dict[str, Player]
 
     def __init__(self, config: Any, shape: tuple[int, ...], classes: int, bits: int) -> None:

@@ -93,6 +93,9 @@ def mlp(shape: tuple[int, ...], bits: int, norm: bool, dropout: float) -> HashNe
 class _ImageNetInput(nn.Module):
     """Scale [-1, 1] to ImageNet's normalisation and give grey images three channels."""
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)

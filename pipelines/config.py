@@ -69,14 +69,14 @@ def convert(each: Field, value: Any) -> Any:
     Raises:
         ValueError: it is none; says what is expected.
     """
-    kind = type(each.default)
+    kind: type = type(each.default)
     meant = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
     wrong = ValueError(f"{flag(each.name)} is {value!r}, but must be {meant}")
     if kind is bool:
         if isinstance(value, bool):
             return value
         raise wrong
-    if isinstance(value, bool) or isinstance(value, dict | list) or value is None:
+    if value is None or isinstance(value, bool | dict | list):
         raise wrong
     if kind is int and isinstance(value, float) and not value.is_integer():
         raise wrong

@@ -65,23 +65,23 @@ class _Encode:
         return self._table(ids, labels, x, origins)
 
     def _files(self, files: str) -> pa.Table:
-        ids, images, origins = [], [], []
+        ids: list[str] = []
+        images: list[np.ndarray] = []
+        origins: list[str] = []
+        lost: list[str] = []
         for name in files.split("\n"):
             path = self.root / name if self.root.is_dir() else self.root
             try:
                 images.append(decode(path.read_bytes(), self.encoder.shape[0], self.encoder.shape[1]))
             except (ValueError, OSError) as error:
-                ids.append(None)
-                origins.append(f"{name}: {error}")
+                lost.append(f"{name}: {error}")
                 continue
             ids.append(name)
             origins.append(str(path.resolve()))
-        good = [i for i, each in enumerate(ids) if each is not None]
-        bad = [origins[i] for i, each in enumerate(ids) if each is None]
         x = np.stack(images) if images else np.zeros((0, *self.encoder.shape), np.uint8)
-        table = self._table([ids[i] for i in good], np.full(len(good), -1), x, [origins[i] for i in good])
-        lost = pa.table({"id": [""] * len(bad), "label": [-1] * len(bad), "code": [b""] * len(bad), "origin": bad}, schema=SCHEMA)
-        return pa.concat_tables([table, lost])
+        table = self._table(ids, np.full(len(ids), -1), x, origins)
+        empty = {"id": [""] * len(lost), "label": [-1] * len(lost), "code": [b""] * len(lost), "origin": lost}
+        return pa.concat_tables([table, pa.table(empty, schema=SCHEMA)])
 
     def _table(self, ids: list[Any], labels: np.ndarray, x: np.ndarray, origins: list[str]) -> pa.Table:
         codes = self.encoder(x) if len(x) else np.zeros((0, self.encoder.bits // 8), np.uint8)
@@ -92,9 +92,9 @@ def _dataset_items(config: Config, shape: tuple[int, ...]) -> list[dict[str, Any
     manifest = Manifest.read(Path(config.input))
     if tuple(manifest.shape) != tuple(shape):
         raise ValueError(f"{config.model} takes rows of shape {list(shape)}, dataset {manifest.dataset!r} has {manifest.shape}")
+    if config.domain and config.domain not in manifest.domains:
+        raise ValueError(f"dataset {manifest.dataset!r} has no domain {config.domain!r}: it has {', '.join(manifest.domains)}")
     domains = [config.domain] if config.domain else list(manifest.domains)
-    if config.domain:
-        manifest.split(config.domain, config.split or next(iter(manifest.domains.get(config.domain, {"train": 0}).splits)) if config.domain in manifest.domains else "train")
     names = [(d, s) for d in domains for s in ([config.split] if config.split else manifest.domains[d].splits)]
     return [
         {"split": f"{d}/{s}", "start": start, "stop": min(start + BATCH, manifest.split(d, s).rows), "files": ""}

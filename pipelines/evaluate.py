@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from models.method import Method
 from models.registry import find
 from pipelines import checkpoint, metrics, runs
 from pipelines.config import option, positional
+from pipelines.metrics import Encoded
 
 Encode = Callable[[np.ndarray], np.ndarray]
 PROTOCOLS = ("cross", "target")
@@ -33,15 +34,6 @@ class Config:
     storage: str = option("runs", "folder of runs")
     tracking: str = option("", "MLflow's tracking URI of the registry (default: as in train)")
     out: str = option("", "folder for the plots (default: the run's own; none for a model)")
-
-
-class Encoded(NamedTuple):
-    """A split in memory: packed codes (n, bits / 8), labels (n,), rows as stored (n, ...), and its name."""
-
-    codes: np.ndarray
-    labels: np.ndarray
-    x: np.ndarray
-    name: str
 
 
 def load_method(folder: Path, manifest: Manifest) -> Method:
@@ -184,10 +176,7 @@ def run(config: Config) -> dict[str, Any]:
     if config.query and config.query == config.database:
         raise ValueError(f"query and database are both {config.query}: a query must not find itself; take another split")
     protocols = (config.protocol,) if config.protocol else PROTOCOLS
-    if config.model.startswith("models:/"):
-        result = _run_model(config, protocols)
-    else:
-        result = _run_run(config, protocols)
+    result = (_run_model if config.model.startswith("models:/") else _run_run)(config, protocols)
     show(result["metrics"], result["notes"])
     return result
 

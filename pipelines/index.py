@@ -33,6 +33,7 @@ def build(codes: np.ndarray, kind: str, neighbours: int = 32, lists: int = 0) ->
         ValueError: there are too few codes for the lists.
     """
     bits = codes.shape[1] * 8
+    index: Any
     if kind == "flat":
         index = faiss.IndexBinaryFlat(bits)
     elif kind == "hnsw":
@@ -41,7 +42,7 @@ def build(codes: np.ndarray, kind: str, neighbours: int = 32, lists: int = 0) ->
         lists = lists or max(1, int(len(codes) ** 0.5))
         if lists > len(codes):
             raise ValueError(f"--lists is {lists}, but there are only {len(codes)} codes")
-        coarse = faiss.IndexBinaryFlat(bits)
+        coarse: Any = faiss.IndexBinaryFlat(bits)
         index = faiss.IndexBinaryIVF(coarse, bits, lists)
         index.own_fields = True
         coarse.this.disown()

@@ -6,7 +6,7 @@ over it (McSherry and Najork, ECIR 2008).
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -51,6 +51,15 @@ def _words(packed: Array) -> Array:
     padded = np.zeros((len(packed), width), np.uint8)
     padded[:, : packed.shape[1]] = packed
     return padded.view(np.uint64)
+
+
+class Encoded(NamedTuple):
+    """A split in memory: packed codes (n, bits / 8) uint8, labels (n,), rows as stored (n, ...), and its name."""
+
+    codes: Array
+    labels: Array
+    x: Array
+    name: str
 
 
 @dataclass

@@ -6,7 +6,7 @@ import matplotlib as mpl
 import numpy as np
 
 from data.manifest import Manifest
-from pipelines.metrics import histograms, precision_recall
+from pipelines.metrics import Encoded, histograms, precision_recall
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 RIGHT, WRONG = "#1a9850", "#d73027"
 
 
-def draw_all(query: object, database: object, manifest: Manifest, out: Path) -> None:
+def draw_all(query: Encoded, database: Encoded, manifest: Manifest, out: Path) -> None:
     """Draw what an evaluation's query and database allow, into a folder."""
     out.mkdir(parents=True, exist_ok=True)
     pr_curve(query, database, out / "precision_recall.png")
@@ -23,7 +23,7 @@ def draw_all(query: object, database: object, manifest: Manifest, out: Path) -> 
         retrieval_grid(query, database, out / "retrievals.png")
 
 
-def pr_curve(query: object, database: object, path: Path) -> None:
+def pr_curve(query: Encoded, database: Encoded, path: Path) -> None:
     """Precision against recall within each Hamming radius."""
     precision, recall = precision_recall(histograms(query.codes, query.labels, database.codes, database.labels))
     figure, axes = plt.subplots(figsize=(5, 4), layout="constrained")
@@ -34,7 +34,7 @@ def pr_curve(query: object, database: object, path: Path) -> None:
     _save(figure, path)
 
 
-def code_map(query: object, database: object, classes: list[str], path: Path, most: int = 600, seed: int = 0) -> None:
+def code_map(query: Encoded, database: Encoded, classes: list[str], path: Path, most: int = 600, seed: int = 0) -> None:
     """t-SNE of codes, coloured by class, with a mark for each domain."""
     from sklearn.manifold import TSNE  # noqa: PLC0415
 
@@ -71,7 +71,7 @@ def picture(x: np.ndarray) -> np.ndarray:
     return np.repeat(x, 3, 0).transpose(1, 2, 0) if x.shape[0] == 1 else x.transpose(1, 2, 0)
 
 
-def retrieval_grid(query: object, database: object, path: Path, rows: int = 10, neighbours: int = 10) -> None:
+def retrieval_grid(query: Encoded, database: Encoded, path: Path, rows: int = 10, neighbours: int = 10) -> None:
     """A query of each class with its nearest database images, framed green where right and red where wrong.
 
     The queries are the first of each class in the split's (shuffled) order: none is picked.

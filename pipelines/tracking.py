@@ -85,16 +85,15 @@ class Tracker:
     def start(self, parameters: dict[str, Any], dataset: dict[str, str], rows: int) -> None:
         """Log parameters, and the dataset's manifest as an input."""
         import mlflow  # noqa: PLC0415
+        from mlflow.data.dataset_source_registry import resolve_dataset_source  # noqa: PLC0415
         from mlflow.data.meta_dataset import MetaDataset  # noqa: PLC0415
-        from mlflow.data.filesystem_dataset_source import FileSystemDatasetSource  # noqa: F401, PLC0415
-        from mlflow.data.http_dataset_source import HTTPDatasetSource  # noqa: F401, PLC0415
-        from mlflow.data.sources import LocalArtifactDatasetSource  # noqa: PLC0415
 
         with _one_line(self.uri):
             mlflow.log_params(parameters)
             mlflow.set_tags({f"dataset_{key}": value for key, value in dataset.items()} | {"dataset_rows": str(rows)})
-            source = LocalArtifactDatasetSource(dataset["path"])
-            mlflow.log_input(MetaDataset(source, name=dataset["name"], digest=dataset["digest"]), context="training")
+            source = resolve_dataset_source(dataset["path"])
+            described = MetaDataset(source, name=dataset["name"], digest=dataset["digest"])  # type: ignore[abstract]
+            mlflow.log_input(described, context="training")
 
     def epoch(self, record: dict[str, Any]) -> None:
         """Log a finished epoch's terms and speed."""

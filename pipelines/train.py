@@ -235,8 +235,6 @@ def run(config: Config) -> dict[str, Any]:
     plan = make_plan(config, manifest, Path(), cores)
     chief = int(os.environ.get("RANK", 0)) == 0 or bool(config.workers)
     folder = Path(config.storage) / config.resume if config.resume else _new_run(config) if chief else Path()
-    if "RANK" in os.environ and not config.workers:
-        raise ValueError("under torchrun start `pipelines.loop` work through `python -m pipelines.torchrun`")
     if config.resume:
         _check_resumed(config, folder)
     config = dataclasses.replace(config, threads=plan.threads)

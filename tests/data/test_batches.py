@@ -1,0 +1,79 @@
+"""Batches: fixed steps, balanced draws, and independence from everything but their arguments."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.batches import DomainBatch, DomainSource
+from data.manifest import Manifest
+from data.transforms import affine_view, random_view, seeded
+
+
+def source(root: Path, **options: object) -> DomainSource:
+    settings: dict[str, object] = {"domain": "typeset", "split": "train", "batch": 30}
+    return DomainSource(root, Manifest.read(root), **(settings | options))  # type: ignore[arg-type]
+
+
+def same(left: list[DomainBatch], right: list[DomainBatch]) -> bool:
+    return len(left) == len(right) and all(torch.equal(a.x, b.x) and torch.equal(a.row, b.row) for a, b in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize("cache_mb", [1024, 0], ids=["memory", "stream"])
+def test_steps_are_fixed_and_epochs_differ_but_repeat_exactly(digits: Path, cache_mb: int) -> None:
+    first = list(source(digits, cache_mb=cache_mb).epoch(0, 7))
+    assert [len(batch.x) for batch in first] == [30] * 7
+    assert same(first, list(source(digits, cache_mb=cache_mb).epoch(0, 7)))
+    assert not same(first, list(source(digits, cache_mb=cache_mb).epoch(1, 7)))
+    assert not same(first, list(source(digits, cache_mb=cache_mb, seed=1).epoch(0, 7)))
+
+
+@pytest.mark.parametrize("cache_mb", [1024, 0], ids=["memory", "stream"])
+def test_rows_are_what_the_dataset_holds_under_their_number(digits: Path, cache_mb: int) -> None:
+    everything = source(digits).memory()
+    for batch in source(digits, cache_mb=cache_mb, per_class=3).epoch(0, 3):
+        assert torch.equal(batch.x, everything.x[batch.row])
+        assert batch.label is not None and everything.label is not None
+        assert torch.equal(batch.label, everything.label[batch.row])
+
+
+@pytest.mark.parametrize("cache_mb", [1024, 0], ids=["memory", "stream"])
+def test_balanced_draws_have_k_of_each_class(digits: Path, cache_mb: int) -> None:
+    for batch in source(digits, cache_mb=cache_mb, per_class=4).epoch(2, 5):
+        assert batch.label is not None
+        assert torch.bincount(batch.label).tolist() == [4] * 10
+
+
+def test_a_pass_from_memory_sees_every_row_once(digits: Path) -> None:
+    rows = torch.cat([batch.row for batch in source(digits, batch=40).epoch(0, 100)])
+    assert sorted(rows.tolist()) == list(range(4000))
+
+
+def test_workers_share_the_rows_without_overlap(digits: Path) -> None:
+    held = [set(source(digits, rank=rank, world=3).memory().row.tolist()) for rank in range(3)]
+    assert set.union(*held) == set(range(4000)) and sum(map(len, held)) == 4000
+
+
+def test_the_label_column_is_not_read_where_it_is_not_wanted(digits: Path) -> None:
+    target = source(digits, domain="handwritten", labels=False)
+    assert target.memory().label is None
+    assert next(iter(target.epoch(0, 1))).label is None
+
+
+def test_a_worker_without_a_class_is_said(digits: Path) -> None:
+    crowded = source(digits, domain="handwritten", per_class=1, world=400, rank=1)
+    with pytest.raises(ValueError, match="has no row of class"):
+        next(iter(crowded.epoch(0, 1)))
+
+
+def test_views_do_not_depend_on_the_number_of_workers() -> None:
+    images = torch.randint(0, 256, (8, 1, 16, 16), generator=seeded(1), dtype=torch.uint8)
+    whole = random_view(images, seeded(5))
+    halves = [random_view(images[rank * 4 : rank * 4 + 4], seeded(5), rank, 2) for rank in range(2)]
+    torch.testing.assert_close(torch.cat(halves), whole)
+    assert not torch.equal(whole, images.float())
+
+
+def test_the_identity_transform_changes_nothing() -> None:
+    images = torch.randint(0, 256, (4, 3, 12, 12), generator=seeded(1), dtype=torch.uint8)
+    torch.testing.assert_close(affine_view(images, seeded(0), degrees=0, shift=0, scale=0, shear=0), images.float(), atol=1e-2, rtol=0)

@@ -1,0 +1,154 @@
+"""Ingest: the Parquet contract, the shuffle, what is left out, what an interruption leaves."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from data import shards
+from data.catalog import open_source
+from data.digits import typeset
+from data.manifest import Manifest
+from data.shards import read_rows, to_arrays, write_domain
+
+
+def npz(path: Path, rows: int = 50, shape: tuple[int, ...] = (8, 8), classes: int = 5, **more: np.ndarray) -> Path:
+    random = np.random.default_rng(0)
+    x = random.integers(0, 256, (rows, *shape), dtype=np.uint8)
+    np.savez(path, x_train=x, y_train=np.arange(rows) % classes, **more)
+    return path
+
+
+def image_folder(path: Path, classes: tuple[str, ...] = ("cat", "dog"), count: int = 3) -> Path:
+    for label, name in enumerate(classes):
+        (path / name).mkdir(parents=True)
+        for index in range(count):
+            Image.new("RGB", (20 + index, 10), (label * 100, index * 10, 5)).save(path / name / f"{index}.png")
+    return path
+
+
+def ingest(source: Path | str, root: Path, domain: str | None = None, **options: object) -> Manifest:
+    for reader in open_source(str(source), domain, root.parent):
+        manifest = write_domain(reader, root, **options)  # type: ignore[arg-type]
+    return manifest
+
+
+def test_the_parquet_contract(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = npz(tmp_path / "a.npz", rows=90)
+    monkeypatch.setattr(shards, "ROWS_PER_FILE", 40)
+    reader = open_source(str(source), "a", tmp_path)[0]
+    layout = shards.Layout("raw", (1, 8, 8), 0, rows_per_file=40)
+    monkeypatch.setattr(shards, "choose_layout", lambda *_: layout)
+    manifest = write_domain(reader, tmp_path / "set")
+    files = manifest.split("a", "train").files
+    assert len(files) == 3 and sum(file["rows"] for file in files) == 90
+    table = pq.read_table([tmp_path / "set" / file["path"] for file in files], partitioning=None)
+    assert {name: str(table.schema.field(name).type) for name in table.column_names} == {
+        "id": "string", "row": "int64", "image": "binary", "label": "int32",
+    }  # fmt: skip
+    assert table["row"].to_pylist() == list(range(90))
+    x = np.load(source)["x_train"]
+    for identity, image, label in zip(*(table[name].to_pylist() for name in ("id", "image", "label")), strict=True):
+        index = int(identity.split("/")[1])
+        assert image == x[index].tobytes() and label == index % 5
+    assert [int(each.split("/")[1]) for each in table["id"].to_pylist()] != list(range(90))
+    ranged = np.concatenate([to_arrays(batch, manifest) for batch in read_rows(tmp_path / "set", manifest, "a", "train", 35, 85)])
+    whole = np.concatenate([to_arrays(batch, manifest) for batch in read_rows(tmp_path / "set", manifest, "a", "train")])
+    assert np.array_equal(ranged, whole[35:85])
+
+
+def test_the_same_seed_gives_the_same_dataset(ray_cluster: None, tmp_path: Path) -> None:
+    source = npz(tmp_path / "a.npz")
+    digests = [ingest(source, tmp_path / str(i) / "set", "a", seed=seed).digest() for i, seed in enumerate((0, 0, 1))]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_unreadable_images_are_left_out_counted_and_named(ray_cluster: None, tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "pets")
+    (folder / "cat" / "torn.png").write_bytes((folder / "cat" / "0.png").read_bytes()[:50])
+    (folder / "dog" / "empty.jpg").write_bytes(b"")
+    manifest = ingest(folder, tmp_path / "set", size=16)
+    assert manifest.split("pets", "train").rows == 6
+    assert {item["id"] for item in manifest.domains["pets"].rejected} == {"cat/torn.png", "dog/empty.jpg"}
+    with pytest.raises(ValueError, match="2 rows cannot be read"):
+        ingest(folder, tmp_path / "strict", size=16, strict=True)
+    assert not (tmp_path / "strict").exists()
+
+
+def test_encoded_images_keep_their_bytes(ray_cluster: None, tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "pets")
+    manifest = ingest(folder, tmp_path / "set", size=96)
+    assert manifest.store == "encoded" and manifest.shape == [3, 96, 96]
+    for batch in read_rows(tmp_path / "set", manifest, "pets", "train", ids=True):
+        for identity, content in zip(batch.column("id").to_pylist(), batch.column("image").to_pylist(), strict=True):
+            assert content == (folder / identity).read_bytes()
+        assert to_arrays(batch, manifest).shape == (6, 3, 96, 96)
+
+
+def test_nested_folders_are_domains_and_a_share_becomes_the_test_split(ray_cluster: None, tmp_path: Path) -> None:
+    for domain in ("photo", "sketch"):
+        image_folder(tmp_path / "all" / domain, count=20)
+    manifest = ingest(tmp_path / "all", tmp_path / "set", size=16, test_share=0.25)
+    assert set(manifest.domains) == {"photo", "sketch"}
+    rows = {name: split.rows for name, split in manifest.domains["photo"].splits.items()}
+    assert rows["train"] + rows["test"] == 40 and 3 <= rows["test"] <= 18
+
+
+def test_a_domain_must_fit_the_dataset(ray_cluster: None, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    ingest(npz(tmp_path / "a.npz"), root, "a")
+    with pytest.raises(ValueError, match="already has domain 'a'"):
+        ingest(tmp_path / "a.npz", root, "a")
+    with pytest.raises(ValueError, match="share their classes"):
+        ingest(npz(tmp_path / "b.npz", classes=4), root, "b")
+    with pytest.raises(ValueError, match=r"raw \[1, 16, 16\], but dataset"):
+        ingest(tmp_path / "a.npz", root, "c", size=16)
+    resized = ingest(npz(tmp_path / "d.npz", shape=(12, 12)), root, "d")
+    assert resized.shape == [1, 8, 8] and set(resized.domains) == {"a", "d"}
+
+
+def test_features_are_stored_as_vectors(ray_cluster: None, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(30, 7)).astype(np.float16)
+    np.savez(tmp_path / "f.npz", x_train=x, y_train=np.arange(30) % 3, classes=np.array(["a", "b", "c"]))
+    manifest = ingest(tmp_path / "f.npz", tmp_path / "set")
+    assert (manifest.store, manifest.shape, manifest.classes) == ("feature", [7], ["a", "b", "c"])
+    batch = next(iter(read_rows(tmp_path / "set", manifest, "f", "train", ids=True)))
+    order = [int(each.split("/")[1]) for each in batch.column("id").to_pylist()]
+    assert np.array_equal(to_arrays(batch, manifest), x[order].astype(np.float32))
+
+
+def test_an_interrupted_ingest_leaves_nothing_that_a_reader_takes_for_whole(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "set"
+    first = ingest(npz(tmp_path / "a.npz"), root, "a")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shards, "_describe", stop)
+    with pytest.raises(KeyboardInterrupt):
+        ingest(tmp_path / "a.npz", root, "b")
+    assert Manifest.read(root) == first
+    assert sorted(each.name for each in root.iterdir()) == [".lock", "domain=a", "manifest.json"]
+
+
+def test_a_torn_shard_and_a_newer_manifest_are_said(ray_cluster: None, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    manifest = ingest(npz(tmp_path / "a.npz"), root, "a")
+    shard = root / manifest.split("a", "train").files[0]["path"]
+    shard.write_bytes(shard.read_bytes()[:-20])
+    with pytest.raises(ValueError, match="cannot be read"):
+        list(read_rows(root, manifest, "a", "train"))
+    values = json.loads((root / "manifest.json").read_text()) | {"format": 99}
+    (root / "manifest.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="newer than this version"):
+        Manifest.read(root)
+
+
+def test_typeset_digits_are_a_function_of_seed_and_index() -> None:
+    one, again, other = typeset("train", 13), typeset("train", 13), typeset("train", 13, seed=1)
+    assert np.array_equal(one[0], again[0]) and not np.array_equal(one[0], other[0])
+    assert one[1] == 3 and one[0].shape == (32, 32)
+    assert one[0].max() - int(one[0].min()) > 60
