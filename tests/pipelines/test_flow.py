@@ -1,0 +1,178 @@
+"""The whole way on the embedded digits, and the registered encoder in a process that has only mlflow and torch."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from data.manifest import Manifest
+from pipelines import encode, evaluate, index, promote, register, search, train
+from pipelines.cli import main
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A short real run of DAH with tracking, and where everything is."""
+    storage = tmp_path_factory.mktemp("runs")
+    config = train.make_config({
+        "method": "dah", "dataset": str(digits), "source": "typeset", "target": "handwritten", "bits": 32, "per_class": 10, "epochs": 4,
+        "steps_per_epoch": 40, "storage": str(storage), "workers": 1,
+    })  # fmt: skip
+    return train.run(config) | {"storage": str(storage), "digits": digits}
+
+
+@pytest.fixture(scope="module")
+def champion(trained: dict[str, Any]) -> str:
+    """The run's encoder, registered and promoted."""
+    register.run(register.Config(trained["run_id"], name="digits", storage=trained["storage"]))
+    assert promote.run(promote.Config("digits", storage=trained["storage"]))["promoted"]
+    return "models:/digits@champion"
+
+
+def test_a_short_run_is_well_above_chance(trained: dict[str, Any]) -> None:
+    figures = trained["metrics"]
+    assert figures["accuracy"] > 0.4 and figures["cross/map"] > 0.4 and figures["target/map"] > 0.4
+    assert not trained["oracle"] and trained["images_per_second"] > 0
+    plots = Path(trained["storage"]) / trained["run_id"] / "plots"
+    for name in ("precision_recall.png", "codes_tsne.png", "retrievals.png"):
+        with Image.open(plots / name) as picture:
+            assert min(picture.size) > 200 and len(picture.convert("L").getcolors(256)) > 20
+
+
+def test_the_run_is_tracked(trained: dict[str, Any]) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{trained['storage']}/mlflow.db")
+    experiment = client.get_experiment_by_name("hashbridge")
+    assert experiment is not None
+    run = client.search_runs([experiment.experiment_id])[0]
+    assert run.info.status == "FINISHED" and run.data.params["mmd_weight"] == "1.0" and run.data.params["bits"] == "32"
+    assert run.data.metrics["accuracy"] == pytest.approx(trained["metrics"]["accuracy"])
+    assert len(client.get_metric_history(run.info.run_id, "loss/hash")) == 4
+    manifest = Manifest.read(trained["digits"])
+    assert [each.dataset.digest for each in run.inputs.dataset_inputs] == [manifest.digest()]
+    assert {each.path for each in client.list_artifacts(run.info.run_id, "plots")} >= {"plots/retrievals.png"}
+
+
+def test_evaluation_of_run_and_model_agree(trained: dict[str, Any], champion: str) -> None:
+    from_run = evaluate.run(evaluate.Config(trained["run_id"], storage=trained["storage"], protocol="target"))["metrics"]
+    config = evaluate.Config(champion, dataset=str(trained["digits"]), storage=trained["storage"], protocol="target")
+    from_model = evaluate.run(config)["metrics"]
+    assert from_run["target/map"] == pytest.approx(trained["metrics"]["target/map"], abs=1e-12)
+    assert from_model["target/map"] == pytest.approx(from_run["target/map"], abs=1e-6)
+    assert "accuracy" in from_run
+
+
+def test_a_fresh_process_gives_the_codes_that_encode_wrote(trained: dict[str, Any], champion: str, tmp_path: Path) -> None:
+    digits, out = trained["digits"], tmp_path / "codes"
+    encode.run(encode.Config(champion, str(digits), out=str(out), domain="handwritten", split="test", storage=trained["storage"]))
+    manifest = Manifest.read(digits)
+    codes = evaluate.encode_split(lambda x: x, digits, manifest, "handwritten", "test")
+    np.save(tmp_path / "x.npy", codes.x)
+    script = (
+        "import sys, numpy as np, mlflow; "
+        f"mlflow.set_tracking_uri('sqlite:///{trained['storage']}/mlflow.db'); "
+        f"model = mlflow.pyfunc.load_model('{champion}'); x = np.load('{tmp_path}/x.npy'); "
+        f"np.save('{tmp_path}/found.npy', np.concatenate([model.predict(x[i:i+100]) for i in range(0, len(x), 100)])); "
+        "print(sorted({'ray', 'models', 'data', 'pipelines'} & set(sys.modules)))"
+    )
+    (tmp_path / "empty").mkdir()
+    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, cwd=tmp_path / "empty", check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().splitlines()[-1] == "[]"
+    table, written, _ = encode.read_codes(out)
+    assert np.array_equal(np.load(tmp_path / "found.npy"), written)
+    assert len(table) == 500 and len(set(table["id"].to_pylist())) == 500
+
+
+def test_the_version_says_what_it_is(trained: dict[str, Any], champion: str) -> None:
+    from pipelines.tracking import version_tags
+
+    found = version_tags(f"sqlite:///{trained['storage']}/mlflow.db", "digits", "champion")
+    assert found is not None
+    tags = found[1]
+    assert {tags[name] for name in ("method", "bits", "source", "target", "protocol")} == {"dah", "32", "typeset", "handwritten", "cross+target"}
+    assert tags["dataset_digest"] == Manifest.read(trained["digits"]).digest()
+    assert float(tags["metric.target.map"]) == pytest.approx(trained["metrics"]["target/map"], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf"])
+def test_search_finds_what_brute_force_finds(kind: str, trained: dict[str, Any], champion: str, tmp_path: Path) -> None:
+    digits, out = trained["digits"], tmp_path / "codes"
+    encode.run(encode.Config(trained["run_id"], str(digits), out=str(out), domain="typeset", split="test", storage=trained["storage"]))
+    index.run(index.Config(str(out), out=str(tmp_path / "i"), kind=kind, lists=1 if kind == "ivf" else 0))
+    config = search.Config(str(tmp_path / "i"), f"{digits}#handwritten/test#3-6", champion, 5, str(tmp_path / "grid.png"), trained["storage"])
+    found = search.run(config)["queries"]
+    assert len(found) == 4 and all(len(each["answers"]) == 5 for each in found)
+    _, database, _ = encode.read_codes(out)
+    encoder = evaluate.load_method(Path(trained["storage"]) / trained["run_id"], Manifest.read(digits))
+    x = search.load_queries(f"{digits}#handwritten/test#3-6", (1, 32, 32))[1]
+    import torch
+
+    from models.codes import pack
+
+    with torch.no_grad():
+        wanted = pack(encoder.encode(torch.from_numpy(x))).numpy()
+    for query, each in zip(wanted, found, strict=True):
+        nearest = sorted(np.bitwise_count(database ^ query).sum(1).tolist())[:5]
+        assert [answer["distance"] for answer in each["answers"]] == nearest
+    assert (tmp_path / "grid.png").stat().st_size > 5000
+
+
+def test_a_folder_of_images_is_encoded_and_searched(trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for number in range(6):
+        Image.fromarray(np.full((40, 30, 3), number * 40, np.uint8)).save(folder / f"{number}.png")
+    (folder / "torn.png").write_bytes(b"\x89PNG")
+    storage = trained["storage"]
+    assert main(["encode", trained["run_id"], str(folder), "--out", str(tmp_path / "codes"), "--storage", storage, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["codes"] == 6 and len(result["rejected"]) == 1 and "torn.png" in result["rejected"][0]
+    table = pq.read_table(tmp_path / "codes")
+    assert table["id"].to_pylist() == [f"{number}.png" for number in range(6)]
+    assert main(["index", str(tmp_path / "codes"), "--out", str(tmp_path / "i")]) == 0
+    capsys.readouterr()
+    assert main(["search", str(tmp_path / "i"), str(folder / "2.png"), "-k", "1", "--storage", storage, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])["queries"][0]["answers"][0]
+    assert answer["distance"] == 0
+
+
+def test_promotion_refuses_the_worse_and_the_incomparable(trained: dict[str, Any], champion: str) -> None:
+    from pipelines import tracking
+
+    uri, storage = f"sqlite:///{trained['storage']}/mlflow.db", trained["storage"]
+    register.run(register.Config(trained["run_id"], name="digits", storage=storage))
+    decision = promote.run(promote.Config("digits", storage=storage))
+    assert not decision["promoted"] and decision["champion"] == 1
+    tracking.connect(uri).set_model_version_tag("digits", str(decision["challenger"]), "dataset_digest", "another")
+    with pytest.raises(ValueError, match="dataset_digest"):
+        promote.run(promote.Config("digits", storage=storage))
+
+
+def test_runs_of_other_settings_do_not_resume(trained: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "dpsh", "--resume", trained["run_id"], "--storage", trained["storage"]]
+    assert main(arguments) == 2
+    assert "is of dah with 32 bits, not of dpsh" in capsys.readouterr().err
+
+
+def test_features_go_the_same_way(shared_data: Path, ray_cluster: None, tmp_path: Path) -> None:
+    root = tmp_path / "office"
+    for domain in ("dslr", "webcam"):
+        assert main(["ingest", str(shared_data / f"office_caltech10_{domain}.npz"), "--dataset", str(root), "--domain", domain]) == 0
+    config = train.make_config({
+        "method": "dah", "dataset": str(root), "source": "webcam", "target": "dslr", "epochs": 1, "steps_per_epoch": 40, "workers": 0,
+        "storage": str(tmp_path / "runs"), "tracking": "none",
+    })  # fmt: skip
+    result = train.run(config)
+    assert result["metrics"]["accuracy"] > 0.8 and result["metrics"]["target/map"] > 0.5
+    assert any("left out of its own ranking" in note for note in result["notes"])

@@ -1,0 +1,64 @@
+"""The same command as a Ray job, from a clone, on a head of its own."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def wait_for(url: str, timeout: float = 60) -> None:
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+            return
+        except OSError:
+            time.sleep(0.3)
+    raise AssertionError(f"{url} did not answer in {timeout} s")
+
+
+@pytest.mark.skipif(not Path(RAY).exists(), reason="the ray command is not installed")
+def test_train_as_a_job_from_a_clone(digits: Path, tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", "--depth", "1", ROOT.as_uri(), str(clone)], check=True)
+    dashboard = free_port()
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"RAY_AUTH_MODE": "disabled"}
+    head = subprocess.Popen(
+        [RAY, "start", "--head", "--block", f"--port={free_port()}", "--num-cpus=2", "--dashboard-host=127.0.0.1",
+         f"--dashboard-port={dashboard}", f"--temp-dir={Path('/tmp') / f'hb{os.getpid()}'}", "--disable-usage-stats"],
+        env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        wait_for(f"http://127.0.0.1:{dashboard}/api/version")
+        arguments = (
+            f"train dah --dataset {digits} --source typeset --target handwritten --bits 16 --per-class 4 --epochs 1 --steps-per-epoch 3 "
+            f"--storage {tmp_path}/runs --tracking none --no-plots --json"
+        )
+        done = subprocess.run(
+            [RAY, "job", "submit", "--address", f"http://127.0.0.1:{dashboard}", "--working-dir", ".", "--",
+             sys.executable, "-m", "pipelines", *arguments.split()],
+            cwd=clone, env=environment, capture_output=True, text=True, timeout=180, check=False,
+        )  # fmt: skip
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        head.wait(30)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = next(tmp_path.glob("runs/*/result.json"))
+    assert json.loads(result.read_text())["epochs"] == 1
+    assert '"run_id"' in done.stdout

@@ -1,0 +1,178 @@
+"""Runs that die go on, and end with the parameters of a run that nothing disturbed, bit for bit."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models.dah import DAH, DAHConfig
+from pipelines import checkpoint, runs, train
+
+ROOT = Path(__file__).resolve().parents[2]
+EPOCHS, STEPS = 3, 10
+
+
+def config(digits: Path, storage: Path, **more: Any) -> train.Config:
+    return train.make_config({
+        "method": "dah", "dataset": str(digits), "source": "typeset", "target": "handwritten", "bits": 16, "per_class": 4, "epochs": EPOCHS,
+        "steps_per_epoch": STEPS, "storage": str(storage), "tracking": "none", "plots": False, "workers": 2, "threads": 1,
+    } | more)  # fmt: skip
+
+
+def final(folder: Path) -> dict[str, torch.Tensor]:
+    place = checkpoint.latest(folder / "checkpoints")
+    assert place is not None and place.name == f"epoch-{EPOCHS:05d}"
+    return load_file(place / "model.safetensors")
+
+
+def equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """Parameters of two Ray workers' run to its end."""
+    result = train.run(config(digits, tmp_path_factory.mktemp("undisturbed")))
+    return final(Path(result["checkpoint"]).parent.parent)
+
+
+def wait_for_epoch(storage: Path, timeout: float = 120) -> Path:
+    """Wait until a run has done its first epoch and is in the middle of the next."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        for progress in storage.glob("*/progress.jsonl"):
+            if progress.read_text().count("\n") >= 1:
+                time.sleep(0.15)
+                return progress.parent
+        time.sleep(0.02)
+    raise AssertionError("no epoch was done in time")
+
+
+def training_workers() -> list[psutil.Process]:
+    """Ray's training workers among the processes of this machine."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if "RayTrainWorker" in " ".join(process.cmdline()) or "RayTrainWorker" in process.name():
+                found.append(process)
+    return found
+
+
+def test_a_worker_killed_in_mid_epoch(digits: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def kill() -> None:
+        wait_for_epoch(tmp_path)
+        victim = training_workers()[0]
+        victim.send_signal(signal.SIGKILL)
+        killed.append(victim.pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    result = train.run(config(digits, tmp_path))
+    killer.join()
+    assert killed
+    assert equal(final(tmp_path / result["run_id"]), undisturbed)
+
+
+def test_a_killed_driver_resumes(digits: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    import ray
+
+    script = (
+        "import sys; from tests.pipelines.test_resume import config, train; from pathlib import Path; "
+        "train.run(config(Path(sys.argv[1]), Path(sys.argv[2])))"
+    )
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    arguments = [sys.executable, "-c", script, str(digits), str(tmp_path)]
+    driver = subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder = wait_for_epoch(tmp_path)
+    driver.kill()
+    driver.wait()
+    end = time.monotonic() + 60
+    while training_workers() and time.monotonic() < end:
+        time.sleep(0.2)
+    last = checkpoint.latest(folder / "checkpoints")
+    assert last is not None and last.name != f"epoch-{EPOCHS:05d}"
+    train.run(train.make_config({"resume": folder.name, "storage": str(tmp_path)}))
+    assert equal(final(folder), undisturbed)
+
+
+def test_a_plain_process_resumes_bit_identically(digits: Path, tmp_path: Path) -> None:
+    whole = train.run(config(digits, tmp_path / "whole", workers=0))
+    part = train.run(config(digits, tmp_path / "part", workers=0))
+    folder = tmp_path / "part" / part["run_id"]
+    kept = sorted((folder / "checkpoints").glob("epoch-*"))
+    assert len(kept) == 2
+    import shutil
+
+    shutil.rmtree(kept[-1])
+    lines = (folder / "progress.jsonl").read_text().splitlines()[:-1]
+    (folder / "progress.jsonl").write_text("\n".join(lines) + "\n")
+    train.run(train.make_config({"resume": folder.name, "storage": str(folder.parent)}))
+    assert equal(final(folder), final(tmp_path / "whole" / whole["run_id"]))
+
+
+def method(bits: int = 16) -> DAH:
+    torch.manual_seed(0)
+    return DAH(DAHConfig(pretrained="none"), (1, 16, 16), 3, bits)
+
+
+def test_a_checkpoint_holds_the_optimiser(tmp_path: Path) -> None:
+    one = method()
+    optimizer = one.players["encoder"].optimizer
+    sum(p.sum() for p in one.network.parameters()).backward()
+    optimizer.step()
+    place = checkpoint.save(tmp_path, one, 4, {})
+    other = method()
+    assert checkpoint.load(place, other) == 4
+    left, right = optimizer.state_dict(), other.players["encoder"].optimizer.state_dict()
+    assert left["param_groups"] == right["param_groups"]
+    for key, state in left["state"].items():
+        assert all(torch.equal(torch.as_tensor(value), torch.as_tensor(right["state"][key][name])) for name, value in state.items())
+
+
+def test_a_checkpoint_of_another_method_or_a_torn_one_is_said(tmp_path: Path) -> None:
+    place = checkpoint.save(tmp_path, method(), 1, {})
+    with pytest.raises(ValueError, match="16 bits.*not of dah .32 bits"):
+        checkpoint.load(place, method(bits=32))
+    weights = place / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="is damaged"):
+        checkpoint.load(place, method())
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = checkpoint.save(tmp_path, method(), 1, {})
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space left on device.*the one before it is kept"):
+        checkpoint.save(tmp_path, method(), 2, {})
+    assert checkpoint.latest(tmp_path) == first and [each.name for each in tmp_path.iterdir()] == [first.name]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match="is not finite in epoch"):
+        train.run(config(digits, tmp_path, workers=0, learning_rate=1e30, optimizer="sgd", norm=False))
+
+
+def test_the_follower_hands_over_each_record_once(tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+    progress = runs.Progress(tmp_path)
+    progress({"epoch": 0})
+    with runs.Follower(tmp_path, seen.append, interval=0.01):
+        for epoch in range(1, 30):
+            progress({"epoch": epoch})
+    assert [record["epoch"] for record in seen] == list(range(1, 30))
