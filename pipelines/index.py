@@ -38,6 +38,7 @@ def build(codes: np.ndarray, kind: str, neighbours: int = 32, lists: int = 0) ->
         index = faiss.IndexBinaryFlat(bits)
     elif kind == "hnsw":
         index = faiss.IndexBinaryHNSW(bits, neighbours)
+        index.hnsw.efConstruction, index.hnsw.efSearch = 200, 128
     else:
         lists = lists or max(1, int(len(codes) ** 0.5))
         if lists > len(codes):

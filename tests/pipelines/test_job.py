@@ -1,15 +1,17 @@
 """The same command as a Ray job, from a clone, on a head of its own."""
 
+import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,11 +39,11 @@ def wait_for(url: str, timeout: float = 60) -> None:
 def test_train_as_a_job_from_a_clone(digits: Path, tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", "--depth", "1", ROOT.as_uri(), str(clone)], check=True)
-    dashboard = free_port()
+    dashboard, short = free_port(), tempfile.mkdtemp(prefix="hb")  # a socket's path may have 107 characters
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"RAY_AUTH_MODE": "disabled"}
     head = subprocess.Popen(
         [RAY, "start", "--head", "--block", f"--port={free_port()}", "--num-cpus=2", "--dashboard-host=127.0.0.1",
-         f"--dashboard-port={dashboard}", f"--temp-dir={Path('/tmp') / f'hb{os.getpid()}'}", "--disable-usage-stats"],
+         f"--dashboard-port={dashboard}", f"--temp-dir={short}", "--disable-usage-stats"],
         env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     try:
@@ -50,13 +52,19 @@ def test_train_as_a_job_from_a_clone(digits: Path, tmp_path: Path) -> None:
             f"train dah --dataset {digits} --source typeset --target handwritten --bits 16 --per-class 4 --epochs 1 --steps-per-epoch 3 "
             f"--storage {tmp_path}/runs --tracking none --no-plots --json"
         )
-        done = subprocess.run(
-            [RAY, "job", "submit", "--address", f"http://127.0.0.1:{dashboard}", "--working-dir", ".", "--",
-             sys.executable, "-m", "pipelines", *arguments.split()],
-            cwd=clone, env=environment, capture_output=True, text=True, timeout=180, check=False,
-        )  # fmt: skip
+        submit = [RAY, "job", "submit", "--address", f"http://127.0.0.1:{dashboard}", "--working-dir", "."]
+        for _ in range(20):  # the head answers some seconds before it takes jobs
+            done = subprocess.run(
+                [*submit, "--", sys.executable, "-m", "pipelines", *arguments.split()],
+                cwd=clone, env=environment, capture_output=True, text=True, timeout=180, check=False,
+            )  # fmt: skip
+            if "No available agent" not in done.stderr:
+                break
+            time.sleep(2)
     finally:
-        os.killpg(head.pid, signal.SIGTERM)
+        for process in [*psutil.Process(head.pid).children(recursive=True), head]:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
         head.wait(30)
     assert done.returncode == 0, done.stdout + done.stderr
     result = next(tmp_path.glob("runs/*/result.json"))
