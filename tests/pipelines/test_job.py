@@ -41,9 +41,10 @@ def test_train_as_a_job_from_a_clone(digits: Path, tmp_path: Path) -> None:
     subprocess.run(["git", "clone", "--quiet", "--depth", "1", ROOT.as_uri(), str(clone)], check=True)
     dashboard, short = free_port(), tempfile.mkdtemp(prefix="hb")  # a socket's path may have 107 characters
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"RAY_AUTH_MODE": "disabled"}
+    ports = {"port": free_port(), "dashboard-port": dashboard, "dashboard-agent-listen-port": free_port(), "ray-client-server-port": free_port()}
     head = subprocess.Popen(
-        [RAY, "start", "--head", "--block", f"--port={free_port()}", "--num-cpus=2", "--dashboard-host=127.0.0.1",
-         f"--dashboard-port={dashboard}", f"--temp-dir={short}", "--disable-usage-stats"],
+        [RAY, "start", "--head", "--block", "--num-cpus=2", "--dashboard-host=127.0.0.1", f"--temp-dir={short}", "--disable-usage-stats",
+         *(f"--{name}={port}" for name, port in ports.items())],
         env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     try:
