@@ -81,6 +81,7 @@ class DAH(Method):
             else None
         )
         self.references: tuple[Tensor, Tensor] | None = None
+        self.draws = 0
 
     @property
     def adapts(self) -> bool:
@@ -102,6 +103,10 @@ class DAH(Method):
         if c.optimizer == "sgd":
             return torch.optim.SGD(groups, lr=c.learning_rate, momentum=0.9, weight_decay=c.weight_decay)
         return torch.optim.AdamW(groups, lr=c.learning_rate, weight_decay=c.weight_decay)
+
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """Begin the epoch's own sequence of shuffles."""
+        self.draws = epoch << 32
 
     def begin_step(self, progress: float) -> None:
         """Set the learning rate: log-spaced to ``final_rate``, or a cosine to zero."""
@@ -156,8 +161,8 @@ class DAH(Method):
         return linear_mmd(source[self._shuffle(len(source))], target[self._shuffle(len(target))])
 
     def _shuffle(self, n: int) -> Tensor:
-        """A permutation drawn from the averaged step count, so that ranks agree whatever else they drew."""
-        self.draws = getattr(self, "draws", 0) + 1
+        """A permutation that is a function of the epoch and the draw, so that ranks agree whatever else they drew."""
+        self.draws += 1
         return torch.randperm(n, generator=torch.Generator().manual_seed(self.draws))
 
     def _probabilities(self, queries: Tensor, codes: Tensor, labels: Tensor) -> Tensor:

@@ -29,13 +29,16 @@ def _flatten(value: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, dict):
         return {"dict": [[key, _flatten(each, f"{prefix}/{key}", tensors)] for key, each in value.items()]}
     if isinstance(value, list | tuple):
-        return [_flatten(each, f"{prefix}/{index}", tensors) for index, each in enumerate(value)]
+        parts = [_flatten(each, f"{prefix}/{index}", tensors) for index, each in enumerate(value)]
+        return {"tuple": parts} if isinstance(value, tuple) else parts
     return value
 
 
 def _restore(value: Any, tensors: dict[str, Tensor]) -> Any:
     """Undo :func:`_flatten`."""
     if isinstance(value, dict):
+        if "tuple" in value:
+            return tuple(_restore(each, tensors) for each in value["tuple"])
         return tensors[value["tensor"]] if "tensor" in value else {k: _restore(v, tensors) for k, v in value["dict"]}
     return [_restore(each, tensors) for each in value] if isinstance(value, list) else value
 

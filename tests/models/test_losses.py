@@ -73,12 +73,12 @@ def test_quadratic_mmd_matches_the_sum_over_pairs() -> None:
     assert quadratic_mmd(source, target).item() == pytest.approx(brute_mmd(source, target), rel=1e-4)
 
 
-@pytest.mark.parametrize("estimate", [linear_mmd, quadratic_mmd])
-def test_mmd_is_about_zero_for_one_distribution_and_grows_with_the_shift(estimate: object) -> None:
+@pytest.mark.parametrize(("estimate", "n"), [(linear_mmd, 80_000), (quadratic_mmd, 800)])
+def test_mmd_is_about_zero_for_one_distribution_and_grows_with_the_shift(estimate: object, n: int) -> None:
     random = torch.Generator().manual_seed(0)
-    a, b = torch.randn(800, 4, generator=random), torch.randn(800, 4, generator=random)
+    a, b = torch.randn(n, 4, generator=random), torch.randn(n, 4, generator=random)
     same, near, far = (float(estimate(a, b + shift)) for shift in (0.0, 0.5, 2.0))  # type: ignore[operator]
-    assert abs(same) < 0.015 < near < far
+    assert abs(same) < 0.005 < near < far
 
 
 def test_gradients_are_right() -> None:
