@@ -4,6 +4,8 @@ Losses that compare samples are computed on features gathered from all ranks; ba
 global batch. Outside a process group all of it does nothing.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as dist_nn
@@ -18,6 +20,15 @@ def world_size() -> int:
 def rank() -> int:
     """This process's rank; 0 outside a process group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def share(value: dict[str, Any]) -> dict[str, Any]:
+    """Rank 0's value, on every rank; the value itself outside a process group."""
+    if world_size() == 1:
+        return value
+    shared = [value]
+    dist.broadcast_object_list(shared)
+    return shared[0]
 
 
 def gather(x: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
         cluster.verbose(verbose)
         with contextlib.redirect_stdout(sys.stderr) if common.json else contextlib.nullcontext():
             result = stage.run(config)
-        if common.json:
+        if common.json and result:
             print(json.dumps(result, default=float), flush=True)
         return 0
     except USER_ERRORS as error:

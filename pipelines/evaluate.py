@@ -195,7 +195,7 @@ def _run_run(config: Config, protocols: tuple[str, ...]) -> dict[str, Any]:
 def _pair(encode: Encode, root: Path, manifest: Manifest, config: Config) -> dict[str, Any]:
     query, database = (encode_split(encode, root, manifest, *name.rsplit("/", 1)) for name in (config.query, config.database))
     figures = measure(query, database, config.ties)
-    return {"metrics": {f"{config.query} in {config.database}/{name}": value for name, value in figures.items()} | {}, "notes": []}
+    return {"metrics": {f"{config.query} in {config.database}/{name}": value for name, value in figures.items()}, "notes": []}
 
 
 def _run_model(config: Config, protocols: tuple[str, ...]) -> dict[str, Any]:

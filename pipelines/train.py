@@ -45,9 +45,8 @@ class Config:
     own: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("epochs",):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} is {getattr(self, name)}, but must be at least 1")
+        if self.epochs < 1:
+            raise ValueError(f"--epochs is {self.epochs}, but must be at least 1")
         for name in ("steps_per_epoch", "workers", "threads", "seed", "cache_mb", "max_failures"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}, but must not be negative")
@@ -134,7 +133,7 @@ def make_plan(config: Config, manifest: Manifest, folder: Path, cores: int) -> P
     if batch % world:
         raise ValueError(f"a batch of {batch} rows does not divide over {world} workers")
     steps = config.steps_per_epoch or max(100, max(source.rows, target.rows if wants.target else 0) // batch)
-    threads = config.threads or max(1, cores // world)
+    threads = config.threads or max(1, cores // (world if config.workers else int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     return Plan(asdict(config), str(folder), batch, steps, threads)
 
 
@@ -170,13 +169,11 @@ def work(plan: dict[str, Any]) -> None:
 
 
 def _launch(plan: Plan, workers: int, gpu: bool, failures: int) -> None:
-    """Run the plan's work: here, or on Ray Train's workers."""
+    """Run the plan's work: here, with torchrun's other ranks, or on Ray Train's workers."""
     if not workers:
-        if "RANK" in os.environ:
-            import torch.distributed as dist  # noqa: PLC0415
+        from models.distributed import share  # noqa: PLC0415  torch is slow to import
 
-            dist.init_process_group("nccl" if gpu else "gloo")
-        work(asdict(plan))
+        work(share(asdict(plan)))
         return
     ray = cluster.start()
     from ray.train import FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
@@ -224,7 +221,27 @@ def _check_resumed(config: Config, folder: Path) -> None:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Train, evaluate and track; returns the run's result."""
+    """Train, evaluate and track; returns the run's result.
+
+    Under torchrun (``--workers 0``) rank 0 does so, and the other ranks take its plan, train with it and return nothing.
+    """
+    if config.workers or "RANK" not in os.environ:
+        return _run(config)
+    import torch.distributed as dist  # noqa: PLC0415
+
+    from models.distributed import share  # noqa: PLC0415
+
+    dist.init_process_group("cpu:gloo,cuda:nccl" if config.gpu else "gloo")
+    try:
+        if dist.get_rank() == 0:
+            return _run(config)
+        work(share({}))
+        return {}
+    finally:
+        dist.destroy_process_group()
+
+
+def _run(config: Config) -> dict[str, Any]:
     root = Path(config.dataset)
     manifest = Manifest.read(root)
     method = find(config.method)
@@ -233,8 +250,7 @@ def run(config: Config) -> dict[str, Any]:
     if config.workers and not config.gpu:
         cores = int(cluster.start().cluster_resources().get("CPU", cores))
     plan = make_plan(config, manifest, Path(), cores)
-    chief = int(os.environ.get("RANK", 0)) == 0 or bool(config.workers)
-    folder = Path(config.storage) / config.resume if config.resume else _new_run(config) if chief else Path()
+    folder = Path(config.storage) / config.resume if config.resume else _new_run(config)
     if config.resume:
         _check_resumed(config, folder)
     config = dataclasses.replace(config, threads=plan.threads)

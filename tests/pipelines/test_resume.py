@@ -1,6 +1,7 @@
 """Runs that die go on, and end with the parameters of a run that nothing disturbed, bit for bit."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -23,11 +24,14 @@ ROOT = Path(__file__).resolve().parents[2]
 EPOCHS, STEPS = 3, 10
 
 
+OPTIONS = {
+    "method": "dah", "source": "typeset", "target": "handwritten", "bits": 16, "per_class": 4, "epochs": EPOCHS, "steps_per_epoch": STEPS,
+    "tracking": "none", "plots": False, "workers": 2, "threads": 1,
+}  # fmt: skip
+
+
 def config(digits: Path, storage: Path, **more: Any) -> train.Config:
-    return train.make_config({
-        "method": "dah", "dataset": str(digits), "source": "typeset", "target": "handwritten", "bits": 16, "per_class": 4, "epochs": EPOCHS,
-        "steps_per_epoch": STEPS, "storage": str(storage), "tracking": "none", "plots": False, "workers": 2, "threads": 1,
-    } | more)  # fmt: skip
+    return train.make_config({"dataset": str(digits), "storage": str(storage)} | OPTIONS | more)
 
 
 def final(folder: Path) -> dict[str, torch.Tensor]:
@@ -107,6 +111,17 @@ def test_a_killed_driver_resumes(digits: Path, undisturbed: dict[str, torch.Tens
     assert last is not None and last.name != f"epoch-{EPOCHS:05d}"
     train.run(train.make_config({"resume": folder.name, "storage": str(tmp_path)}))
     assert equal(final(folder), undisturbed)
+
+
+def test_torchrun_gives_what_ray_gives(digits: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items() if name not in ("method", "plots", "workers")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "pipelines"]
+    arguments = ["train", "dah", f"--dataset={digits}", f"--storage={tmp_path}", "--workers=0", "--no-plots", "--json", *options]
+    done = subprocess.run(command + arguments, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 1  # the other rank is silent
+    assert equal(final(Path(json.loads(lines[0])["checkpoint"]).parent.parent), undisturbed)
 
 
 def test_a_plain_process_resumes_bit_identically(digits: Path, tmp_path: Path) -> None:

@@ -1,0 +1,96 @@
+"""Training throughput: the bare loop on tensors in memory, ``hashbridge train`` with one Ray worker, and with two.
+
+Run: python -m tests.benchmarks.throughput [--method dah] [--epochs 6] [--steps 40] [--per-class 20] [--rounds 2]
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.batches import DomainBatch, DomainSource
+from data.manifest import Manifest
+from data.transforms import random_view
+from models.method import Batch
+from models.registry import METHODS, find
+from pipelines import ingest, train
+from pipelines.cli import quiet
+
+
+def bare_loop(config: train.Config, threads: int) -> float:
+    """Images per second of a method's steps on tensors that lie in memory: no Ray, no files, no checkpoints."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(config.seed)
+    root = Path(config.dataset)
+    manifest = Manifest.read(root)
+    kind = find(config.method)
+    method = kind(kind.Config(**config.own), tuple(manifest.shape), len(manifest.classes), config.bits).train()
+    wants = method.wants
+    rows = [DomainSource(root, manifest, domain, "train", 1, labels=True).memory() for domain in (config.source, config.target)]
+    size = wants.batch_size or wants.per_class * len(manifest.classes)
+    speeds = []
+    for epoch in range(config.epochs):
+        method.begin_epoch(epoch, config.epochs)
+        start, images = time.perf_counter(), 0
+        for step in range(config.steps_per_epoch):
+            parts: list[DomainBatch] = []
+            for each in rows:
+                drawn = each.take(torch.randint(len(each.row), (size,)))
+                generator = torch.Generator().manual_seed(step)
+                parts.append(DomainBatch(drawn.x, tuple(random_view(drawn.x, generator) for _ in range(wants.views)), drawn.label, drawn.row))
+            method.begin_step((epoch + step / config.steps_per_epoch) / config.epochs)
+            for name, player in method.players.items():
+                player.optimizer.zero_grad(set_to_none=True)
+                method.loss(name, Batch(parts[0], parts[1]))[0].backward()
+                player.optimizer.step()
+            method.end_step()
+            images += sum(len(part.x) for part in parts)
+        speeds.append(images / (time.perf_counter() - start))
+    return statistics.median(speeds[1:])
+
+
+def trained(config: train.Config) -> float:
+    """Images per second of ``hashbridge train`` after its first epoch."""
+    result = train.run(config)
+    lines = (Path(config.storage) / result["run_id"] / "progress.jsonl").read_text().splitlines()
+    return statistics.median(json.loads(line)["images_per_second"] for line in lines[1:])
+
+
+def main() -> None:
+    """Print images per second of each way, by round, and the ratios of their medians."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--method", default="dah", choices=[*METHODS])
+    for name, default in {"epochs": 6, "steps": 40, "per-class": 20, "rounds": 2}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    given = parser.parse_args()
+    quiet()
+    cores = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = Path(folder) / "digits"
+        ingest.run(ingest.Config("digits", dataset=str(dataset)))
+
+        def config(**more: Any) -> train.Config:
+            return train.make_config({
+                "method": given.method, "dataset": str(dataset), "source": "typeset", "target": "handwritten", "epochs": given.epochs,
+                "steps_per_epoch": given.steps, "per_class": given.per_class, "storage": f"{folder}/runs", "tracking": "none", "plots": False,
+            } | more)  # fmt: skip
+
+        speeds: dict[str, list[float]] = {"bare loop": [], "one worker": [], "two workers": []}
+        for _ in range(given.rounds):
+            speeds["bare loop"].append(bare_loop(config(), cores))
+            speeds["one worker"].append(trained(config(threads=cores)))
+            speeds["two workers"].append(trained(config(workers=2, threads=max(1, cores // 2))))
+    bare = statistics.median(speeds["bare loop"])
+    print(f"\n{given.method}, {cores} cores, images of both domains per second")
+    for name, each in speeds.items():
+        print(f"{name:<12}{statistics.median(each):>8,.0f}   ratio {statistics.median(each) / bare:.2f}   rounds {', '.join(f'{x:,.0f}' for x in each)}")
+
+
+if __name__ == "__main__":
+    main()
