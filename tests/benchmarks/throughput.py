@@ -1,12 +1,14 @@
 """Training throughput: the bare loop on tensors in memory, ``hashbridge train`` with one Ray worker, and with two.
 
-Run: python -m tests.benchmarks.throughput [--method dah] [--epochs 6] [--steps 40] [--per-class 20] [--rounds 2]
+Run: python -m tests.benchmarks.throughput [--method dah] [--epochs 6] [--steps 20] [--per-class 20] [--rounds 4]
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,8 +25,8 @@ from pipelines import ingest, train
 from pipelines.cli import quiet
 
 
-def bare_loop(config: train.Config, threads: int) -> float:
-    """Images per second of a method's steps on tensors that lie in memory: no Ray, no files, no checkpoints."""
+def bare_loop(config: train.Config, threads: int) -> list[float]:
+    """Images per second, by epoch after the first, of a method's steps on tensors that lie in memory: no Ray, no files, no checkpoints."""
     torch.set_num_threads(threads)
     torch.manual_seed(config.seed)
     root = Path(config.dataset)
@@ -52,21 +54,22 @@ def bare_loop(config: train.Config, threads: int) -> float:
             method.end_step()
             images += sum(len(part.x) for part in parts)
         speeds.append(images / (time.perf_counter() - start))
-    return statistics.median(speeds[1:])
+    return speeds[1:]
 
 
-def trained(config: train.Config) -> float:
-    """Images per second of ``hashbridge train`` after its first epoch."""
-    result = train.run(config)
+def trained(config: train.Config) -> list[float]:
+    """Images per second of ``hashbridge train``, by epoch after the first."""
+    with contextlib.redirect_stdout(sys.stderr):
+        result = train.run(config)
     lines = (Path(config.storage) / result["run_id"] / "progress.jsonl").read_text().splitlines()
-    return statistics.median(json.loads(line)["images_per_second"] for line in lines[1:])
+    return [json.loads(line)["images_per_second"] for line in lines[1:]]
 
 
 def main() -> None:
-    """Print images per second of each way, by round, and the ratios of their medians."""
+    """Print images per second of each way and the ratios: medians over all rounds' epochs, the ways in turn within a round."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--method", default="dah", choices=[*METHODS])
-    for name, default in {"epochs": 6, "steps": 40, "per-class": 20, "rounds": 2}.items():
+    for name, default in {"epochs": 6, "steps": 20, "per-class": 20, "rounds": 4}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
     quiet()
@@ -83,13 +86,14 @@ def main() -> None:
 
         speeds: dict[str, list[float]] = {"bare loop": [], "one worker": [], "two workers": []}
         for _ in range(given.rounds):
-            speeds["bare loop"].append(bare_loop(config(), cores))
-            speeds["one worker"].append(trained(config(threads=cores)))
-            speeds["two workers"].append(trained(config(workers=2, threads=max(1, cores // 2))))
+            speeds["bare loop"].extend(bare_loop(config(), cores))
+            speeds["one worker"].extend(trained(config(threads=cores)))
+            speeds["two workers"].extend(trained(config(workers=2, threads=max(1, cores // 2))))
     bare = statistics.median(speeds["bare loop"])
     print(f"\n{given.method}, {cores} cores, images of both domains per second")
     for name, each in speeds.items():
-        print(f"{name:<12}{statistics.median(each):>8,.0f}   ratio {statistics.median(each) / bare:.2f}   rounds {', '.join(f'{x:,.0f}' for x in each)}")
+        low, middle, high = statistics.quantiles(each, n=4)
+        print(f"{name:<12}{middle:>8,.0f} (quartiles {low:,.0f} to {high:,.0f} of {len(each)} epochs)   ratio {middle / bare:.2f}")
 
 
 if __name__ == "__main__":
