@@ -32,7 +32,7 @@ def start() -> Any:
     context.print_on_execution_start = loud
     if not loud:
         for name in ("ray.data", "ray.train", "ray"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # errors reach the user as ours, in one line
     return ray
 
 
@@ -42,6 +42,6 @@ def user_error(error: Exception) -> Exception:
     while seen is not None:
         for inner in (seen, getattr(seen, "cause", None), *getattr(seen, "worker_failures", {}).values()):
             if isinstance(inner, ValueError | FloatingPointError | OSError):
-                return type(inner)(*inner.args) if inner.args else inner
+                return OSError(inner.errno, inner.strerror, inner.filename) if getattr(inner, "strerror", None) else type(inner)(*inner.args)
         seen = seen.__cause__ or getattr(seen, "cause", None)
     return error
