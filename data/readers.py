@@ -156,22 +156,23 @@ def _check_arrays(path: Path, arrays: Any, splits: list[str]) -> tuple[dict[str,
 
 @dataclass(frozen=True)
 class FolderReader(Reader):
-    """A folder ``<class>/<file>``; a chunk is a range of one class's sorted files."""
+    """A folder ``<class>/<file>``, or of files without labels; a chunk is a range of one class's sorted files."""
 
     path: str = ""
     files: tuple[int, ...] = ()
 
     def chunks(self) -> list[Chunk]:
         return [
-            Chunk("train", start, min(start + FILE_CHUNK, count), label)
+            Chunk("train", start, min(start + FILE_CHUNK, count), label if self.classes else -1)
             for label, count in enumerate(self.files)
             for start in range(0, count, FILE_CHUNK)
         ]
 
     def read(self, chunk: Chunk) -> Iterator[Row]:
-        folder = Path(self.path) / self.classes[chunk.label]
+        root = Path(self.path)
+        folder = root / self.classes[chunk.label] if self.classes else root
         for path in _image_files(folder)[chunk.start : chunk.stop]:
-            yield Row(f"{folder.name}/{path.relative_to(folder).as_posix()}", chunk.label, path.read_bytes())
+            yield Row(path.relative_to(root).as_posix(), chunk.label, path.read_bytes())
 
 
 def _image_files(folder: Path) -> list[Path]:
@@ -185,7 +186,7 @@ def _folders(path: Path) -> list[Path]:
 
 
 def folder_readers(path: Path, domain: str | None, classes: int | None = None) -> list[Reader]:
-    """Readers of a folder ``<class>/<file>`` (``domain`` names it) or ``<domain>/<class>/<file>`` (``domain`` picks one).
+    """Readers of a folder ``<class>/<file>`` (``domain`` names it), ``<domain>/<class>/<file>`` (``domain`` picks one) or ``<file>`` (no labels).
 
     Args:
         classes: the known number of classes, where the folder is a known dataset.
@@ -195,9 +196,9 @@ def folder_readers(path: Path, domain: str | None, classes: int | None = None) -
     """
     folders = _folders(path)
     if not folders and not any(path.iterdir()):
-        raise ValueError(f"{path} is empty: expected <class>/<file> or <domain>/<class>/<file>")
+        raise ValueError(f"{path} is empty: expected <class>/<file>, <domain>/<class>/<file>, or images without labels")
     if not folders:
-        raise ValueError(f"{path} has files but no folders: expected <class>/<file> or <domain>/<class>/<file>")
+        return [_folder_reader(path, domain or path.name, classes)]
     nested = all(_folders(each) and not any(p.suffix.lower() in SUFFIXES for p in each.iterdir()) for each in folders)
     if not nested:
         return [_folder_reader(path, domain or path.name, classes)]
@@ -208,13 +209,13 @@ def folder_readers(path: Path, domain: str | None, classes: int | None = None) -
 
 def _folder_reader(path: Path, domain: str, classes: int | None) -> Reader:
     folders = _folders(path)
-    files = tuple(len(_image_files(folder)) for folder in folders)
-    empty = [folder.name for folder, count in zip(folders, files, strict=True) if not count]
+    files = tuple(len(_image_files(folder)) for folder in folders or [path])
+    empty = [folder.name for folder, count in zip(folders, files, strict=bool(folders)) if not count]
     if not sum(files):
         raise ValueError(f"{path} holds no image file ({', '.join(sorted(SUFFIXES))})")
     if empty:
         raise ValueError(f"{path}: no image in class {', '.join(empty[:5])}: remove the folder or add images")
-    if classes is not None and len(folders) != classes:
+    if classes is not None and len(folders) not in (0, classes):
         raise ValueError(f"{path} has {len(folders)} class folders, but this dataset has {classes}: is the copy whole?")
     names = tuple(folder.name for folder in folders)
     return FolderReader(domain, names, (), 0, {"train": sum(files)}, {"name": path.name}, str(path), files)

@@ -72,7 +72,7 @@ def _check_fits(reader: Reader, manifest: Manifest, layout: Layout) -> None:
             f"domain {reader.domain!r} would be {layout.store} {list(layout.shape)}, but dataset {manifest.dataset!r} is "
             f"{manifest.store} {manifest.shape}: give the same --size, --channels and --store, or another --dataset"
         )
-    if reader.classes and manifest.classes != list(reader.classes):
+    if reader.classes and manifest.classes and manifest.classes != list(reader.classes):
         odd = sorted(set(reader.classes) ^ set(manifest.classes))
         raise ValueError(
             f"domain {reader.domain!r} has {len(reader.classes)} classes, dataset {manifest.dataset!r} has "
@@ -271,8 +271,14 @@ def _commit(root: Path, built: Path, reader: Reader, layout: Layout, domain: Dom
     """Move a built domain into place, then name it in the manifest as it stands now."""
     fresh = Manifest(root.name, classes, layout.store, list(layout.shape), layout.seed)
     manifest = Manifest.read(root) if (root / "manifest.json").exists() else fresh
-    if not set(manifest.domains) - {reader.domain}:
+    if set(manifest.domains) - {reader.domain}:
+        _check_fits(reader, manifest, layout)  # another ingest may have been first
+    else:
         manifest.store, manifest.shape, manifest.classes = layout.store, list(layout.shape), classes
+    if classes and not manifest.classes:  # the domains so far had no labels
+        manifest.classes = classes
+        for split in (split for each in manifest.domains.values() for split in each.splits.values()):
+            split.labels = [0] * len(classes)
     place = root / f"domain={reader.domain}"
     if reader.domain in manifest.domains:  # from here until the new manifest, the domain does not exist
         del manifest.domains[reader.domain]

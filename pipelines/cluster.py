@@ -41,7 +41,9 @@ def user_error(error: Exception) -> Exception:
     seen: BaseException | None = error
     while seen is not None:
         for inner in (seen, getattr(seen, "cause", None), *getattr(seen, "worker_failures", {}).values()):
+            if isinstance(inner, OSError) and inner.strerror:
+                return OSError(inner.errno, inner.strerror, inner.filename)
             if isinstance(inner, ValueError | FloatingPointError | OSError):
-                return OSError(inner.errno, inner.strerror, inner.filename) if getattr(inner, "strerror", None) else type(inner)(*inner.args)
+                return type(inner)(*inner.args)
         seen = seen.__cause__ or getattr(seen, "cause", None)
     return error

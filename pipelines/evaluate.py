@@ -130,18 +130,22 @@ def _evaluate(
     figures: dict[str, float] = {}
     notes: list[str] = []
     last: tuple[Encoded, Encoded] | None = None
+    known = bool((encoded(protocol_splits(manifest, source, target, "cross")[0]).labels >= 0).any())
+    if not known:
+        notes.append(f"target {target!r} has no label to measure with: no metrics")
     for protocol in protocols:
         query, database = protocol_splits(manifest, source, target, protocol)
         alone = query == database
         if alone and protocol == "cross":
             notes.append(f"cross: left out, as query and database are both {query}")
             continue
-        if alone:
-            notes.append(f"{protocol}: {query} has no test split; each query is left out of its own ranking")
-        measured = measure(encoded(query), encoded(database), ties, alone)
-        figures |= {f"{protocol}/{name}": value for name, value in measured.items()}
+        if known:
+            measured = measure(encoded(query), encoded(database), ties, alone)
+            figures |= {f"{protocol}/{name}": value for name, value in measured.items()}
+        if known and alone:
+            notes.append(f"{protocol}: {target} has no test split; each query is left out of its own ranking")
         last = last or (encoded(query), encoded(database))
-    if method is not None:
+    if method is not None and known:
         query = protocol_splits(manifest, source, target, "cross")[0]
         figures["accuracy"] = accuracy(method, encoded(f"{source}/train"), encoded(query))
         if source == target and query.endswith("/train"):

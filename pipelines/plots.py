@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import matplotlib as mpl
+import matplotlib.colors
 import numpy as np
 
 from data.manifest import Manifest
@@ -17,7 +18,8 @@ RIGHT, WRONG = "#1a9850", "#d73027"
 def draw_all(query: Encoded, database: Encoded, manifest: Manifest, out: Path) -> None:
     """Draw what an evaluation's query and database allow, into a folder."""
     out.mkdir(parents=True, exist_ok=True)
-    pr_curve(query, database, out / "precision_recall.png")
+    if (query.labels >= 0).any():
+        pr_curve(query, database, out / "precision_recall.png")
     code_map(query, database, manifest.classes, out / "codes_tsne.png")
     if manifest.store != "feature":
         retrieval_grid(query, database, out / "retrievals.png")
@@ -54,6 +56,7 @@ def code_map(query: Encoded, database: Encoded, classes: list[str], path: Path, 
     for (codes, labels), part, mark in zip(parts, (database, query), "o^", strict=True):
         here = place[start : start + len(codes)]
         shades = colours(labels % 10 if len(classes) <= 10 else labels / len(classes))
+        shades[labels < 0] = mpl.colors.to_rgba("grey")
         axes.scatter(here[:, 0], here[:, 1], c=shades, marker=mark, s=12, alpha=0.7, linewidths=0, label=part.name)
         start += len(codes)
     if len(classes) <= 10:
@@ -74,17 +77,17 @@ def picture(x: np.ndarray) -> np.ndarray:
 def retrieval_grid(query: Encoded, database: Encoded, path: Path, rows: int = 10, neighbours: int = 10) -> None:
     """A query of each class with its nearest database images, framed green where right and red where wrong.
 
-    The queries are the first of each class in the split's (shuffled) order: none is picked.
+    The queries are the first of each class in the split's (shuffled) order, of all where no label is known: none is picked.
     """
     labels = np.unique(query.labels[query.labels >= 0])[:rows]
-    chosen = [int(np.flatnonzero(query.labels == label)[0]) for label in labels]
+    chosen = [int(np.flatnonzero(query.labels == label)[0]) for label in labels] or list(range(min(rows, len(query.labels))))
     bits = np.unpackbits(database.codes, axis=1).astype(np.float32) * 2 - 1
     wanted = np.unpackbits(query.codes[chosen], axis=1).astype(np.float32) * 2 - 1
     nearest = np.argsort(-(wanted @ bits.T), axis=1, kind="stable")[:, :neighbours]
     grid(
         [picture(query.x[q]) for q in chosen],
         [[picture(database.x[n]) for n in row] for row in nearest],
-        [[bool(database.labels[n] == query.labels[q]) for n in row] for q, row in zip(chosen, nearest, strict=True)],
+        [[bool(database.labels[n] == query.labels[q]) if query.labels[q] >= 0 else None for n in row] for q, row in zip(chosen, nearest, strict=True)],
         f"{query.name}  →  {database.name}",
         path,
     )

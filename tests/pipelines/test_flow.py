@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from data.manifest import Manifest
-from pipelines import encode, evaluate, index, promote, register, search, train
+from pipelines import encode, evaluate, index, ingest, promote, register, search, train
 from pipelines.cli import main
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -177,3 +177,28 @@ def test_features_go_the_same_way(shared_data: Path, ray_cluster: None, tmp_path
     result = train.run(config)
     assert result["metrics"]["accuracy"] > 0.8 and result["metrics"]["target/map"] > 0.5
     assert any("left out of its own ranking" in note for note in result["notes"])
+
+
+def test_a_target_of_bare_image_files(ray_cluster: None, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for number in range(48):
+        place = tmp_path / ("bare" if number % 2 else f"known/{'abcd'[number % 8 // 2]}")
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (28, 28), np.uint8)).save(place / f"{number}.png")
+    for name in ("bare", "known"):  # the one without labels first
+        ingest.run(ingest.Config(str(tmp_path / name), dataset=str(tmp_path / "set"), size=28, channels=1))
+    manifest = Manifest.read(tmp_path / "set")
+    assert manifest.classes == ["a", "b", "c", "d"]
+    assert (manifest.split("bare", "train").unlabelled, manifest.split("bare", "train").labels) == (24, [0] * 4)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    result = train.run(train.make_config({
+        "method": "dah", "dataset": str(tmp_path / "set"), "source": "known", "target": "bare", "bits": 16, "epochs": 1, "steps_per_epoch": 3,
+        "per_class": 3, "workers": 0, "storage": str(tmp_path / "runs"), "tracking": uri,
+    }))  # fmt: skip
+    assert result["metrics"] == {} and "no label to measure with" in result["notes"][0]
+    assert (tmp_path / "runs" / result["run_id"] / "plots" / "retrievals.png").stat().st_size > 1000
+    register.run(register.Config(result["run_id"], name="bare", storage=str(tmp_path / "runs"), tracking=uri))
+    assert promote.run(promote.Config("bare", tracking=uri))["promoted"]
+    register.run(register.Config(result["run_id"], name="bare", storage=str(tmp_path / "runs"), tracking=uri))
+    with pytest.raises(ValueError, match="was not measured"):
+        promote.run(promote.Config("bare", tracking=uri))
