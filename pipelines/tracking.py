@@ -1,6 +1,7 @@
 """Tracking and the registry: the one file that imports MLflow."""
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -151,7 +152,7 @@ def register(uri: str, tracked: str, encoder: Any, example: np.ndarray, name: st
 
     with torch.no_grad():
         codes = encoder(torch.from_numpy(example)).numpy()
-    with _one_line(uri), contextlib.redirect_stdout(None):
+    with _one_line(uri), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         context = mlflow.start_run(run_id=tracked) if tracked else mlflow.start_run(run_name=name)
         with context:
             info = mlflow.pytorch.log_model(
