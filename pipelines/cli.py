@@ -62,10 +62,8 @@ def parse(argv: list[str]) -> tuple[str, Any, argparse.Namespace]:
     return name, make(values) if make else build(stage.Config, values), given
 
 
-def quiet(verbose: bool = False) -> None:
-    """No telemetry, and no chatter unless it is wanted; what the user has set stays."""
-    if not verbose:
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+def quiet() -> None:
+    """No telemetry, no chatter; what the user has set stays."""
     for name, value in {
         "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1", "RAY_DEDUP_LOGS": "1", "RAY_worker_niceness": "0",
         "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -76,8 +74,8 @@ def quiet(verbose: bool = False) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run a command; its exit status."""
     argv = sys.argv[1:] if argv is None else argv
+    quiet()
     verbose = "--verbose" in argv
-    quiet(verbose)
     try:
         name, config, common = parse(argv)
         stage = importlib.import_module(f"pipelines.{name}")
