@@ -4,9 +4,10 @@ Columns: ``id`` string, ``label`` int32 (-1 where unknown), ``code`` binary of b
 image's file, or DATASET#DOMAIN/SPLIT#ROW).
 """
 
+import functools
 import hashlib
 import shutil
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class Config:
 
 
 class _Encode:
-    """One encoder; takes work items (a range of a split's rows, or image files) and gives their codes."""
+    """An encoder; takes work items (a range of a split's rows, or image files) and gives their codes."""
 
     def __init__(self, config: Config) -> None:
         self.encoder: Encoder = open_encoder(config.model, config.storage, config.tracking)
@@ -86,6 +87,16 @@ class _Encode:
     def _table(self, ids: list[Any], labels: np.ndarray, x: np.ndarray, origins: list[str]) -> pa.Table:
         codes = self.encoder(x) if len(x) else np.zeros((0, self.encoder.bits // 8), np.uint8)
         return pa.table({"id": ids, "label": labels.astype(np.int32), "code": [row.tobytes() for row in codes], "origin": origins}, schema=SCHEMA)
+
+
+@functools.cache
+def _loaded(*options: Any) -> _Encode:
+    """The encoder of a config, given as its values: loaded once by each of Ray's worker processes that needs it."""
+    return _Encode(Config(*options))
+
+
+def _encode(batch: dict[str, np.ndarray], config: Config) -> pa.Table:
+    return _loaded(*astuple(config))(batch)
 
 
 def _dataset_items(config: Config, shape: tuple[int, ...]) -> list[dict[str, Any]]:
@@ -150,7 +161,7 @@ def _write(items: Any, config: Config, staging: Path, bits: int) -> tuple[int, l
     import ray  # noqa: PLC0415
 
     ray.data.DataContext.get_current().execution_options.preserve_order = True
-    coded = items.map_batches(_Encode, fn_constructor_args=(config,), batch_size=1, concurrency=config.workers)
+    coded = items.map_batches(_encode, fn_args=(config,), batch_size=1, concurrency=config.workers)
     written, lost, part, waiting = 0, [], 0, []
     meta = {b"bits": str(bits).encode(), b"model": config.model.encode()}
     for batch in coded.iter_batches(batch_size=None, batch_format="pyarrow"):

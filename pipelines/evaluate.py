@@ -162,10 +162,13 @@ def show(figures: dict[str, float], notes: list[str], oracle: bool = False) -> N
     mark = "  (oracle: trained with target labels)" if oracle else ""
     if "accuracy" in figures:
         print(f"accuracy {figures['accuracy']:.4f}{mark}")
-    for protocol in PROTOCOLS:
-        found = {name.split("/")[1]: value for name, value in figures.items() if name.startswith(f"{protocol}/")}
-        if found:
-            print(f"{protocol:<7} " + "  ".join(f"{name} {value:.4f}" for name, value in found.items()))
+    tables: dict[str, list[str]] = {}
+    for name, value in figures.items():
+        table, _, metric = name.rpartition("/")
+        tables.setdefault(table, []).append(f"{metric} {value:.4f}")
+    for table, shown in tables.items():
+        if table:
+            print(f"{table:<7} " + "  ".join(shown))
     for note in notes:
         print(f"note: {note}")
 

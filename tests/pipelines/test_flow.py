@@ -72,6 +72,12 @@ def test_evaluation_of_run_and_model_agree(trained: dict[str, Any], champion: st
     assert "accuracy" in from_run
 
 
+def test_any_two_splits_can_be_measured(trained: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    line = f"evaluate {trained['run_id']} --storage {trained['storage']} --query handwritten/test --database typeset/test"
+    assert main(line.split()) == 0
+    assert "handwritten/test in typeset/test map 0." in capsys.readouterr().out
+
+
 def test_a_fresh_process_gives_the_codes_that_encode_wrote(trained: dict[str, Any], champion: str, tmp_path: Path) -> None:
     digits, out = trained["digits"], tmp_path / "codes"
     encode.run(encode.Config(champion, str(digits), out=str(out), domain="handwritten", split="test", storage=trained["storage"]))
