@@ -25,8 +25,8 @@ from pipelines import ingest, train
 from pipelines.cli import quiet
 
 
-def bare_loop(config: train.Config, threads: int) -> list[float]:
-    """Images per second, by epoch after the first, of a method's steps on tensors that lie in memory: no Ray, no files, no checkpoints."""
+def bare_loop(config: train.Config, threads: int) -> float:
+    """Images per second, the median epoch's after the first, of a method's steps on tensors that lie in memory: no Ray, no files, no checkpoints."""
     torch.set_num_threads(threads)
     torch.manual_seed(config.seed)
     root = Path(config.dataset)
@@ -54,19 +54,19 @@ def bare_loop(config: train.Config, threads: int) -> list[float]:
             method.end_step()
             images += sum(len(part.x) for part in parts)
         speeds.append(images / (time.perf_counter() - start))
-    return speeds[1:]
+    return statistics.median(speeds[1:])
 
 
-def trained(config: train.Config) -> list[float]:
-    """Images per second of ``hashbridge train``, by epoch after the first."""
+def trained(config: train.Config) -> float:
+    """Images per second of ``hashbridge train``, the median epoch's after the first."""
     with contextlib.redirect_stdout(sys.stderr):
         result = train.run(config)
     lines = (Path(config.storage) / result["run_id"] / "progress.jsonl").read_text().splitlines()
-    return [json.loads(line)["images_per_second"] for line in lines[1:]]
+    return statistics.median(json.loads(line)["images_per_second"] for line in lines[1:])
 
 
 def main() -> None:
-    """Print images per second of each way and the ratios: medians over all rounds' epochs, the ways in turn within a round."""
+    """Print images per second of each way, and the ratios, each taken between two bare loops: machines drift."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--method", default="dah", choices=[*METHODS])
     for name, default in {"epochs": 6, "steps": 20, "per-class": 20, "rounds": 4}.items():
@@ -84,16 +84,18 @@ def main() -> None:
                 "steps_per_epoch": given.steps, "per_class": given.per_class, "storage": f"{folder}/runs", "tracking": "none", "plots": False,
             } | more)  # fmt: skip
 
-        speeds: dict[str, list[float]] = {"bare loop": [], "one worker": [], "two workers": []}
+        bare = [bare_loop(config(), cores)]
+        rounds: dict[str, list[tuple[float, float]]] = {"one worker": [], "two workers": []}
         for _ in range(given.rounds):
-            speeds["bare loop"].extend(bare_loop(config(), cores))
-            speeds["one worker"].extend(trained(config(threads=cores)))
-            speeds["two workers"].extend(trained(config(workers=2, threads=max(1, cores // 2))))
-    bare = statistics.median(speeds["bare loop"])
-    print(f"\n{given.method}, {cores} cores, images of both domains per second")
-    for name, each in speeds.items():
-        low, middle, high = statistics.quantiles(each, n=4)
-        print(f"{name:<12}{middle:>8,.0f} (quartiles {low:,.0f} to {high:,.0f} of {len(each)} epochs)   ratio {middle / bare:.2f}")
+            for name, more in {"one worker": {"threads": cores}, "two workers": {"workers": 2, "threads": max(1, cores // 2)}}.items():
+                speed = trained(config(**more))
+                bare.append(bare_loop(config(), cores))
+                rounds[name].append((speed, 2 * speed / (bare[-2] + bare[-1])))
+    print(f"\n{given.method}, {cores} cores, images of both domains per second; ratio to the mean of the bare loops before and after")
+    print(f"bare loop   {statistics.median(bare):>7,.0f}   of {', '.join(f'{x:,.0f}' for x in bare)}")
+    for name, each in rounds.items():
+        speeds, ratios = zip(*each, strict=True)
+        print(f"{name:<12}{statistics.median(speeds):>7,.0f}   ratio {statistics.median(ratios):.2f} of {', '.join(f'{x:.2f}' for x in ratios)}")
 
 
 if __name__ == "__main__":
