@@ -209,13 +209,14 @@ def folder_readers(path: Path, domain: str | None, classes: int | None = None) -
 
 def _folder_reader(path: Path, domain: str, classes: int | None) -> Reader:
     folders = _folders(path)
-    files = tuple(len(_image_files(folder)) for folder in folders or [path])
-    empty = [folder.name for folder, count in zip(folders, files, strict=bool(folders)) if not count]
+    parts = folders or [path]
+    files = tuple(len(_image_files(part)) for part in parts)
+    empty = [part.name for part, count in zip(parts, files, strict=True) if not count]
     if not sum(files):
         raise ValueError(f"{path} holds no image file ({', '.join(sorted(SUFFIXES))})")
     if empty:
         raise ValueError(f"{path}: no image in class {', '.join(empty[:5])}: remove the folder or add images")
-    if classes is not None and len(folders) not in (0, classes):
+    if classes is not None and len(folders) != classes:
         raise ValueError(f"{path} has {len(folders)} class folders, but this dataset has {classes}: is the copy whole?")
     names = tuple(folder.name for folder in folders)
     return FolderReader(domain, names, (), 0, {"train": sum(files)}, {"name": path.name}, str(path), files)

@@ -275,10 +275,6 @@ def _commit(root: Path, built: Path, reader: Reader, layout: Layout, domain: Dom
         _check_fits(reader, manifest, layout)  # another ingest may have been first
     else:
         manifest.store, manifest.shape, manifest.classes = layout.store, list(layout.shape), classes
-    if classes and not manifest.classes:  # the domains so far had no labels
-        manifest.classes = classes
-        for split in (split for each in manifest.domains.values() for split in each.splits.values()):
-            split.labels = [0] * len(classes)
     place = root / f"domain={reader.domain}"
     if reader.domain in manifest.domains:  # from here until the new manifest, the domain does not exist
         del manifest.domains[reader.domain]
@@ -286,6 +282,9 @@ def _commit(root: Path, built: Path, reader: Reader, layout: Layout, domain: Dom
     shutil.rmtree(place, ignore_errors=True)
     built.rename(place)
     manifest.domains[reader.domain] = domain
+    manifest.classes = manifest.classes or classes
+    for split in (split for each in manifest.domains.values() for split in each.splits.values()):
+        split.labels = split.labels or [0] * len(manifest.classes)  # domains without labels may have come first
     manifest.write(root)
     return manifest
 

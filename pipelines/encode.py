@@ -7,6 +7,7 @@ image's file, or DATASET#DOMAIN/SPLIT#ROW).
 import functools
 import hashlib
 import shutil
+import uuid
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -89,14 +90,17 @@ class _Encode:
         return pa.table({"id": ids, "label": labels.astype(np.int32), "code": [row.tobytes() for row in codes], "origin": origins}, schema=SCHEMA)
 
 
-@functools.cache
-def _loaded(*options: Any) -> _Encode:
-    """The encoder of a config, given as its values: loaded once by each of Ray's worker processes that needs it."""
+@functools.lru_cache(maxsize=1)
+def _loaded(call: str, *options: Any) -> _Encode:
+    """The encoder of a config, given as its values: loaded once a call of the stage by each of Ray's worker processes.
+
+    Worker processes outlive a call, and an alias may have moved before the next: hence ``call``, another each time.
+    """
     return _Encode(Config(*options))
 
 
-def _encode(batch: dict[str, np.ndarray], config: Config) -> pa.Table:
-    return _loaded(*astuple(config))(batch)
+def _encode(batch: dict[str, np.ndarray], call: str, config: Config) -> pa.Table:
+    return _loaded(call, *astuple(config))(batch)
 
 
 def _dataset_items(config: Config, shape: tuple[int, ...]) -> list[dict[str, Any]]:
@@ -161,7 +165,7 @@ def _write(items: Any, config: Config, staging: Path, bits: int) -> tuple[int, l
     import ray  # noqa: PLC0415
 
     ray.data.DataContext.get_current().execution_options.preserve_order = True
-    coded = items.map_batches(_encode, fn_args=(config,), batch_size=1, concurrency=config.workers)
+    coded = items.map_batches(_encode, fn_args=(uuid.uuid4().hex, config), batch_size=1, concurrency=config.workers)
     written, lost, part, waiting = 0, [], 0, []
     meta = {b"bits": str(bits).encode(), b"model": config.model.encode()}
     for batch in coded.iter_batches(batch_size=None, batch_format="pyarrow"):

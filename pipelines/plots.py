@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import matplotlib as mpl
-import matplotlib.colors
 import numpy as np
+from matplotlib.colors import to_rgba
 
 from data.manifest import Manifest
 from pipelines.metrics import Encoded, histograms, precision_recall
@@ -56,7 +56,7 @@ def code_map(query: Encoded, database: Encoded, classes: list[str], path: Path, 
     for (codes, labels), part, mark in zip(parts, (database, query), "o^", strict=True):
         here = place[start : start + len(codes)]
         shades = colours(labels % 10 if len(classes) <= 10 else labels / len(classes))
-        shades[labels < 0] = mpl.colors.to_rgba("grey")
+        shades[labels < 0] = to_rgba("grey")
         axes.scatter(here[:, 0], here[:, 1], c=shades, marker=mark, s=12, alpha=0.7, linewidths=0, label=part.name)
         start += len(codes)
     if len(classes) <= 10:

@@ -1,6 +1,5 @@
 """Stage: make the challenger the champion, if it is the better on the same data and protocol."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,12 +42,12 @@ def run(config: Config) -> dict[str, Any]:
                     f"version {challenger[0]} has {tag} {challenger[1].get(tag)}, champion {champion[0]} has {champion[1].get(tag)}: "
                     "only versions measured on the same data and protocol are compared"
                 )
-    measured = [math.nan if figure is None else figure for figure in figures]
-    better = champion is None or measured[0] > measured[1]
+    better = champion is None or (figures[0] or 0.0) > (figures[1] or 0.0)
     moved = better and (champion is None or champion[0] != challenger[0])
     if moved:
         tracking.set_alias(uri, config.name, "champion", challenger[0])
-    against = f"champion {champion[0]} {config.metric} {measured[1]:.4f}" if champion else "no champion yet"
+    shown = ["not measured" if figure is None else f"{figure:.4f}" for figure in figures]
+    against = f"champion {champion[0]} {config.metric} {shown[1]}" if champion else "no champion yet"
     verdict = "is the champion now" if moved else "is the champion already" if champion and champion[0] == challenger[0] else "is not better"
-    print(f"{config.name}: challenger {challenger[0]} {config.metric} {measured[0]:.4f}, {against}: version {challenger[0]} {verdict}")
+    print(f"{config.name}: challenger {challenger[0]} {config.metric} {shown[0]}, {against}: version {challenger[0]} {verdict}")
     return {"name": config.name, "challenger": challenger[0], "champion": champion and champion[0], "promoted": moved}

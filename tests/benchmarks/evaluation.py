@@ -21,8 +21,8 @@ def codes(random: np.random.Generator, n: int, bits: int, prototypes: np.ndarray
     return np.packbits(prototypes[labels] ^ (random.random((n, bits)) < 0.2), axis=1, bitorder="little"), labels
 
 
-def counting_sort_loop(queries: np.ndarray, query_labels: np.ndarray, database: np.ndarray, database_labels: np.ndarray) -> np.ndarray:
-    """The fastest loop that numpy allows: distances as uint8 by ``bitwise_count``, which argsort orders by radix."""
+def radix_sort_loop(queries: np.ndarray, query_labels: np.ndarray, database: np.ndarray, database_labels: np.ndarray) -> np.ndarray:
+    """A loop made for numpy: distances as uint8 by ``bitwise_count``, which argsort orders by radix."""
     ranks, result = np.arange(1, len(database) + 1), np.empty(len(queries))
     words = database.view(np.uint64)
     for q, query in enumerate(queries.view(np.uint64)):
@@ -40,7 +40,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def main() -> None:
-    """Print both times per query, their ratio, and the peak memory."""
+    """Print the times, their ratios and the peak memory."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in {"queries": 10_000, "database": 60_000, "bits": 64, "loop-queries": 200}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -58,7 +58,7 @@ def main() -> None:
     some = min(given.loop_queries, given.queries)
     parts = query[0][:some], query[1][:some], *database
     expected = average_precisions(histograms(*parts)).mean()
-    for name, loop in {"float argsort": stable_average_precisions, "uint8 radix argsort": counting_sort_loop}.items():
+    for name, loop in {"float argsort": stable_average_precisions, "uint8 radix argsort": radix_sort_loop}.items():
         with threadpool_limits(1):
             seconds, precisions = timed(lambda loop=loop: loop(*parts))
         scaled = seconds / some * given.queries

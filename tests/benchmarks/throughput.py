@@ -34,7 +34,7 @@ def bare_loop(config: train.Config, threads: int) -> float:
     kind = find(config.method)
     method = kind(kind.Config(**config.own), tuple(manifest.shape), len(manifest.classes), config.bits).train()
     wants = method.wants
-    rows = [DomainSource(root, manifest, domain, "train", 1, labels=True).memory() for domain in (config.source, config.target)]
+    rows = [DomainSource(root, manifest, domain, "train", 1, labels=True).memory() for domain in (config.source, config.target)[: 1 + wants.target]]
     size = wants.batch_size or wants.per_class * len(manifest.classes)
     speeds = []
     for epoch in range(config.epochs):
@@ -49,7 +49,7 @@ def bare_loop(config: train.Config, threads: int) -> float:
             method.begin_step((epoch + step / config.steps_per_epoch) / config.epochs)
             for name, player in method.players.items():
                 player.optimizer.zero_grad(set_to_none=True)
-                method.loss(name, Batch(parts[0], parts[1]))[0].backward()
+                method.loss(name, Batch(parts[0], parts[1] if wants.target else None))[0].backward()
                 player.optimizer.step()
             method.end_step()
             images += sum(len(part.x) for part in parts)
