@@ -235,7 +235,11 @@ def run(config: Config) -> dict[str, Any]:
     try:
         if dist.get_rank() == 0:
             return _run(config)
-        work(share({}))
+        try:
+            plan = share({})
+        except RuntimeError as error:
+            raise ValueError("rank 0 ended before training began, and says why") from error
+        work(plan)
         return {}
     finally:
         dist.destroy_process_group()
