@@ -5,19 +5,18 @@ of confident target images by an averaged copy of the network, random affine vie
 whose off value is the paper's.
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models.distributed import gather
 from models.losses.hashing import class_log_probabilities, entropy_loss, pairwise_hash_loss, quantisation_loss
 from models.losses.mmd import linear_mmd, quadratic_mmd
 from models.method import Batch, Method, Player, Wants, hyper
-from models.networks import HashNetwork, build_network
+from models.networks import CodeOnly, HashNetwork, build_network
+from models.optimisers import averaged_copy, build_optimizer, set_rate
 
 REFERENCES_PER_CLASS = 200
 
@@ -37,7 +36,7 @@ class DAHConfig:
     average: float = hyper(0.99, "decay of the averaged copy that labels and encodes; 0 is the paper (no copy)", 0.9, 0.999)
     augment: bool = hyper(True, "train on randomly transformed views; off in the paper")
     per_class: int = hyper(20, "K, source images per class in a batch", 5, 40)
-    network: str = hyper("auto", "network", choices=("auto", "lenet", "alexnet", "mlp"))
+    network: str = hyper("auto", "network", choices=("auto", "lenet", "conv4", "alexnet", "mlp"))
     pretrained: str = hyper("IMAGENET1K_V1", "AlexNet's weights: torchvision name, file path, or none")
     norm: bool = hyper(True, "batch-norm in the trunk; off in the paper")
     dropout: float = hyper(0.3, "dropout before the last trunk layer; 0 in the paper's LeNet", 0.0, 0.6)
@@ -75,11 +74,7 @@ class DAH(Method):
         network = build_network(config.network, shape, bits, config.norm, config.dropout, config.pretrained)
         self.network = network
         self.players = {"encoder": Player(nn.ModuleDict({"network": network}), self._optimizer(network))}
-        self.averaged = (
-            AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True).eval()
-            if config.average
-            else None
-        )
+        self.averaged = averaged_copy(network, config.average)
         self.references: tuple[Tensor, Tensor] | None = None
         self.draws = 0
 
@@ -97,12 +92,7 @@ class DAH(Method):
 
     def _optimizer(self, network: HashNetwork) -> torch.optim.Optimizer:
         c = self.config
-        share = c.pretrained_rate if network.pretrained else 1.0
-        trunk, head = [*network.trunk.parameters(), *network.layers.parameters()], [*network.hash.parameters()]
-        groups = [{"params": trunk, "share": share}, {"params": head, "share": 1.0}]
-        if c.optimizer == "sgd":
-            return torch.optim.SGD(groups, lr=c.learning_rate, momentum=0.9, weight_decay=c.weight_decay)
-        return torch.optim.AdamW(groups, lr=c.learning_rate, weight_decay=c.weight_decay)
+        return build_optimizer(c.optimizer, network.groups(c.pretrained_rate), c.learning_rate, c.weight_decay)
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         """Begin the epoch's own sequence of shuffles."""
@@ -110,10 +100,7 @@ class DAH(Method):
 
     def begin_step(self, progress: float) -> None:
         """Set the learning rate: log-spaced to ``final_rate``, or a cosine to zero."""
-        c = self.config
-        factor = c.final_rate**progress if c.final_rate else (1 + math.cos(math.pi * progress)) / 2
-        for group in self.players["encoder"].optimizer.param_groups:
-            group["lr"] = c.learning_rate * factor * group["share"]
+        set_rate(self.players["encoder"].optimizer, self.config.learning_rate, self.config.final_rate, progress)
 
     def end_step(self) -> None:
         if self.averaged is not None:
@@ -203,17 +190,6 @@ class DAH(Method):
         if self.averaged is not None:
             kept["averaged"] = self.averaged
         return kept
-
-
-class CodeOnly(nn.Module):
-    """A hash network without its layers' outputs."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x)[1]
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,20 @@ def gather(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """The mean of a tensor over the ranks, without gradient; itself outside a process group."""
+    if world_size() == 1:
+        return x
+    total = x.detach().clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+def part_of_draw(draw: Tensor) -> Tensor:
+    """This rank's part of a draw that every rank made alike for the global batch, along its first axis."""
+    return draw.chunk(world_size())[rank()]
+
+
 class BatchNorm(nn.BatchNorm2d):
     """Batch-norm over (batch, features) or (batch, channels, h, w), with the moments of the global batch.
 

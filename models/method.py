@@ -83,10 +83,15 @@ def check_fields(config: Any) -> None:
 
 @dataclass
 class Player:
-    """A named group of networks that is optimised on its own; one DDP module in training."""
+    """A named group of networks that is optimised on its own; one DDP module in training.
+
+    Attributes:
+        partial: whether some steps, such as those of a pretraining, leave some of its parameters without gradient.
+    """
 
     networks: nn.ModuleDict
     optimizer: torch.optim.Optimizer
+    partial: bool = False
 
 
 class Method:
@@ -116,6 +121,10 @@ class Method:
         """What it needs of its data, by its configuration."""
         raise NotImplementedError
 
+    def plays(self, player: str) -> bool:
+        """Whether a player takes this step: a discriminator does not while an encoder is pretrained."""
+        return True
+
     def losses(self, player: str, batch: Batch) -> dict[str, Tensor]:
         """The paper's named terms for a player, unweighted scalars of the global batch."""
         raise NotImplementedError
@@ -138,12 +147,32 @@ class Method:
     def end_step(self) -> None:
         """What follows the optimisers' steps, such as averaged copies."""
 
+    def failure(self, terms: dict[str, float]) -> str:
+        """What an epoch's mean terms say has gone wrong, such as a discriminator's collapse; "" where nothing has."""
+        return ""
+
     def encode(self, x: Tensor) -> Tensor:
         """Relaxed codes (batch, bits) in [-1, 1]; the code is their sign."""
         return self.encoder()(x)
 
     def encoder(self) -> nn.Module:
         """The module that :meth:`encode` evaluates: raw input to relaxed codes, in evaluation mode."""
+        raise NotImplementedError
+
+    @property
+    def generates(self) -> bool:
+        """Whether :meth:`translate` makes target images."""
+        return False
+
+    def translate(self, x: Tensor) -> Tensor:
+        """Images of the target domain made of source images.
+
+        Args:
+            x: (batch, channels, h, w) uint8, or (batch, features) float32.
+
+        Returns:
+            The same shape and type.
+        """
         raise NotImplementedError
 
     def set_references(self, codes: Tensor, labels: Tensor) -> None:

@@ -4,8 +4,10 @@ A network returns every fully connected layer's output before its nonlinearity, 
 ``forward(x) -> (layers, u_BD)``. Images are uint8, or float32 in the same range 0..255 after augmentation.
 """
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,12 @@ from torch import Tensor, nn
 from models.distributed import BatchNorm
 
 Output = tuple[list[Tensor], Tensor]
+
+
+def unit(x: Tensor, images: bool) -> Tensor:
+    """Stored images (0..255) as real numbers in [-1, 1], what a generator makes; feature vectors as real numbers."""
+    x = x.to(torch.get_default_dtype())
+    return x / 127.5 - 1 if images else x
 
 
 class HashLayer(nn.Module):
@@ -44,7 +52,7 @@ class HashNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Output:
         """Layers' outputs, each (batch, width), and the code (batch, bits)."""
-        x = x.float() / 127.5 - 1 if self.images else x.float()
+        x = unit(x, self.images)
         x = self.trunk(x)
         outputs = []
         for layer in self.layers:
@@ -53,6 +61,25 @@ class HashNetwork(nn.Module):
             x = torch.relu(x)
         linear, code = self.hash(x)
         return [*outputs, linear], code
+
+    def groups(self, share: float) -> list[dict[str, Any]]:
+        """Parameter groups of an optimiser: pretrained layers learn at a ``share`` of the rate, the hash layer at the whole."""
+        body = [*self.trunk.parameters(), *self.layers.parameters()]
+        return [
+            {"params": body, "share": share if self.pretrained else 1.0},
+            {"params": [*self.hash.parameters()], "share": 1.0},
+        ]
+
+
+class CodeOnly(nn.Module):
+    """A hash network without its layers' outputs: input -> codes (batch, bits)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)[1]
 
 
 def _fully_connected(inputs: int, width: int, norm: bool, dropout: float) -> nn.Module:
@@ -81,6 +108,25 @@ def lenet(shape: tuple[int, ...], bits: int, norm: bool, dropout: float) -> Hash
     trunk = nn.Sequential(*block(channels, 20), *block(20, 50), nn.Flatten())
     layers = [_fully_connected(50 * side[0] * side[1], 500, norm, dropout)]
     return HashNetwork(trunk, layers, 500, bits, images=True)
+
+
+def conv4(shape: tuple[int, ...], bits: int, norm: bool, dropout: float) -> HashNetwork:
+    """Four convolutions of stride 2 without fully connected layers: IGAN's encoder of 32x32 colour digits (section 3.2).
+
+    Args:
+        shape: (channels, height, width), at least 16 by 16.
+        norm: batch-norm after each layer (the paper does not say).
+        dropout: probability before the hash layer (not in the paper).
+    """
+    channels, height, width = shape
+    if min(height, width) < 16:
+        raise ValueError(f"conv4 needs images of at least 16x16 pixels, not {height}x{width}: ingest with a larger --size")
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise((channels, 32, 64, 128, 256)):
+        normed = [BatchNorm(outputs)] if norm else []
+        layers += [nn.Conv2d(inputs, outputs, 4, 2, 1), *normed, nn.ReLU()]
+    trunk = nn.Sequential(*layers, nn.Flatten(), *([nn.Dropout(dropout)] if dropout else []))
+    return HashNetwork(trunk, [], 256 * (height // 16) * (width // 16), bits, images=True)
 
 
 def mlp(shape: tuple[int, ...], bits: int, norm: bool, dropout: float) -> HashNetwork:
@@ -148,21 +194,22 @@ def pretrained_weights(network: str, weights: str) -> dict[str, Tensor]:
 
 
 def build_network(name: str, shape: tuple[int, ...], bits: int, norm: bool, dropout: float, weights: str) -> HashNetwork:
-    """The network of a name; ``auto`` is MLP for features, AlexNet from 64 pixels, LeNet below.
+    """The network of a name; ``auto`` is MLP for features, AlexNet from 64 pixels; below, conv4 for colour, LeNet for grey.
 
     Args:
-        name: ``auto``, ``lenet``, ``alexnet`` or ``mlp``.
+        name: ``auto``, ``lenet``, ``conv4``, ``alexnet`` or ``mlp``.
         shape: (features,) or (channels, height, width).
 
     Raises:
         ValueError: the network does not take this shape.
     """
     if name == "auto":
-        name = "mlp" if len(shape) == 1 else "alexnet" if min(shape[1:]) >= 64 else "lenet"
+        small = "conv4" if shape[0] == 3 else "lenet"
+        name = "mlp" if len(shape) == 1 else "alexnet" if min(shape[1:]) >= 64 else small
     if (name == "mlp") != (len(shape) == 1):
         raise ValueError(f"network {name!r} does not take data of shape {list(shape)}: mlp takes features, the others images")
     if name == "mlp":
         return mlp(shape, bits, norm, dropout)
-    if name == "lenet":
-        return lenet(shape, bits, norm, dropout)
+    if name in ("lenet", "conv4"):
+        return (lenet if name == "lenet" else conv4)(shape, bits, norm, dropout)
     return alexnet(shape, bits, weights)

@@ -3,9 +3,11 @@
 import difflib
 
 from models.dah import DAH, DPSH
+from models.igan import IGAN
 from models.method import Method
+from models.sigan import DTN, SIGAN
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (DAH, DPSH)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (DAH, DPSH, IGAN, SIGAN, DTN)}
 
 
 def find(name: str) -> type[Method]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.batches import DomainSource
-from models.distributed import rank, world_size
+from models.distributed import mean_over_ranks, rank, world_size
 from models.method import Batch, Method
 from pipelines import checkpoint
 
@@ -69,7 +69,10 @@ class Trainer:
         for name, player in self.method.players.items():
             step = PlayerStep(self.method, name)
             trained = any(p.requires_grad for p in player.networks.parameters())
-            self.steppers[name] = DistributedDataParallel(step, broadcast_buffers=False) if world_size() > 1 and trained else step
+            if world_size() > 1 and trained:
+                self.steppers[name] = DistributedDataParallel(step, broadcast_buffers=False, find_unused_parameters=player.partial)
+            else:
+                self.steppers[name] = step
 
     def fit(self) -> Path:
         """Train the epochs that are left.
@@ -78,7 +81,7 @@ class Trainer:
             The last checkpoint's folder.
 
         Raises:
-            FloatingPointError: a loss is not finite; the last checkpoint is kept.
+            FloatingPointError: a loss is not finite or a player has collapsed; the last checkpoint is kept.
         """
         place = checkpoint.latest(self.folder)
         while self.epoch < self.epochs:
@@ -109,21 +112,26 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         for step, batch in enumerate(self._batches()):
             self.method.begin_step((self.epoch + step / self.steps) / self.epochs)
-            for name in self.steppers:
+            for name in filter(self.method.plays, self.steppers):
                 for term, value in self.step(name, batch).items():
                     sums[term] = sums.get(term, torch.zeros((), device=self.device)) + value
             self.method.end_step()
             images += sum(len(part.x) for part in batch if part is not None)
-        terms = {name: float(total) / self.steps for name, total in sums.items()}
-        broken = [name for name, value in terms.items() if not math.isfinite(value)]
-        if broken:
-            raise FloatingPointError(
-                f"loss {', '.join(broken)} of {self.method.name} is not finite in epoch {self.epoch + 1}: lower the learning rate; "
-                f"checkpoints up to epoch {self.epoch} are kept in {self.folder}"
-            )
+        names = [*sums]
+        means = mean_over_ranks(torch.stack([sums[name] for name in names])) / self.steps
+        terms = dict(zip(names, means.tolist(), strict=True))
+        self._check(terms)
         seconds = time.perf_counter() - start
         speed = images * world_size() / seconds
         return {"epoch": self.epoch + 1, "epochs": self.epochs, "terms": terms, "seconds": seconds, "images_per_second": speed}
+
+    def _check(self, terms: dict[str, float]) -> None:
+        """Raise where an epoch's mean terms, which all ranks have alike, say that training has failed."""
+        broken = [name for name, value in terms.items() if not math.isfinite(value)]
+        failure = f"loss {', '.join(broken)} is not finite: lower the learning rate" if broken else self.method.failure(terms)
+        if failure:
+            kept = f"checkpoints up to epoch {self.epoch} are kept in {self.folder}" if self.epoch else "no epoch was done before it"
+            raise FloatingPointError(f"{self.method.name} failed in epoch {self.epoch + 1}: {failure}; {kept}")
 
     def step(self, name: str, batch: Batch) -> dict[str, Tensor]:
         """One optimiser step of a player; its detached terms. The other players' parameters take no gradient."""

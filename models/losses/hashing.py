@@ -32,6 +32,22 @@ def pairwise_hash_loss(
     return (weights * losses).sum() / known.sum().clamp(min=1)
 
 
+def similarity_loss(codes: Tensor, labels: Tensor) -> Tensor:
+    """Half the squared distance of scaled dot products to similarities in {-1, +1}, mean over pairs (IGAN eq. 1).
+
+    Args:
+        codes: (n, bits), relaxed codes in [-1, 1].
+        labels: (n,) int64; pairs with a label of -1 are left out.
+
+    Returns:
+        Scalar in [0, 2], 0 where no pair is labelled.
+    """
+    like = (labels.unsqueeze(1) == labels.unsqueeze(0)) * 2.0 - 1.0
+    known = (labels >= 0).unsqueeze(1) & (labels >= 0).unsqueeze(0)
+    errors = (codes @ codes.T / codes.shape[1] - like).square() * known
+    return errors.sum() / known.sum().clamp(min=1) / 2
+
+
 def quantisation_loss(codes: Tensor) -> Tensor:
     """Mean squared distance of relaxed codes to their signs (DAH eq. 5, IGAN eq. 2).
 

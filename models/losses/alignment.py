@@ -1,0 +1,35 @@
+"""Terms that bring a class of one domain to the same class of the other."""
+
+import torch
+from torch import Tensor
+
+
+def class_means(codes: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Mean code of each class.
+
+    Args:
+        codes: (n, bits).
+        labels: (n,) int64; rows with a label of -1 are left out.
+
+    Returns:
+        (classes, bits), zero where a class has no row, and (classes,) bool: whether it has one.
+    """
+    member = (labels.unsqueeze(0) == torch.arange(classes, device=labels.device).unsqueeze(1)).to(codes.dtype)
+    count = member.sum(1, keepdim=True)
+    return member @ codes / count.clamp(min=1), count.squeeze(1) > 0
+
+
+def centroid_distance(source: Tensor, source_labels: Tensor, target: Tensor, target_labels: Tensor, classes: int) -> Tensor:
+    """Sum over the classes of the Euclidean distance of their centres in two domains (IGAN eq. 3).
+
+    Args:
+        source, target: (n, bits) and (m, bits), of whole (gathered) batches.
+        source_labels, target_labels: (n,) and (m,) int64; -1 where unknown.
+
+    Returns:
+        Scalar; classes that one of the batches lacks contribute nothing.
+    """
+    of_source, in_source = class_means(source, source_labels, classes)
+    of_target, in_target = class_means(target, target_labels, classes)
+    squared = (of_source - of_target).square().sum(1)
+    return (squared + 1e-8).sqrt()[in_source & in_target].sum()  # the root has no gradient at zero

@@ -1,0 +1,54 @@
+"""What the methods' training has in common: optimisers, rates over the training, averaged copies, fresh starts."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+MOMENTUM = 0.9
+
+
+def build_optimizer(
+    name: str, groups: list[dict[str, Any]], rate: float, decay: float, betas: tuple[float, float] = (0.9, 0.999)
+) -> Optimizer:
+    """An optimiser by name: ``adam`` (AdamW), ``sgd`` (momentum 0.9) or ``rmsprop``.
+
+    Args:
+        groups: parameter groups; ``share`` of each is its share of the learning rate.
+        rate: learning rate.
+        decay: weight decay.
+        betas: of Adam.
+    """
+    for group in groups:
+        group["lr"] = rate * group["share"]
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=rate, momentum=MOMENTUM, weight_decay=decay)
+    if name == "rmsprop":
+        return torch.optim.RMSprop(groups, lr=rate, weight_decay=decay)
+    return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, betas=betas)
+
+
+def set_rate(optimizer: Optimizer, first: float, final: float, progress: float) -> None:
+    """Set the learning rate: log-spaced from ``first`` to ``final`` times it, or a cosine to zero where ``final`` is 0.
+
+    Args:
+        progress: 0 at the start of the training, 1 at its end.
+    """
+    factor = final**progress if final else (1 + math.cos(math.pi * progress)) / 2
+    for group in optimizer.param_groups:
+        group["lr"] = first * factor * group["share"]
+
+
+def averaged_copy(network: nn.Module, decay: float) -> AveragedModel | None:
+    """An exponentially averaged copy in evaluation mode, buffers too; None where ``decay`` is 0."""
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True).eval() if decay else None
+
+
+def restart(network: nn.Module, fresh: nn.Module, optimizer: Optimizer) -> None:
+    """Give a network the parameters and buffers of a fresh one, and forget what its optimiser knew of it."""
+    network.load_state_dict(fresh.state_dict())
+    for parameter in network.parameters():
+        optimizer.state.pop(parameter, None)

@@ -1,0 +1,106 @@
+"""Trains a method for a few steps on fixed batches, in one process or two, and says what gradients its players had."""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from data.batches import DomainBatch
+from data.transforms import random_view, seeded
+from models.distributed import rank, world_size
+from models.method import Batch, Method
+from models.registry import find
+from pipelines.loop import Trainer
+
+CLASSES, PER_CLASS, BITS, SHAPE = 3, 4, 16, (1, 16, 16)
+
+
+@contextlib.contextmanager
+def precision(dtype: torch.dtype) -> Iterator[None]:
+    """Torch's default precision, for a while."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def domain_batch(step: int, domain: int, here: int = 0, world: int = 1) -> DomainBatch:
+    """One rank's part of a fixed global batch, views drawn as the batches draw them; the target has no labels."""
+    n = CLASSES * PER_CLASS
+    x = torch.randint(0, 256, (n, *SHAPE), generator=seeded(7, step, domain), dtype=torch.uint8)
+    share = slice(here * n // world, (here + 1) * n // world)
+    with precision(torch.float32):
+        view = random_view(x[share], seeded(step, domain), here, world)
+    return DomainBatch(x[share], (view,), None if domain else torch.arange(CLASSES).repeat(PER_CLASS)[share], torch.arange(n)[share])
+
+
+def global_batch(step: int) -> Batch:
+    """A batch of both domains for one process."""
+    return Batch(domain_batch(step, 0), domain_batch(step, 1))
+
+
+@dataclass
+class Fixed:
+    """A source of fixed batches in place of a data set's."""
+
+    domain: int
+
+    def epoch(self, epoch: int, steps: int) -> Iterator[DomainBatch]:
+        """This rank's part of the epoch's batches."""
+        for step in range(steps):
+            yield domain_batch(epoch * steps + step, self.domain, rank(), world_size())
+
+
+@dataclass
+class Recorder(Trainer):
+    """A trainer that keeps the gradients of each player's first step of each epoch."""
+
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+
+    def step(self, name: str, batch: Batch) -> dict[str, Tensor]:
+        terms = super().step(name, batch)
+        named = self.method.players[name].networks.named_parameters()
+        found = {f"epoch {self.epoch}: {name}.{each}": p.grad.clone() for each, p in named if p.grad is not None}
+        self.gradients = found | self.gradients
+        return terms
+
+
+def build(name: str, **own: Any) -> Method:
+    """A small method with fixed parameters."""
+    kind = find(name)
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    return kind(kind.Config(**{"per_class": PER_CLASS} | own), SHAPE, CLASSES, BITS)
+
+
+def trained(name: str, own: dict[str, Any], folder: Path, epochs: int = 2, steps: int = 2) -> dict[str, Tensor]:
+    """Gradients of each player, and what the checkpoint keeps after the last step, in double precision."""
+    with precision(torch.float64):
+        method = build(name, **own)
+        sources: list[Any] = [Fixed(0), Fixed(1)]
+        trainer = Recorder(method, *sources, epochs, steps, 0, folder / "checkpoints", {}, lambda record: None)
+        trainer.fit()
+    return trainer.gradients | {f"kept {each}": tensor for each, tensor in copy.deepcopy(method.kept().state_dict()).items()}
+
+
+def _worker(here: int, world: int, folder: str, cases: dict[str, tuple[str, dict[str, Any]]]) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=here, world_size=world)
+    torch.save([trained(name, own, Path(folder) / str(i)) for i, (name, own) in enumerate(cases.values())], f"{folder}/{here}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def trained_by_two(cases: dict[str, tuple[str, dict[str, Any]]], folder: Path) -> dict[str, list[dict[str, Tensor]]]:
+    """The same with the batches shared by two processes: for each case, a result of each process."""
+    mp.spawn(_worker, (2, str(folder), cases), nprocs=2)
+    results = [torch.load(folder / f"{here}.pt", weights_only=True) for here in range(2)]
+    return {case: list(pair) for case, pair in zip(cases, zip(*results, strict=True), strict=True)}

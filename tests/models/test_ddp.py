@@ -1,0 +1,46 @@
+"""Two workers give the gradients of one process, for every player of every method and every phase of its training."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from models.registry import METHODS
+from tests.models.players import build, trained, trained_by_two
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "dah": ("dah", {"dropout": 0.0, "pseudo_threshold": 0.34}),
+    "dah, linear mmd": ("dah", {"dropout": 0.0, "pseudo_threshold": 0.34, "mmd_estimate": "linear"}),
+    "dpsh": ("dpsh", {"dropout": 0.0}),
+    "igan": ("igan", {"dropout": 0.0, "threshold": 0.34}),
+    "igan, pretrained, in stages": ("igan", {"dropout": 0.0, "threshold": 0.34, "pretrain_epochs": 1, "real_unlabelled": False}),
+    "sigan": ("sigan", {"pretrain_epochs": 1}),
+    "sigan, as in the paper": (
+        "sigan", {"pretrain_epochs": 1, "label_moves_generator": False, "label_interval": 2, "lipschitz": "clip", "source_weight": 0.0}
+    ),
+    "dtn": ("dtn", {"pretrain_epochs": 0}),
+}  # fmt: skip
+
+
+def test_every_method_has_a_case() -> None:
+    assert {name for name, _ in CASES.values()} == set(METHODS)
+
+
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Tensor]]]:
+    """What two processes have for each case; they are started once."""
+    return trained_by_two(CASES, tmp_path_factory.mktemp("two"))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_workers_give_the_gradients_of_one(case: str, by_two: dict[str, list[dict[str, Tensor]]], tmp_path: Path) -> None:
+    """Batch-norm included: it takes the moments of the global batch."""
+    name, own = CASES[case]
+    alone = trained(name, own, tmp_path)
+    assert all(any(f": {player}." in each for each in alone) for player in build(name, **own).players)
+    for found in by_two[case]:
+        assert found.keys() == alone.keys()
+        for each, tensor in alone.items():
+            error = (found[each].double() - tensor.double()).norm() / tensor.double().norm().clamp(min=1e-3)
+            assert error < 1e-6, f"{each} differs by {error:.1e}"
