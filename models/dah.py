@@ -16,7 +16,7 @@ from models.losses.hashing import class_log_probabilities, entropy_loss, pairwis
 from models.losses.mmd import linear_mmd, quadratic_mmd
 from models.method import Batch, Method, Player, Wants, hyper
 from models.networks import CodeOnly, HashNetwork, build_network
-from models.optimisers import averaged_copy, build_optimizer, set_rate
+from models.optimisers import build_optimizer, set_rate
 
 REFERENCES_PER_CLASS = 200
 
@@ -74,7 +74,7 @@ class DAH(Method):
         network = build_network(config.network, shape, bits, config.norm, config.dropout, config.pretrained)
         self.network = network
         self.players = {"encoder": Player(nn.ModuleDict({"network": network}), self._optimizer(network))}
-        self.averaged = averaged_copy(network, config.average)
+        self.average(network, config.average)
         self.references: tuple[Tensor, Tensor] | None = None
         self.draws = 0
 
@@ -101,10 +101,6 @@ class DAH(Method):
     def begin_step(self, progress: float) -> None:
         """Set the learning rate: log-spaced to ``final_rate``, or a cosine to zero."""
         set_rate(self.players["encoder"].optimizer, self.config.learning_rate, self.config.final_rate, progress)
-
-    def end_step(self) -> None:
-        if self.averaged is not None:
-            self.averaged.update_parameters(self.network)
 
     def losses(self, player: str, batch: Batch) -> dict[str, Tensor]:
         """Terms ``hash``, ``quantisation`` and, by weight, ``mmd``, ``entropy``, ``pseudo`` (eq. 1, 5, 7)."""
@@ -161,15 +157,13 @@ class DAH(Method):
         Codes that are still soft make no confident guess: the term begins by itself when the source's codes have settled.
         """
         with torch.no_grad():
-            teacher = self.averaged if self.averaged is not None else self.network
-            confidence, guess = self._probabilities(gather(teacher(x)[1]), u_s, labels).exp().max(1)
+            confidence, guess = self._probabilities(gather(self.settled(x)[1]), u_s, labels).exp().max(1)
             guess = guess.masked_fill(confidence < self.config.pseudo_threshold, -1)
         return pairwise_hash_loss(u_t, guess, u_s, labels, self.config.like_weight)
 
     def encoder(self) -> nn.Module:
         """The averaged copy where there is one, as input -> codes."""
-        network = self.averaged.module if self.averaged is not None else self.network
-        return CodeOnly(network).eval()
+        return CodeOnly(self.settled).eval()
 
     def set_references(self, codes: Tensor, labels: Tensor) -> None:
         """Keep the first 200 codes of each class (section 5.2: the target classifier compares hash codes)."""
@@ -184,12 +178,6 @@ class DAH(Method):
 
     def classify(self, x: Tensor) -> Tensor:
         return self.classify_codes(self.encode(x))
-
-    def kept(self) -> nn.ModuleDict:
-        kept = super().kept()
-        if self.averaged is not None:
-            kept["averaged"] = self.averaged
-        return kept
 
 
 @dataclass(frozen=True)

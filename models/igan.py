@@ -20,7 +20,7 @@ from models.losses.alignment import centroid_distance
 from models.losses.hashing import entropy_loss, quantisation_loss, similarity_loss
 from models.method import Batch, Method, Player, Wants, hyper
 from models.networks import CodeOnly, build_network, unit
-from models.optimisers import averaged_copy, build_optimizer, restart, set_rate
+from models.optimisers import build_optimizer, restart, set_rate
 
 DOMAINS = ("source", "target")
 
@@ -89,7 +89,7 @@ class IGAN(Method):
         if c.adversarial_weight:
             rates: list[dict[str, Any]] = [{"params": [*self.judges.parameters()], "share": c.discriminator_rate}]
             self.players["discriminator"] = Player(self.judges, build_optimizer(c.optimizer, rates, c.learning_rate, 0.0, betas=(0.5, 0.999)))
-        self.averaged = averaged_copy(self.networks, c.average)
+        self.average(self.networks, c.average)
         self.made: dict[str, Tensor] = {}
 
     @property
@@ -100,14 +100,6 @@ class IGAN(Method):
     @property
     def wants(self) -> Wants:
         return Wants(source_labels=True, target=True, per_class=self.config.per_class, batch_size=0, views=int(self.config.augment))
-
-    @property
-    def settled(self) -> nn.ModuleDict:
-        """Encoder and heads that label, encode and translate: their averaged copy where there is one."""
-        if self.averaged is None:
-            return self.networks
-        assert isinstance(self.averaged.module, nn.ModuleDict)
-        return self.averaged.module
 
     def _fresh_heads(self) -> nn.ModuleDict:
         """The classifier C and, where a term needs them, the generators G_s and G_t."""
@@ -145,10 +137,6 @@ class IGAN(Method):
         """Set the learning rates: a cosine to zero with Adam, constant with the paper's SGD."""
         for player in self.players.values():
             set_rate(player.optimizer, self.config.learning_rate, 1.0 if self.config.optimizer == "sgd" else 0.0, progress)
-
-    def end_step(self) -> None:
-        if self.averaged is not None:
-            self.averaged.update_parameters(self.networks)
 
     def plays(self, player: str) -> bool:
         return player == "encoder" or not self.pretraining
@@ -244,9 +232,3 @@ class IGAN(Method):
         """Target images of source images, x~_st = G_t(E(x)) (eq. 8); features where the data are features."""
         made = self.settled["target"].eval()(self.encode(x))
         return stored(made) if self.images else made
-
-    def kept(self) -> nn.ModuleDict:
-        kept = super().kept()
-        if self.averaged is not None:
-            kept["averaged"] = self.averaged
-        return kept

@@ -5,8 +5,10 @@ from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from models.codes import check_bits
+from models.optimisers import averaged_copy
 
 
 class View(Protocol):
@@ -105,6 +107,7 @@ class Method:
     reference: ClassVar[str]
     Config: ClassVar[Any]
     players: dict[str, Player]
+    averaged: AveragedModel | None = None
 
     def __init__(self, config: Any, shape: tuple[int, ...], classes: int, bits: int) -> None:
         """Args:
@@ -144,8 +147,19 @@ class Method:
     def begin_step(self, progress: float) -> None:
         """Schedules by step; ``progress`` runs from 0 to 1 over the whole training."""
 
+    def average(self, networks: nn.Module, decay: float) -> None:
+        """Keep an averaged copy of networks from now on; none where ``decay`` is 0."""
+        self.moving, self.averaged = networks, averaged_copy(networks, decay)
+
+    @property
+    def settled(self) -> Any:
+        """The averaged copy of the networks given to :meth:`average`, or these themselves where there is none."""
+        return self.moving if self.averaged is None else self.averaged.module
+
     def end_step(self) -> None:
-        """What follows the optimisers' steps, such as averaged copies."""
+        """What follows the optimisers' steps: here, the averaged copy."""
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.moving)
 
     def failure(self, terms: dict[str, float]) -> str:
         """What an epoch's mean terms say has gone wrong, such as a discriminator's collapse; "" where nothing has."""
@@ -184,7 +198,8 @@ class Method:
 
     def kept(self) -> nn.ModuleDict:
         """Everything that a checkpoint keeps beside the optimisers."""
-        return nn.ModuleDict({name: player.networks for name, player in self.players.items()})
+        kept: dict[str, nn.Module] = {name: player.networks for name, player in self.players.items()}
+        return nn.ModuleDict(kept if self.averaged is None else kept | {"averaged": self.averaged})
 
     def to(self, device: torch.device) -> Self:
         """Move every network and optimiser state."""

@@ -21,7 +21,7 @@ from models.losses.adversarial import critic_loss, generator_loss, gradient_pena
 from models.losses.hashing import quantisation_loss, similarity_loss
 from models.method import Batch, Method, Player, Wants, hyper
 from models.networks import HashLayer
-from models.optimisers import averaged_copy, build_optimizer, set_rate
+from models.optimisers import build_optimizer, set_rate
 from models.translation import FEATURES, Critic, Decoder, Encoder, Seen, TranslatedCode, attention_map, framed, resampled, total_variation
 
 
@@ -85,7 +85,7 @@ class SIGAN(Method):
         if c.adversarial_weight:
             critic = nn.ModuleDict({"critic": Critic(shape[0], c.width)})
             self.players["critic"] = Player(critic, self._optimizer(critic, c.critic_rate))
-        self.averaged = averaged_copy(self.networks, c.average)
+        self.average(self.networks, c.average)
         self.pretraining, self.steps, self.draws = c.pretrain_epochs > 0, 0, 0
         self.made: tuple[Tensor, Tensor] | None = None
 
@@ -121,8 +121,7 @@ class SIGAN(Method):
             with torch.no_grad():
                 for parameter in self.critic.parameters():
                     parameter.clamp_(-self.config.clip, self.config.clip)
-        if self.averaged is not None:
-            self.averaged.update_parameters(self.networks)
+        super().end_step()
 
     def plays(self, player: str) -> bool:
         return player == "generator" or not self.pretraining
@@ -218,14 +217,6 @@ class SIGAN(Method):
             return f"the critic's scores run away ({terms['critic']:.3g}): raise --penalty-weight, or lower --critic-rate"
         return ""
 
-    @property
-    def settled(self) -> nn.ModuleDict:
-        """The networks that encode and translate: their averaged copy where there is one."""
-        if self.averaged is None:
-            return self.networks
-        assert isinstance(self.averaged.module, nn.ModuleDict)
-        return self.averaged.module
-
     def encoder(self) -> nn.Module:
         """E and the hash layer, as input -> codes."""
         return TranslatedCode(self.settled["encoder"], self.settled["hash"]).eval()
@@ -238,12 +229,6 @@ class SIGAN(Method):
         """g = G(E(x)) (eq. 2), at the size of ``x``."""
         made = self.settled["generator"].eval()(self.settled["encoder"].eval()(framed(x)).out).out
         return stored(resampled(made, tuple(x.shape[1:])))
-
-    def kept(self) -> nn.ModuleDict:
-        kept = super().kept()
-        if self.averaged is not None:
-            kept["averaged"] = self.averaged
-        return kept
 
 
 @dataclass(frozen=True)
