@@ -21,6 +21,7 @@ COMMANDS = {
     "encode": "folder or Parquet to a Parquet of codes",
     "index": "codes to a search index",
     "search": "find the nearest images of an index",
+    "translate": "source images in the target's style",
     "methods": "the methods, with papers, needs and defaults",
     "datasets": "the datasets known by name",
 }

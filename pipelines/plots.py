@@ -114,6 +114,24 @@ def grid(queries: list[np.ndarray], answers: list[list[np.ndarray]], right: list
     _save(figure, path)
 
 
+def pairs_grid(rows: list[list[tuple[np.ndarray, np.ndarray]]], title: str, path: Path, most: int = 8) -> None:
+    """Draw pairs of stored images (channels, h, w) side by side, the left one the original; at most ``most`` pairs a row."""
+    height, width = rows[0][0][0].shape[1:]
+    gap = max(2, width // 8)
+    columns = min(most, max(map(len, rows)))
+    sheet = np.full((len(rows) * (height + 2), columns * (2 * width + 1 + gap) - gap, 3), 255, np.uint8)
+    for r, row in enumerate(rows):
+        for c, pair in enumerate(row[:most]):
+            top, left = r * (height + 2), c * (2 * width + 1 + gap)
+            for i, image in enumerate(pair):
+                sheet[top : top + height, left + i * (width + 1) : left + i * (width + 1) + width] = picture(image)
+    figure, axes = plt.subplots(figsize=(sheet.shape[1] / 55, sheet.shape[0] / 55 + 0.3), layout="constrained")
+    axes.imshow(sheet, interpolation="nearest")
+    axes.axis("off")
+    axes.set_title(f"{title} (pairs: original, made)", fontsize=8)
+    _save(figure, path)
+
+
 def _save(figure: plt.Figure, path: Path) -> None:
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -107,12 +107,14 @@ class Tracker:
             mlflow.log_input(described, context="training")
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """Log a finished epoch's terms and speed; may be called from any thread (MLflow's active run is one thread's own)."""
+        """Log a finished epoch's terms, speed and picture; may be called from any thread (MLflow's active run is one thread's own)."""
         import mlflow  # noqa: PLC0415
 
         values = {f"loss/{name.replace(' ', '_')}": value for name, value in record["terms"].items()}
         with _one_line(self.uri):
             mlflow.log_metrics(values | {"images_per_second": record["images_per_second"]}, step=record["epoch"], run_id=self.tracked)
+            if "picture" in record:
+                mlflow.log_artifact(record["picture"], "plots", run_id=self.tracked)
 
     def finish(self, metrics: dict[str, float], folder: Path) -> None:
         """Log the final metrics, plots and files, and end the run."""

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pipelines import checkpoint, cluster, evaluate, runs
 from pipelines.config import build, option, positional
 
 STREAMS = {"source": 0, "target": 1}
+FAILURE = "failure.txt"  # in a run's folder: why its training diverged
 
 
 @dataclass
@@ -163,9 +165,28 @@ def work(plan: dict[str, Any]) -> None:
 
     source = batches(config.source, "source", wants.source_labels, wants.per_class)
     target = batches(config.target, "target", False, 0) if wants.target else None
-    Trainer(
-        method, source, target, config.epochs, p.steps, config.seed, folder / "checkpoints", p.config, runs.Progress(folder), device
-    ).fit()
+    progress = runs.Progress(folder)
+    report = _with_pictures(progress, method, manifest, config, folder) if rank() == 0 else progress
+    Trainer(method, source, target, config.epochs, p.steps, config.seed, folder / "checkpoints", p.config, report, device).fit()
+
+
+def _with_pictures(progress: runs.Progress, method: Any, manifest: Manifest, config: Config, folder: Path) -> Callable[[dict[str, Any]], None]:
+    """A reporter that also draws what a method translates source images into after each epoch, where it makes images."""
+    if not (config.plots and method.generates and manifest.store != "feature"):
+        return progress
+    from pipelines.translate import Sampler  # noqa: PLC0415
+
+    draw = Sampler(method, Path(config.dataset), manifest, config.source, folder / "plots")
+    return lambda record: progress(record | {"picture": str(draw(record["epoch"]))})
+
+
+def work_once(plan: dict[str, Any]) -> None:
+    """:func:`work` on a worker of Ray Train, which would try again what failed: a training that diverges does so each time."""
+    failure = Path(plan["folder"]) / FAILURE
+    try:
+        work(plan)
+    except FloatingPointError as error:
+        failure.write_text(str(error))
 
 
 def _launch(plan: Plan, workers: int, gpu: bool, failures: int) -> None:
@@ -185,7 +206,7 @@ def _launch(plan: Plan, workers: int, gpu: bool, failures: int) -> None:
         if total.get(name, 0) < count:
             raise ValueError(f"{workers} workers need {count} {name}s, but the cluster has {total.get(name, 0):g}: fewer --workers or --threads")
     trainer = TorchTrainer(
-        work,
+        work_once,
         train_loop_config=asdict(plan),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=None if gpu else {"CPU": plan.threads}),
         run_config=RunConfig(
@@ -193,12 +214,16 @@ def _launch(plan: Plan, workers: int, gpu: bool, failures: int) -> None:
             failure_config=FailureConfig(max_failures=failures),
         ),
     )  # fmt: skip
+    failure = Path(plan.folder) / FAILURE
+    failure.unlink(missing_ok=True)
     try:
         trainer.fit()
     except Exception as error:
         raise cluster.user_error(error) from error
     finally:
         shutil.rmtree(Path(plan.folder) / "ray", ignore_errors=True)
+    if failure.exists():
+        raise FloatingPointError(failure.read_text())
 
 
 def _new_run(config: Config) -> Path:
