@@ -58,6 +58,20 @@ class Wants:
     views: int
 
 
+class Row(NamedTuple):
+    """A row of a paper's ablation table.
+
+    Attributes:
+        name: the terms, as the paper writes them.
+        changes: the fields that differ from the method's setting, and their values.
+        figures: the paper's accuracies in percent, by "source -> target".
+    """
+
+    name: str
+    changes: dict[str, Any]
+    figures: dict[str, float]
+
+
 def hyper(default: Any, help: str, low: Any = None, high: Any = None, log: bool = False, choices: Any = None) -> Any:
     """A hyper-parameter's field: its default, meaning and search range in one place.
 
@@ -106,6 +120,7 @@ class Method:
     name: ClassVar[str]
     reference: ClassVar[str]
     Config: ClassVar[Any]
+    ablation: ClassVar[tuple[Row, ...]] = ()
     players: dict[str, Player]
     averaged: AveragedModel | None = None
 

@@ -16,6 +16,7 @@ COMMANDS = {
     "ingest": "images or features to sharded Parquet and a manifest",
     "train": "train a method and evaluate it",
     "evaluate": "metrics and plots of a run or a registered model",
+    "ablate": "train a paper's ablation table, row by row",
     "register": "register a run's encoder, alias challenger",
     "promote": "make the challenger the champion if it is better",
     "encode": "folder or Parquet to a Parquet of codes",

@@ -61,8 +61,8 @@ def method_fields(argv: list[str]) -> list[Field]:
     return list({each.name: each for method in named for each in fields(method.Config)}.values())
 
 
-def make_config(values: dict[str, Any]) -> Config:
-    """A config from the given values, the method's own among them; a resumed run's own config under them.
+def make_config(values: dict[str, Any], kind: type[Config] = Config) -> Any:
+    """A config of a kind from the given values, the method's own among them; a resumed run's own config under them.
 
     Raises:
         ValueError: a name or a value is wrong, or a needed one is missing.
@@ -80,9 +80,9 @@ def make_config(values: dict[str, Any]) -> Config:
     own = {name: value for name, value in values.items() if name in named}
     others = {each.name for other in METHODS.values() for each in fields(other.Config)} - named
     for name in plain:
-        if name in others and name not in {each.name for each in fields(Config)}:
+        if name in others and name not in {each.name for each in fields(kind)}:
             raise ValueError(f"method {method.name} has no field --{name.replace('_', '-')}: see `hashbridge methods`")
-    config = build(Config, plain)
+    config = build(kind, plain)
     preset = method.Config.paper() if config.preset == "paper" else method.Config()
     config.own = asdict(dataclasses.replace(preset, **asdict_checked(method.Config, own)))
     for name in ("dataset", "source", "target"):

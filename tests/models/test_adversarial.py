@@ -97,10 +97,10 @@ def test_stored_undoes_unit() -> None:
 
 def test_igans_terms_follow_its_weights() -> None:
     batch = global_batch(0)
-    full = build("igan")
+    full = build("igan", pretrain_epochs=0)
     assert set(full.losses("encoder", batch)) == ENCODER_TERMS
     assert set(full.losses("discriminator", batch)) == {"real", "generated"}
-    alone = build("igan", adversarial_weight=0.0, l1_weight=0.0, hash_weight=0.0, centroid_weight=0.0, entropy_weight=0.0)
+    alone = build("igan", pretrain_epochs=0, adversarial_weight=0.0, l1_weight=0.0, hash_weight=0.0, centroid_weight=0.0, entropy_weight=0.0)
     assert set(alone.losses("encoder", batch)) == {"classification", "pseudo"} and list(alone.players) == ["encoder"]
     assert not alone.generates
     paper = build("igan", **{**vars(IGANConfig.paper()), "per_class": PER_CLASS})
@@ -113,7 +113,7 @@ def test_igans_terms_follow_its_weights() -> None:
 
 def test_the_loss_is_the_weighted_sum_of_the_terms() -> None:
     """alpha weighs the hash term and beta the centroids (eq. 11, not eq. 12)."""
-    method = build("igan", dropout=0.0, hash_weight=3.0, centroid_weight=5.0, relaxation_weight=0.5, threshold=0.0)
+    method = build("igan", dropout=0.0, hash_weight=3.0, centroid_weight=5.0, relaxation_weight=0.5, threshold=0.0, pretrain_epochs=0)
     loss, terms = method.loss("encoder", global_batch(0))
     c = method.config
     expected = terms["classification"] + c.pseudo_weight * terms["pseudo"] + 3 * (terms["hash"] + 0.5 * terms["relaxation"])
@@ -141,7 +141,7 @@ def test_sigans_terms_follow_its_phases_and_weights() -> None:
     batch = global_batch(0)
     method = build("sigan", pretrain_epochs=1, label_interval=2)
     method.begin_epoch(0, 3)
-    assert set(method.losses("generator", batch)) == {"source"} and not method.plays("critic")
+    assert set(method.losses("generator", batch)) == {"source", "hash", "relaxation"} and not method.plays("critic")
     method.begin_epoch(1, 3)
     usual = {"source", "attention", "adversarial", "reconstruction", "variation", "hash", "relaxation"}
     assert set(method.losses("generator", batch)) == usual | {"label"}

@@ -13,7 +13,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dah": ("dah", {"dropout": 0.0, "pseudo_threshold": 0.34}),
     "dah, linear mmd": ("dah", {"dropout": 0.0, "pseudo_threshold": 0.34, "mmd_estimate": "linear"}),
     "dpsh": ("dpsh", {"dropout": 0.0}),
-    "igan": ("igan", {"dropout": 0.0, "threshold": 0.34}),
+    "igan": ("igan", {"dropout": 0.0, "threshold": 0.34, "pretrain_epochs": 0}),
     "igan, pretrained, in stages": ("igan", {"dropout": 0.0, "threshold": 0.34, "pretrain_epochs": 1, "real_unlabelled": False}),
     "sigan": ("sigan", {"pretrain_epochs": 1}),
     "sigan, as in the paper": (

@@ -1,0 +1,123 @@
+"""Stage: a paper's ablation table: a training for each of its rows and each seed, our figures beside the paper's."""
+
+import statistics
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from models.method import Row
+from models.registry import METHODS, find
+from pipelines import runs, train
+from pipelines.config import option
+
+SAME = ("method", "source", "target", "bits", "epochs", "steps_per_epoch", "seed", "own")  # what two runs of one setting share
+COLUMNS = ("accuracy", "cross/map", "target/map")
+
+method_fields = train.method_fields
+
+
+@dataclass
+class Config(train.Config):
+    """Options of ``hashbridge ablate``: those of a training, and which trainings."""
+
+    both: bool = option(False, "train from target to source, too")
+    seeds: str = option("0", "seeds, as 0,1,2")
+    storage: str = option("runs/ablation", "folder of the runs; a row whose run is there is not trained again, one that was cut off goes on")
+    seed: int = field(default=0, init=False)
+    resume: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not find(self.method).ablation:
+            named = ", ".join(name for name, method in METHODS.items() if method.ablation)
+            raise ValueError(f"no ablation table is known for {self.method}: one is for {named}")
+        self.seed_list()
+
+    def seed_list(self) -> list[int]:
+        """The seeds as numbers.
+
+        Raises:
+            ValueError: the text is no list of whole numbers.
+        """
+        try:
+            return [int(each) for each in self.seeds.split(",")]
+        except ValueError:
+            raise ValueError(f"--seeds is {self.seeds!r}, but must be whole numbers, as 0,1,2") from None
+
+
+make_config = partial(train.make_config, kind=Config)
+
+
+def _settings(config: Config, row: Row, direction: tuple[str, str], seed: int) -> train.Config:
+    """The training of one row."""
+    given = {each.name: getattr(config, each.name) for each in fields(train.Config) if each.init}
+    source, target = direction
+    return train.Config(**given | {"source": source, "target": target, "seed": seed, "own": config.own | row.changes, "plots": False, "resume": ""})
+
+
+def _known(wanted: train.Config) -> Path | None:
+    """The folder of a run of the same setting, the finished one first."""
+    root = Path(wanted.dataset).resolve()
+    like = []
+    for folder in sorted(each.parent for each in Path(wanted.storage).glob("*/config.json")):
+        saved = runs.read_json(folder / "config.json")
+        if all(saved[name] == getattr(wanted, name) for name in SAME) and Path(saved["dataset"]).resolve() == root:
+            like.append(folder)
+    return min(like, key=lambda folder: not (folder / "result.json").is_file(), default=None)
+
+
+def _result(wanted: train.Config) -> dict[str, Any]:
+    """The result of a row's run: read where it is finished, else trained."""
+    folder = _known(wanted)
+    if folder is None:
+        return train.run(wanted)
+    if (folder / "result.json").is_file():
+        print(f"run {folder.name} is there")
+        return runs.read_json(folder / "result.json")
+    return train.run(train.make_config({"resume": folder.name, "storage": wanted.storage, "tracking": wanted.tracking}))
+
+
+def _cell(values: list[float]) -> str:
+    """Mean of the seeds in percent, with their standard deviation where there are several."""
+    spread = f" ±{100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{spread}"
+
+
+def show(config: Config, table: dict[str, dict[str, Any]]) -> None:
+    """Print the table: a block for each direction, a row for each set of terms."""
+    for name, rows in table.items():
+        print(f"\n{config.method}, {config.bits} bits, {name}: percent, last epoch, seeds {config.seeds}, preset {config.preset}")
+        print(f"  {'':<34}" + "".join(f"{column:>14}" for column in (*COLUMNS, "paper's accuracy")))
+        for row, cells in rows.items():
+            ours = [_cell(cells[column]) if cells[column] else "-" for column in COLUMNS] if not cells["failed"] else ["failed", "", ""]
+            paper = "" if cells["paper"] is None else f"{cells['paper']:.1f}"
+            print(f"  {row:<34}" + "".join(f"{each:>14}" for each in ours) + f"{paper:>16}")
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Train every row that is not there yet, and print the table; returns it with the runs' ids.
+
+    A row that diverges is shown as failed, and the others go on.
+    """
+    directions = [(config.source, config.target), *([(config.target, config.source)] if config.both else [])]
+    table: dict[str, dict[str, Any]] = {}
+    for direction in directions:
+        name = " -> ".join(direction)
+        for row in find(config.method).ablation:
+            cells: dict[str, Any] = {column: [] for column in COLUMNS} | {"paper": row.figures.get(name), "runs": [], "failed": ""}
+            table.setdefault(name, {})[row.name] = cells
+            for seed in config.seed_list():
+                print(f"\n{name}: {row.name}, seed {seed}")
+                try:
+                    result = _result(_settings(config, row, direction, seed))
+                except FloatingPointError as error:
+                    cells["failed"] = str(error)
+                    print(error)
+                    continue
+                cells["runs"].append(result["run_id"])
+                for column in COLUMNS:
+                    if column in result["metrics"]:
+                        cells[column].append(result["metrics"][column])
+    show(config, table)
+    return {"table": table, "options": asdict(config)}
