@@ -99,7 +99,7 @@ def run(config: Config) -> dict[str, Any]:
     files = []
     for i, (name, image) in enumerate(zip(names, made, strict=True)):
         files.append(out / f"{i:05d}-{Path(name).stem.rpartition('#')[2]}.png")
-        Image.fromarray(picture(image)).save(files[-1])
+        Image.fromarray(image[0] if len(image) == 1 else picture(image)).save(files[-1])
     draw(x, made, np.array(labels), f"{len(x)} images and their translations by {folder.name}", out / "grid.png")
     epoch = checkpoint.read_state(checkpoint.latest(folder / "checkpoints") or folder)["epoch"]
     print(f"{len(files)} images translated by {folder.name} (epoch {epoch}) in {out}; {out / 'grid.png'} shows each beside its original")
