@@ -49,11 +49,12 @@ class HashNetwork(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.hash = HashLayer(features, bits)
         self.images = images
+        self.to(memory_format=torch.channels_last)  # on CPUs its batch-norm and pooling are several times as fast
 
     def forward(self, x: Tensor) -> Output:
         """Layers' outputs, each (batch, width), and the code (batch, bits)."""
         x = unit(x, self.images)
-        x = self.trunk(x)
+        x = self.trunk(x.contiguous(memory_format=torch.channels_last) if self.images else x)
         outputs = []
         for layer in self.layers:
             x = layer(x)
