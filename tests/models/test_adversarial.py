@@ -143,26 +143,40 @@ def test_sigans_terms_follow_its_phases_and_weights() -> None:
     method.begin_epoch(0, 3)
     assert set(method.losses("generator", batch)) == {"source", "hash", "relaxation"} and not method.plays("critic")
     method.begin_epoch(1, 3)
-    usual = {"source", "attention", "adversarial", "reconstruction", "variation", "hash", "relaxation"}
+    usual = {"source", "semantic", "attention", "adversarial", "reconstruction", "variation", "hash", "relaxation"}
     assert set(method.losses("generator", batch)) == usual | {"label"}
     assert set(method.losses("critic", batch)) == {"critic", "penalty"}
     method.end_step()
     assert set(method.losses("generator", batch)) == usual
     dtn = build("dtn", pretrain_epochs=0)
-    assert isinstance(dtn, DTN) and set(dtn.losses("generator", batch)) == usual - {"attention"} | {"constancy"}
+    assert isinstance(dtn, DTN) and set(dtn.losses("generator", batch)) == usual - {"attention", "semantic"} | {"constancy"}
     assert set(dtn.losses("critic", batch)) == {"critic"}
     assert list(build("sigan", adversarial_weight=0.0).players) == ["generator"]
 
 
-def test_the_papers_label_consistency_moves_the_encoder_alone_and_never_the_classifier() -> None:
-    batch, own = global_batch(0), {"pretrain_epochs": 0, "source_weight": 0.0}
-    for moves in (False, True):
-        method = build("sigan", label_moves_generator=moves, **own)
+def test_label_consistency_moves_the_encoder_alone_and_the_semantic_term_the_generator() -> None:
+    batch = global_batch(0)
+    for term, generator_moves in (("label", False), ("semantic", True)):
+        method = build("sigan", pretrain_epochs=0)
         assert isinstance(method, SIGAN)
-        method.losses("generator", batch)["label"].backward()
+        method.losses("generator", batch)[term].backward()
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in method.encode_part.parameters())
-        assert any(p.grad is not None for p in method.generator.parameters()) == moves
-        assert all(p.grad is None for p in method.classifier.parameters())
+        assert any(p.grad is not None for p in method.generator.parameters()) == generator_moves
+        assert all(p.grad is None for network in (method.classifier, method.pretrained) for p in network.parameters())
+
+
+def test_the_semantic_term_asks_the_networks_that_pretraining_left() -> None:
+    method = build("sigan", pretrain_epochs=1, average=0.0)
+    assert isinstance(method, SIGAN)
+    method.begin_epoch(0, 3)
+    with torch.no_grad():
+        method.classifier.weight.add_(1)
+    method.begin_epoch(1, 3)
+    pretrained = method.classifier.weight.clone()
+    with torch.no_grad():
+        method.classifier.weight.add_(1)
+    method.begin_epoch(2, 3)
+    assert method.pretrained["classifier"].weight.equal(pretrained)  # type: ignore[attr-defined]
 
 
 def test_clipping_bounds_the_critics_weights() -> None:

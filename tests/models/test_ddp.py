@@ -17,7 +17,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "igan, pretrained, in stages": ("igan", {"dropout": 0.0, "threshold": 0.34, "pretrain_epochs": 1, "real_unlabelled": False}),
     "sigan": ("sigan", {"pretrain_epochs": 1}),
     "sigan, as in the paper": (
-        "sigan", {"pretrain_epochs": 1, "label_moves_generator": False, "label_interval": 2, "lipschitz": "clip", "source_weight": 0.0}
+        "sigan", {"pretrain_epochs": 1, "semantic_weight": 0.0, "label_interval": 2, "lipschitz": "clip", "source_weight": 0.0}
     ),
     "dtn": ("dtn", {"pretrain_epochs": 0}),
 }  # fmt: skip
