@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.distributed import gather
+from models.losses.alignment import confident_classes
 from models.losses.hashing import class_log_probabilities, entropy_loss, pairwise_hash_loss, quantisation_loss
 from models.losses.mmd import linear_mmd, quadratic_mmd
 from models.method import Batch, Method, Player, Wants, hyper
@@ -157,8 +158,7 @@ class DAH(Method):
         Codes that are still soft make no confident guess: the term begins by itself when the source's codes have settled.
         """
         with torch.no_grad():
-            confidence, guess = self._probabilities(gather(self.settled(x)[1]), u_s, labels).exp().max(1)
-            guess = guess.masked_fill(confidence < self.config.pseudo_threshold, -1)
+            guess = confident_classes(self._probabilities(gather(self.settled(x)[1]), u_s, labels), self.config.pseudo_threshold)
         return pairwise_hash_loss(u_t, guess, u_s, labels, self.config.like_weight)
 
     def encoder(self) -> nn.Module:

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy, log_softmax
 from models.distributed import gather
 from models.generative import Discriminator, Generator, stored
 from models.losses.adversarial import deceiving_loss, generated_loss, real_class_loss
-from models.losses.alignment import centroid_distance
+from models.losses.alignment import centroid_distance, confident_classes, pseudo_label_loss
 from models.losses.hashing import entropy_loss, quantisation_loss, similarity_loss
 from models.method import Batch, Method, Player, Row, Wants, hyper
 from models.networks import CodeOnly, build_network, unit
@@ -181,14 +181,12 @@ class IGAN(Method):
     @torch.no_grad()
     def _pseudo_labels(self, x: Tensor) -> Tensor:
         """Classes of the target images that the classifier is sure of, -1 for the others (eq. 4)."""
-        codes = self.settled["network"](x)[1]
-        confidence, guess = self.settled["classifier"](codes).softmax(1).max(1)
-        return guess.masked_fill(confidence <= self.config.threshold, -1)
+        return confident_classes(self.settled["classifier"](self.settled["network"](x)[1]), self.config.threshold)
 
     def _align(self, u_s: Tensor, labels: Tensor, u_t: Tensor, guesses: Tensor) -> dict[str, Tensor]:
         """Terms that hold the target's codes to the source's (eq. 3 and the second part of eq. 5)."""
         logits = self.heads["classifier"](u_t)
-        terms = {"pseudo": cross_entropy(logits, guesses, ignore_index=-1, reduction="sum") / len(guesses)}
+        terms = {"pseudo": pseudo_label_loss(logits, guesses)}
         if self.config.entropy_weight:
             terms["entropy"] = entropy_loss(log_softmax(logits, 1))
         if self.config.centroid_weight:

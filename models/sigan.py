@@ -3,8 +3,8 @@
 Symbols: x image, s source, t target, y label, E encoder, h its features, F classifier, G generator, D critic, g translated image,
 u relaxed code. E and F are pretrained on the source; then G translates source images into the target's style, and a hash layer on
 h is trained on the labelled source and its translations. Beyond the papers, each with a field whose off value is the papers':
-random affine views of the source, the source's own classification after pretraining, a semantic term that holds G to what E and F
-took for each class when pretrained, maps scaled by their width, averaged copies, a cosine rate.
+random affine views for E, confident pseudo-labels of the target, the source's own classification after pretraining, a semantic
+term that holds G to what E and F took for each class when pretrained, maps scaled by their width, averaged copies, a cosine rate.
 """
 
 import copy
@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy, linear, log_softmax, mse_loss
 from models.distributed import gather, part_of_draw, world_size
 from models.generative import stored
 from models.losses.adversarial import critic_loss, generator_loss, gradient_penalty
+from models.losses.alignment import confident_classes, pseudo_label_loss
 from models.losses.hashing import quantisation_loss, similarity_loss
 from models.method import Batch, Method, Player, Row, Wants, hyper
 from models.networks import HashLayer
@@ -40,9 +41,11 @@ class SIGANConfig:
     constancy_weight: float = hyper(0.0, "weight of DTN's f-constancy; 0 in SIGAN", 1.0, 100.0, log=True)
     attention_weight: float = hyper(0.01, "alpha, weight of the attention term", 1e-3, 1.0, log=True)
     attention_scaled: bool = hyper(True, "attention maps divided by their number of channels; off in the paper")
-    reconstruction_weight: float = hyper(1.0, "beta, weight of the reconstruction of target images", 0.1, 30.0, log=True)
+    reconstruction_weight: float = hyper(10.0, "beta, weight of the reconstruction of target images; 1 in the paper", 0.1, 30.0, log=True)
     variation_weight: float = hyper(1e-4, "gamma, weight of the total variation", 1e-5, 1e-2, log=True)
     source_weight: float = hyper(1.0, "weight of the source's classification after pretraining; 0 in the paper", 0.1, 3.0, log=True)
+    pseudo_weight: float = hyper(1.0, "weight of confident pseudo-labels of target images, which move E; 0 in the paper", 0.1, 3.0, log=True)
+    threshold: float = hyper(0.9, "class probability above which a target image has a pseudo-label", 0.5, 0.99)
     hash_weight: float = hyper(1.0, "weight of the hash loss on source and translated images (not in the paper)", 0.1, 10.0, log=True)
     relaxation_weight: float = hyper(0.1, "weight of the relaxation beside the hash loss", 1e-3, 1.0, log=True)
     lipschitz: str = hyper("penalty", "what bounds a Wasserstein critic's slope", choices=("penalty", "clip"))
@@ -50,7 +53,7 @@ class SIGANConfig:
     clip: float = hyper(0.01, "bound of the critic's weights under clipping")
     pretrain_epochs: int = hyper(2, "epochs that train encoder and classifier on the source alone")
     average: float = hyper(0.99, "decay of the averaged copy that encodes and translates; 0 is the paper (no copy)", 0.9, 0.999)
-    augment: bool = hyper(True, "train on randomly transformed views of the source; off in the paper")
+    augment: bool = hyper(True, "E learns from randomly transformed views; off in the paper")
     per_class: int = hyper(10, "source images per class in a batch", 5, 40)
     width: int = hyper(16, "channels of the encoder's first layer; 64 in the paper")
     optimizer: str = hyper("adam", "optimiser", choices=("rmsprop", "adam"))
@@ -62,8 +65,8 @@ class SIGANConfig:
     def paper(cls) -> Self:
         """The paper's setting of SVHN -> MNIST. It names no learning rate and no Lipschitz device: 3e-4 and clipping are readings."""
         return cls(
-            label_interval=20, semantic_weight=0.0, attention_scaled=False, source_weight=0.0, lipschitz="clip", average=0.0,
-            augment=False, width=64, optimizer="rmsprop", learning_rate=3e-4, final_rate=1.0,
+            label_interval=20, semantic_weight=0.0, reconstruction_weight=1.0, attention_scaled=False, source_weight=0.0, pseudo_weight=0.0,
+            lipschitz="clip", average=0.0, augment=False, width=64, optimizer="rmsprop", learning_rate=3e-4, final_rate=1.0,
         )  # fmt: skip
 
 
@@ -153,14 +156,18 @@ class SIGAN(Method):
         if self.pretraining:
             h_s = self.encode_part(x_s).out
             return {"source": cross_entropy(self.classifier(h_s), labels)} | self._hash(h_s, labels)
-        seen = self.encode_part(torch.cat([x_s, x_t]))
-        made = self.generator(seen.out)
-        s, t = slice(None, len(x_s)), slice(len(x_s), None)
+        view = [framed(batch.target.views[0])] if c.augment and c.pseudo_weight else []
+        s, t = slice(None, len(x_s)), slice(len(x_s), len(x_s) + len(x_t))
+        seen = self.encode_part(torch.cat([x_s, x_t, *view]))
+        made = self.generator(seen.out[: t.stop])
         again = self.encode_part(made.out[s].detach())  # translations as labelled data
         self.made = (x_t, made.out[s].detach())
         terms = self._keep_meaning(Seen(*(each[s] for each in seen)), Seen(*(each[s] for each in made)), labels)
         if c.label_weight and self.steps % max(c.label_interval, 1) == 0:
             terms["label"] = cross_entropy(self._fixed_classifier(again.out), labels)
+        if c.pseudo_weight:
+            h_t = seen.out[t.stop :] if view else seen.out[t]
+            terms["pseudo"] = pseudo_label_loss(self._fixed_classifier(h_t), self._pseudo_labels(x_t))
         if c.adversarial_weight:
             terms["adversarial"] = generator_loss(self.critic(made.out[s]), c.objective)
         if c.reconstruction_weight:
@@ -172,7 +179,8 @@ class SIGAN(Method):
     def weights(self, player: str) -> dict[str, float]:
         c = self.config
         return {
-            "source": 1.0 if self.pretraining else c.source_weight, "label": c.label_weight, "semantic": c.semantic_weight, "constancy": c.constancy_weight,
+            "source": 1.0 if self.pretraining else c.source_weight, "label": c.label_weight, "semantic": c.semantic_weight,
+            "pseudo": c.pseudo_weight, "constancy": c.constancy_weight,
             "attention": c.attention_weight, "reconstruction": c.reconstruction_weight, "variation": c.variation_weight,
             "adversarial": c.adversarial_weight, "hash": c.hash_weight, "relaxation": c.hash_weight * c.relaxation_weight,
             "critic": 1.0, "penalty": c.penalty_weight,
@@ -199,6 +207,11 @@ class SIGAN(Method):
             of_made, of_seen = ([attention_map(layer, c.attention_scaled) for layer in (each.at_8, each.at_4)] for each in (made, seen))
             terms["attention"] = torch.stack([mse_loss(*pair) for pair in zip(of_made, of_seen, strict=True)]).sum()
         return terms
+
+    @torch.no_grad()
+    def _pseudo_labels(self, x: Tensor) -> Tensor:
+        """Classes of the target images that E and F are sure of, -1 for the others."""
+        return confident_classes(self.settled["classifier"](self.settled["encoder"](x).out), self.config.threshold)
 
     def _hash(self, h: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Hash loss of source images and, after the pretraining, their translations, as one labelled set; it does not move E."""

@@ -1,7 +1,8 @@
-"""Terms that bring a class of one domain to the same class of the other."""
+"""Terms that bring a class of one domain to the same class of the other, and the guesses of the classes that they need."""
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 
 def class_means(codes: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -33,3 +34,26 @@ def centroid_distance(source: Tensor, source_labels: Tensor, target: Tensor, tar
     of_target, in_target = class_means(target, target_labels, classes)
     squared = (of_source - of_target).square().sum(1)
     return (squared + 1e-8).sqrt()[in_source & in_target].sum()  # the root has no gradient at zero
+
+
+def confident_classes(logits: Tensor, threshold: float) -> Tensor:
+    """Pseudo-labels: the likeliest class of each sample where its probability is above a threshold (IGAN eq. 4).
+
+    Args:
+        logits: (n, classes), or log-probabilities.
+
+    Returns:
+        (n,) int64, -1 where no class is likely enough.
+    """
+    confidence, guess = logits.softmax(1).max(1)
+    return guess.masked_fill(confidence <= threshold, -1)
+
+
+def pseudo_label_loss(logits: Tensor, guesses: Tensor) -> Tensor:
+    """Cross-entropy of samples towards their pseudo-labels, summed over those that have one, divided by all.
+
+    Args:
+        logits: (n, classes).
+        guesses: (n,) int64, -1 where unknown.
+    """
+    return cross_entropy(logits, guesses, ignore_index=-1, reduction="sum") / len(guesses)

@@ -1,6 +1,6 @@
 """Are translations what their source's labels say? An independent classifier, trained on the target's labels for this alone, judges.
 
-Run: python -m tests.benchmarks.translations RUN [RUN ...] [--storage runs] [--dataset FOLDER] [--steps 2000] [--seed 0]
+Run: python -m tests.benchmarks.translations RUN [RUN ...] [--storage runs] [--dataset FOLDER] [--steps 1000] [--seed 0]
 """
 
 import argparse
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("run", nargs="+", help="ids of runs that generate images")
     parser.add_argument("--storage", default="runs")
     parser.add_argument("--dataset", default="", help="folder of the dataset (default: the run's)")
-    parser.add_argument("--steps", type=int, default=2000, help="steps of the judge's training")
+    parser.add_argument("--steps", type=int, default=1000, help="steps of the judge's training")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     judges: dict[str, nn.Module] = {}

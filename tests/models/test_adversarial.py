@@ -143,7 +143,7 @@ def test_sigans_terms_follow_its_phases_and_weights() -> None:
     method.begin_epoch(0, 3)
     assert set(method.losses("generator", batch)) == {"source", "hash", "relaxation"} and not method.plays("critic")
     method.begin_epoch(1, 3)
-    usual = {"source", "semantic", "attention", "adversarial", "reconstruction", "variation", "hash", "relaxation"}
+    usual = {"source", "semantic", "pseudo", "attention", "adversarial", "reconstruction", "variation", "hash", "relaxation"}
     assert set(method.losses("generator", batch)) == usual | {"label"}
     assert set(method.losses("critic", batch)) == {"critic", "penalty"}
     method.end_step()
