@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from models.losses.alignment import confident_classes, pseudo_label_loss
 from models.losses.hashing import class_log_probabilities, entropy_loss, pairwise_hash_loss, quantisation_loss
 from models.losses.mmd import linear_mmd, quadratic_mmd
 
@@ -88,3 +89,11 @@ def test_gradients_are_right() -> None:
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     assert torch.autograd.gradcheck(lambda x: pairwise_hash_loss(x, labels, x, labels, 5.0), u)
     assert torch.autograd.gradcheck(lambda x: entropy_loss(class_log_probabilities(v, x, labels, 3, 0.3)), u)
+
+
+def test_pseudo_labels_by_hand() -> None:
+    logits = torch.tensor([[0.9, 0.1], [0.4, 0.6], [0.05, 0.95]]).log()
+    assert confident_classes(logits, 0.8).tolist() == [0, -1, 1] and confident_classes(logits, 0.5).tolist() == [0, 1, 1]
+    expected = -(math.log(0.9) + math.log(0.95)) / 3  # the sure ones, over all
+    assert pseudo_label_loss(logits, torch.tensor([0, -1, 1])).item() == pytest.approx(expected, rel=1e-6)
+    assert pseudo_label_loss(logits, torch.full((3,), -1)).item() == 0
