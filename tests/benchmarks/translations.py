@@ -73,8 +73,11 @@ def main() -> None:
     given = parser.parse_args()
     judges: dict[str, nn.Module] = {}
     for name in given.run:
-        folder = runs.find_run(name, given.storage)
-        method, _ = load_generator(folder)
+        try:
+            folder = runs.find_run(name, given.storage)
+            method, _ = load_generator(folder)
+        except ValueError as error:
+            parser.error(str(error))
         config = runs.read_json(folder / "config.json")
         root = Path(given.dataset or config["dataset"])
         manifest = Manifest.read(root)
