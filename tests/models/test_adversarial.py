@@ -148,7 +148,11 @@ def test_sigans_terms_follow_its_phases_and_weights() -> None:
     assert set(method.losses("critic", batch)) == {"critic", "penalty"}
     method.end_step()
     assert set(method.losses("generator", batch)) == usual
+    later = build("sigan", pretrain_epochs=2)
+    later.begin_epoch(1, 3)
+    assert set(later.losses("generator", batch)) == {"source", "pseudo", "hash", "relaxation"}
     dtn = build("dtn", pretrain_epochs=0)
+    dtn.begin_epoch(1, 3)
     assert isinstance(dtn, DTN) and set(dtn.losses("generator", batch)) == usual - {"attention", "semantic"} | {"constancy"}
     assert set(dtn.losses("critic", batch)) == {"critic"}
     assert list(build("sigan", adversarial_weight=0.0).players) == ["generator"]
