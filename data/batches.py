@@ -67,6 +67,7 @@ class DomainSource:
         per_class: rows of each class in a worker's batch; 0 for draws without regard to class.
         labels: whether the label column is read at all.
         views: augmented views per row.
+        view_scale: largest relative change of an image's size in a view.
         cache_mb: memory, in MiB, up to which the worker's rows are held.
         stream: tells the streams of several sources of one run apart.
     """
@@ -79,6 +80,7 @@ class DomainSource:
     per_class: int = 0
     labels: bool = True
     views: int = 0
+    view_scale: float = 0.2
     seed: int = 0
     rank: int = 0
     world: int = 1
@@ -100,7 +102,7 @@ class DomainSource:
         drawn = self._from_memory(epoch, steps) if self.cached else self._from_stream(epoch, steps)
         for step, rows in enumerate(drawn):
             generator = seeded(self.seed, self.stream, 2, epoch, step)
-            views = tuple(random_view(rows.x, generator, self.rank, self.world) for _ in range(self.views))
+            views = tuple(random_view(rows.x, generator, self.rank, self.world, self.view_scale) for _ in range(self.views))
             yield DomainBatch(rows.x, views, rows.label, rows.row)
 
     def _read(self, order: list[int] | None = None) -> Iterator[Rows]:

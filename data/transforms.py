@@ -63,6 +63,6 @@ def feature_view(features: Tensor, generator: torch.Generator, rank: int = 0, wo
     return features.float() * keep.to(features.device) / (1 - drop)
 
 
-def random_view(x: Tensor, generator: torch.Generator, rank: int = 0, world: int = 1) -> Tensor:
-    """One augmented view of images (affine) or feature vectors (dropped features); same shape, float32."""
-    return (affine_view if x.dim() == 4 else feature_view)(x, generator, rank, world)
+def random_view(x: Tensor, generator: torch.Generator, rank: int = 0, world: int = 1, scale: float = 0.2) -> Tensor:
+    """One augmented view of images (affine, with a largest change of ``scale``) or feature vectors (dropped features); same shape, float32."""
+    return affine_view(x, generator, rank, world, scale=scale) if x.dim() == 4 else feature_view(x, generator, rank, world)

@@ -49,6 +49,7 @@ class Wants:
         batch_size: size of the target's global batch, and of the source's where ``per_class`` is 0; 0 for the size
             that ``per_class`` gives.
         views: augmented views per image.
+        view_scale: largest relative change of an image's size in a view.
     """
 
     source_labels: bool
@@ -56,6 +57,7 @@ class Wants:
     per_class: int
     batch_size: int
     views: int
+    view_scale: float = 0.2
 
 
 class Row(NamedTuple):

@@ -54,6 +54,7 @@ class SIGANConfig:
     pretrain_epochs: int = hyper(3, "epochs that train encoder and classifier alone")
     average: float = hyper(0.99, "decay of the averaged copy that encodes and translates; 0 is the paper (no copy)", 0.9, 0.999)
     augment: bool = hyper(True, "E learns from randomly transformed views; off in the paper")
+    view_scale: float = hyper(0.4, "largest relative change of an image's size in a view; USPS to MNIST needs 0.3", 0.1, 0.5)
     per_class: int = hyper(10, "source images per class in a batch", 5, 40)
     width: int = hyper(16, "channels of the encoder's first layer; 64 in the paper")
     optimizer: str = hyper("adam", "optimiser", choices=("rmsprop", "adam"))
@@ -121,7 +122,8 @@ class SIGAN(Method):
 
     @property
     def wants(self) -> Wants:
-        return Wants(source_labels=True, target=True, per_class=self.config.per_class, batch_size=0, views=int(self.config.augment))
+        c = self.config
+        return Wants(source_labels=True, target=True, per_class=c.per_class, batch_size=0, views=int(c.augment), view_scale=c.view_scale)
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         """Pretrain for the first epochs, then keep what that gave; begin the epoch's own sequence of draws and of intervals t.

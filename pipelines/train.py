@@ -159,7 +159,7 @@ def work(plan: dict[str, Any]) -> None:
 
     def batches(domain: str, role: str, labels: bool, per_class: int) -> DomainSource:
         return DomainSource(
-            Path(config.dataset), manifest, domain, "train", p.batch // world, per_class // world, labels, wants.views,
+            Path(config.dataset), manifest, domain, "train", p.batch // world, per_class // world, labels, wants.views, wants.view_scale,
             config.seed, rank(), world, config.cache_mb, STREAMS[role],
         )  # fmt: skip
 

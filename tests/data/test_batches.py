@@ -77,3 +77,14 @@ def test_views_do_not_depend_on_the_number_of_workers() -> None:
 def test_the_identity_transform_changes_nothing() -> None:
     images = torch.randint(0, 256, (4, 3, 12, 12), generator=seeded(1), dtype=torch.uint8)
     torch.testing.assert_close(affine_view(images, seeded(0), degrees=0, shift=0, scale=0, shear=0), images.float(), atol=1e-2, rtol=0)
+
+
+def test_a_views_scale_bounds_its_change_of_size() -> None:
+    images = torch.zeros(64, 1, 32, 32, dtype=torch.uint8)
+    images[:, :, 8:24, 8:24] = 255  # a square of a quarter of the image
+    for scale in (0.0, 0.4):
+        views = affine_view(images, seeded(3), degrees=0, shift=0, scale=scale, shear=0)
+        sides = (views > 127).float().sum((1, 2, 3)).sqrt()
+        assert sides.min() >= 16 / (1 + scale) - 1 and sides.max() <= 16 / (1 - scale) + 1
+        assert (sides.max() - sides.min() > 8) == (scale > 0)
+    assert torch.equal(random_view(images, seeded(3), scale=0.4), affine_view(images, seeded(3), scale=0.4))
