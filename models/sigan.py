@@ -297,3 +297,4 @@ class DTN(SIGAN):
     name: ClassVar[str] = "dtn"
     reference: ClassVar[str] = "Taigman et al., Unsupervised Cross-domain Image Generation, ICLR 2017"
     Config: ClassVar[Any] = DTNConfig
+    ablation: ClassVar[tuple[Row, ...]] = ()  # SIGAN's table is of SIGAN's terms

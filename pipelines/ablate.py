@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from data.manifest import Manifest
 from models.method import Row
 from models.registry import METHODS, find
 from pipelines import runs, train
@@ -26,6 +27,7 @@ class Config(train.Config):
     storage: str = option("runs/ablation", "folder of the runs; a row whose run is there is not trained again, one that was cut off goes on")
     seed: int = field(default=0, init=False)
     resume: str = field(default="", init=False)
+    plots: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,31 +53,29 @@ make_config = partial(train.make_config, kind=Config)
 
 def _settings(config: Config, row: Row, direction: tuple[str, str], seed: int) -> train.Config:
     """The training of one row."""
-    given = {each.name: getattr(config, each.name) for each in fields(train.Config) if each.init}
+    given = {each.name: getattr(config, each.name) for each in fields(train.Config)}
     source, target = direction
-    return train.Config(**given | {"source": source, "target": target, "seed": seed, "own": config.own | row.changes, "plots": False, "resume": ""})
-
-
-def _known(wanted: train.Config) -> Path | None:
-    """The folder of a run of the same setting, the finished one first."""
-    root = Path(wanted.dataset).resolve()
-    like = []
-    for folder in sorted(each.parent for each in Path(wanted.storage).glob("*/config.json")):
-        saved = runs.read_json(folder / "config.json")
-        if all(saved[name] == getattr(wanted, name) for name in SAME) and Path(saved["dataset"]).resolve() == root:
-            like.append(folder)
-    return min(like, key=lambda folder: not (folder / "result.json").is_file(), default=None)
+    return train.Config(**given | {"source": source, "target": target, "seed": seed, "own": config.own | row.changes})
 
 
 def _result(wanted: train.Config) -> dict[str, Any]:
-    """The result of a row's run: read where it is finished, else trained."""
-    folder = _known(wanted)
-    if folder is None:
+    """The result of a row's run: read where it is finished, else trained to its end."""
+    root = Path(wanted.dataset)
+    cut_off = None
+    for folder in sorted(each.parent for each in Path(wanted.storage).glob("*/config.json")):
+        saved = runs.read_json(folder / "config.json")
+        if Path(saved["dataset"]).resolve() != root.resolve() or any(saved[name] != getattr(wanted, name) for name in SAME):
+            continue
+        if not (folder / "result.json").is_file():
+            cut_off = folder
+            continue
+        result = runs.read_json(folder / "result.json")
+        if result["dataset"] == Manifest.read(root).digest():  # not of rows that were ingested anew since
+            print(f"run {folder.name} is there")
+            return result
+    if cut_off is None:
         return train.run(wanted)
-    if (folder / "result.json").is_file():
-        print(f"run {folder.name} is there")
-        return runs.read_json(folder / "result.json")
-    return train.run(train.make_config({"resume": folder.name, "storage": wanted.storage, "tracking": wanted.tracking}))
+    return train.run(train.make_config({"resume": cut_off.name, "storage": wanted.storage, "tracking": wanted.tracking}))
 
 
 def _cell(values: list[float]) -> str:
@@ -84,40 +84,46 @@ def _cell(values: list[float]) -> str:
     return f"{100 * statistics.mean(values):.1f}{spread}"
 
 
+def _papers(figures: dict[str, float], direction: str) -> str:
+    """The paper's figure of this direction, or its others, named."""
+    return f"{figures[direction]:.1f}" if direction in figures else ", ".join(f"{value:.1f} ({name})" for name, value in figures.items())
+
+
 def show(config: Config, table: dict[str, dict[str, Any]]) -> None:
     """Print the table: a block for each direction, a row for each set of terms."""
     for name, rows in table.items():
         print(f"\n{config.method}, {config.bits} bits, {name}: percent, last epoch, seeds {config.seeds}, preset {config.preset}")
-        print(f"  {'':<34}" + "".join(f"{column:>14}" for column in (*COLUMNS, "paper's accuracy")))
+        print(f"  {'':<34}" + "".join(f"{column:>14}" for column in COLUMNS) + "   paper's accuracy")
         for row, cells in rows.items():
-            ours = [_cell(cells[column]) if cells[column] else "-" for column in COLUMNS] if not cells["failed"] else ["failed", "", ""]
-            paper = "" if cells["paper"] is None else f"{cells['paper']:.1f}"
-            print(f"  {row:<34}" + "".join(f"{each:>14}" for each in ours) + f"{paper:>16}")
+            ours = "".join(f"{_cell(cells[column]) if cells[column] else '-':>14}" for column in COLUMNS)
+            failed = f"; {len(cells['failed'])} failed" if cells["failed"] else ""
+            print(f"  {row:<34}{ours}   {_papers(cells['paper'], name)}{failed}")
+
+
+def _train_row(config: Config, row: Row, direction: tuple[str, str]) -> dict[str, Any]:
+    """A row's figures by seed, its runs, and what its failed trainings said."""
+    cells: dict[str, Any] = {column: [] for column in COLUMNS} | {"paper": row.figures, "runs": [], "failed": []}
+    for seed in config.seed_list():
+        print(f"\n{' -> '.join(direction)}: {row.name}, seed {seed}")
+        try:
+            result = _result(_settings(config, row, direction, seed))
+        except FloatingPointError as error:
+            cells["failed"].append(str(error))
+            print(error)
+            continue
+        cells["runs"].append(result["run_id"])
+        for column in set(COLUMNS) & set(result["metrics"]):
+            cells[column].append(result["metrics"][column])
+    return cells
 
 
 def run(config: Config) -> dict[str, Any]:
     """Train every row that is not there yet, and print the table; returns it with the runs' ids.
 
-    A row that diverges is shown as failed, and the others go on.
+    A training that diverges is counted as failed, and the others go on.
     """
     directions = [(config.source, config.target), *([(config.target, config.source)] if config.both else [])]
-    table: dict[str, dict[str, Any]] = {}
-    for direction in directions:
-        name = " -> ".join(direction)
-        for row in find(config.method).ablation:
-            cells: dict[str, Any] = {column: [] for column in COLUMNS} | {"paper": row.figures.get(name), "runs": [], "failed": ""}
-            table.setdefault(name, {})[row.name] = cells
-            for seed in config.seed_list():
-                print(f"\n{name}: {row.name}, seed {seed}")
-                try:
-                    result = _result(_settings(config, row, direction, seed))
-                except FloatingPointError as error:
-                    cells["failed"] = str(error)
-                    print(error)
-                    continue
-                cells["runs"].append(result["run_id"])
-                for column in COLUMNS:
-                    if column in result["metrics"]:
-                        cells[column].append(result["metrics"][column])
+    rows = find(config.method).ablation
+    table = {" -> ".join(direction): {row.name: _train_row(config, row, direction) for row in rows} for direction in directions}
     show(config, table)
     return {"table": table, "options": asdict(config)}

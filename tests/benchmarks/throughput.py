@@ -45,12 +45,14 @@ def bare_loop(config: train.Config, threads: int) -> float:
             for each in rows:
                 drawn = each.take(torch.randint(len(each.row), (size,)))
                 generator = torch.Generator().manual_seed(step)
-                parts.append(DomainBatch(drawn.x, tuple(random_view(drawn.x, generator) for _ in range(wants.views)), drawn.label, drawn.row))
+                views = tuple(random_view(drawn.x, generator, scale=wants.view_scale) for _ in range(wants.views))
+                parts.append(DomainBatch(drawn.x, views, drawn.label, drawn.row))
             method.begin_step((epoch + step / config.steps_per_epoch) / config.epochs)
-            for name, player in method.players.items():
-                player.optimizer.zero_grad(set_to_none=True)
+            for name in filter(method.plays, method.players):
+                optimizer = method.players[name].optimizer
+                optimizer.zero_grad(set_to_none=True)
                 method.loss(name, Batch(parts[0], parts[1] if wants.target else None))[0].backward()
-                player.optimizer.step()
+                optimizer.step()
             method.end_step()
             images += sum(len(part.x) for part in parts)
         speeds.append(images / (time.perf_counter() - start))

@@ -62,8 +62,31 @@ def agreement(judge: nn.Module, x: np.ndarray, labels: np.ndarray, classes: int)
     return float(right.mean()), [float(right[labels == each].mean()) for each in range(classes)]
 
 
+def judge_run(folder: Path, given: argparse.Namespace, judges: dict[str, nn.Module]) -> None:
+    """Print the judge's agreement with the labels of target images, source images and translated source images; ``judges`` keeps it for its target."""
+    method, _ = load_generator(folder)
+    config = runs.read_json(folder / "config.json")
+    root = Path(given.dataset or config["dataset"])
+    manifest = Manifest.read(root)
+    target, classes = config["target"], len(manifest.classes)
+    source, real = rows(root, manifest, f"{config['source']}/test"), rows(root, manifest, f"{target}/test")
+    if target not in judges:
+        print(f"training the judge of {target}", file=sys.stderr)
+        labelled = rows(root, manifest, f"{target}/train")
+        judges[target] = train_judge(labelled.x, labelled.labels, classes, given.steps, given.seed)
+    print(f"\n{folder.name}: share of images that the judge of {target} (trained with its labels: oracle) gives their label")
+    shown = {
+        f"{target} test images": (real.x, real.labels),
+        f"{config['source']} test images as they are": (source.x, source.labels),
+        f"{config['source']} test images, translated": (translate_all(method, source.x), source.labels),
+    }
+    for what, (x, labels) in shown.items():
+        share, each = agreement(judges[target], x, labels, classes)
+        print(f"  {what:<40}{share:.4f}   by class {' '.join(f'{value:.3f}' for value in each)}")
+
+
 def main() -> None:
-    """Print, for each run, the judge's agreement with the labels of target images, source images and translated source images."""
+    """Judge each run that is named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", nargs="+", help="ids of runs that generate images")
     parser.add_argument("--storage", default="runs")
@@ -72,30 +95,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     judges: dict[str, nn.Module] = {}
-    for name in given.run:
-        try:
-            folder = runs.find_run(name, given.storage)
-            method, _ = load_generator(folder)
-        except ValueError as error:
-            parser.error(str(error))
-        config = runs.read_json(folder / "config.json")
-        root = Path(given.dataset or config["dataset"])
-        manifest = Manifest.read(root)
-        target, classes = config["target"], len(manifest.classes)
-        if target not in judges:
-            print(f"training the judge of {target}", file=sys.stderr)
-            labelled = rows(root, manifest, f"{target}/train")
-            judges[target] = train_judge(labelled.x, labelled.labels, classes, given.steps, given.seed)
-        source, real = rows(root, manifest, f"{config['source']}/test"), rows(root, manifest, f"{target}/test")
-        print(f"\n{folder.name}: share of images that the judge of {target} (trained with its labels: oracle) gives their label")
-        shown = {
-            f"{target} test images": (real.x, real.labels),
-            f"{config['source']} test images as they are": (source.x, source.labels),
-            f"{config['source']} test images, translated": (translate_all(method, source.x), source.labels),
-        }
-        for what, (x, labels) in shown.items():
-            share, each = agreement(judges[target], x, labels, classes)
-            print(f"  {what:<40}{share:.4f}   by class {' '.join(f'{value:.3f}' for value in each)}")
+    try:
+        for name in given.run:
+            judge_run(runs.find_run(name, given.storage), given, judges)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
