@@ -49,7 +49,7 @@ class IGANConfig:
     pretrained: str = hyper("IMAGENET1K_V1", "AlexNet's weights: torchvision name, file path, or none")
     norm: bool = hyper(True, "batch-norm in the trunk; off in the paper")
     dropout: float = hyper(0.3, "dropout before the last trunk layer; 0 in the paper's LeNet", 0.0, 0.6)
-    width: int = hyper(16, "channels of the outermost hidden layers of generators and discriminators")
+    width: int = hyper(8, "channels of the outermost hidden layers of generators and discriminators")
     optimizer: str = hyper("adam", "optimiser", choices=("adam", "sgd"))
     learning_rate: float = hyper(2e-3, "first learning rate of encoder, classifier and generators", 1e-4, 1e-2, log=True)
     discriminator_rate: float = hyper(0.2, "the discriminators' share of the learning rate; 1 in the paper", 0.05, 5.0, log=True)
