@@ -6,9 +6,9 @@ A worker owns a contiguous range of rows, which the global shuffle of ingest mad
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -67,7 +67,7 @@ class DomainSource:
         per_class: rows of each class in a worker's batch; 0 for draws without regard to class.
         labels: whether the label column is read at all.
         views: augmented views per row.
-        view_scale: largest relative change of an image's size in a view.
+        view: how a view of an image differs from it: options of :func:`data.transforms.random_view`.
         cache_mb: memory, in MiB, up to which the worker's rows are held.
         stream: tells the streams of several sources of one run apart.
     """
@@ -80,7 +80,7 @@ class DomainSource:
     per_class: int = 0
     labels: bool = True
     views: int = 0
-    view_scale: float = 0.2
+    view: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     rank: int = 0
     world: int = 1
@@ -102,7 +102,7 @@ class DomainSource:
         drawn = self._from_memory(epoch, steps) if self.cached else self._from_stream(epoch, steps)
         for step, rows in enumerate(drawn):
             generator = seeded(self.seed, self.stream, 2, epoch, step)
-            views = tuple(random_view(rows.x, generator, self.rank, self.world, self.view_scale) for _ in range(self.views))
+            views = tuple(random_view(rows.x, generator, self.rank, self.world, **self.view) for _ in range(self.views))
             yield DomainBatch(rows.x, views, rows.label, rows.row)
 
     def _read(self, order: list[int] | None = None) -> Iterator[Rows]:
@@ -113,6 +113,18 @@ class DomainSource:
             label = torch.from_numpy(batch.column("label").to_numpy().astype(np.int64)) if self.labels else None
             row = torch.from_numpy(batch.column("row").to_numpy().copy())
             yield Rows(torch.from_numpy(to_arrays(batch, self.manifest).copy()), label, row)
+
+    @property
+    def total(self) -> int:
+        """Number of the split's rows, those of other workers among them."""
+        return self.manifest.split(self.domain, self.split).rows
+
+    def rows(self, size: int = 512) -> Iterator[DomainBatch]:
+        """This worker's rows once, in their (shuffled) order, ``size`` at a time, without views."""
+        for rows in [self.memory()] if self.cached else self._read():
+            for part in torch.arange(len(rows.row)).split(size):
+                taken = rows.take(part)
+                yield DomainBatch(taken.x, (), taken.label, taken.row)
 
     def memory(self) -> Rows:
         """This worker's rows, read once."""

@@ -1,5 +1,7 @@
 """The hash encoder: what a trained method leaves to its users."""
 
+from itertools import chain
+
 import torch
 from torch import Tensor, nn
 
@@ -31,5 +33,5 @@ class HashEncoder(nn.Module):
 @torch.no_grad()
 def encode_all(encoder: nn.Module, x: Tensor, batch: int = 512) -> Tensor:
     """Apply a module to many rows in batches of one size; (n, ...) in, (n, ...) out, on the CPU."""
-    device = next(encoder.parameters()).device
+    device = next(chain(encoder.parameters(), encoder.buffers())).device
     return torch.cat([encoder(part.to(device)).cpu() for part in x.split(batch)])

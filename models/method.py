@@ -1,5 +1,6 @@
 """The contract of a method: what the training loop may ask of it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
@@ -31,6 +32,17 @@ class View(Protocol):
         """(batch,) int64, the rows of the Parquet contract."""
 
 
+class RowSource(Protocol):
+    """The training rows of one domain, as this worker may read them."""
+
+    @property
+    def total(self) -> int:
+        """Number of the domain's training rows, those of other workers among them."""
+
+    def rows(self, size: int = 512) -> Iterator[View]:
+        """This worker's rows once, in their (shuffled) order, ``size`` at a time, without views and, for a target, without labels."""
+
+
 class Batch(NamedTuple):
     """What a step sees: a batch of the source and one of the target, either None where the method wants none."""
 
@@ -49,7 +61,7 @@ class Wants:
         batch_size: size of the target's global batch, and of the source's where ``per_class`` is 0; 0 for the size
             that ``per_class`` gives.
         views: augmented views per image.
-        view_scale: largest relative change of an image's size in a view.
+        view: how a view of an image differs from it: options of ``data.transforms.random_view``.
     """
 
     source_labels: bool
@@ -57,7 +69,7 @@ class Wants:
     per_class: int
     batch_size: int
     views: int
-    view_scale: float = 0.2
+    view: dict[str, Any] = field(default_factory=dict)
 
 
 class Row(NamedTuple):
@@ -115,14 +127,20 @@ class Player:
 class Method:
     """Base of the methods. A method owns its networks, its losses and its schedules, and knows nothing of data sets.
 
-    Subclasses set ``paper`` (the citation), ``Config`` (their dataclass), build ``players`` in their constructor, and
-    implement ``wants``, ``losses``, ``weights`` and ``encode``.
+    Subclasses set ``reference`` (the citation), ``Config`` (their dataclass), build ``players`` in their constructor, and
+    implement ``wants``, ``losses``, ``weights`` and ``encoder``. One without a player is fitted, not stepped: by ``begin``.
+
+    Attributes:
+        one_domain: it needs no source; with one, it learns from both domains.
+        embeds: it has :meth:`features`, which are ranked by their cosine beside the codes.
     """
 
     name: ClassVar[str]
     reference: ClassVar[str]
     Config: ClassVar[Any]
     ablation: ClassVar[tuple[Row, ...]] = ()
+    one_domain: ClassVar[bool] = False
+    embeds: ClassVar[bool] = False
     players: dict[str, Player]
     averaged: AveragedModel | None = None
 
@@ -158,6 +176,12 @@ class Method:
         terms, weights = self.losses(player, batch), self.weights(player)
         return torch.stack([weights[name] * term for name, term in terms.items()]).sum(), terms
 
+    def begin(self, source: RowSource | None, target: RowSource | None) -> None:
+        """What comes before the first epoch and sees the training rows: the whole of a fitted method, the slots of a memory.
+
+        It is not called again when a training resumes.
+        """
+
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         """Schedules by epoch, staged re-initialisation, re-clustering. Epochs count from 0."""
 
@@ -189,6 +213,15 @@ class Method:
     def encoder(self) -> nn.Module:
         """The module that :meth:`encode` evaluates: raw input to relaxed codes, in evaluation mode."""
         raise NotImplementedError
+
+    def features(self, x: Tensor) -> Tensor:
+        """L2-normalised real features (batch, width) of which the codes are made, where the method has such."""
+        raise NotImplementedError
+
+    @property
+    def recognises(self) -> bool:
+        """Whether :meth:`classify` names classes."""
+        return type(self).classify is not Method.classify
 
     @property
     def generates(self) -> bool:

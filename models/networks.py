@@ -137,7 +137,7 @@ def mlp(shape: tuple[int, ...], bits: int, norm: bool, dropout: float) -> HashNe
     return HashNetwork(nn.Identity(), layers, 512, bits, images=False)
 
 
-class _ImageNetInput(nn.Module):
+class ImageNetInput(nn.Module):
     """Scale [-1, 1] to ImageNet's normalisation and give grey images three channels."""
 
     mean: Tensor
@@ -168,7 +168,7 @@ def alexnet(shape: tuple[int, ...], bits: int, weights: str) -> HashNetwork:
     if weights != "none":
         network.load_state_dict(pretrained_weights("alexnet", weights))
     fc6, fc7 = network.classifier[1], network.classifier[4]
-    trunk = nn.Sequential(_ImageNetInput(), network.features, network.avgpool, nn.Flatten(), nn.Dropout())
+    trunk = nn.Sequential(ImageNetInput(), network.features, network.avgpool, nn.Flatten(), nn.Dropout())
     return HashNetwork(trunk, [fc6, nn.Sequential(nn.Dropout(), fc7)], fc7.out_features, bits, True, weights != "none")
 
 
@@ -185,7 +185,7 @@ def pretrained_weights(network: str, weights: str) -> dict[str, Tensor]:
             from safetensors.torch import load_file  # noqa: PLC0415
 
             return load_file(path)
-        if path.suffix in {".pth", ".pt"}:
+        if path.suffix in {".pth", ".pt", ".tar"}:
             return torch.load(path, map_location="cpu", weights_only=True)
         from torchvision.models import get_model_weights  # noqa: PLC0415
 

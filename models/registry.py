@@ -2,12 +2,16 @@
 
 import difflib
 
+from models.classic import ITQ, LSH, KMeansHashing, SpectralHashing
 from models.dah import DAH, DPSH
+from models.idr_ae import IDRAE
 from models.igan import IGAN
 from models.method import Method
 from models.sigan import DTN, SIGAN
+from models.ucdir import UCDIR
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (DAH, DPSH, IGAN, SIGAN, DTN)}
+ALL = (DAH, DPSH, IGAN, SIGAN, DTN, IDRAE, UCDIR, LSH, ITQ, SpectralHashing, KMeansHashing)
+METHODS: dict[str, type[Method]] = {method.name: method for method in ALL}
 
 
 def find(name: str) -> type[Method]:

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy, linear, log_softmax, mse_loss
 from models.distributed import gather, part_of_draw, world_size
 from models.generative import stored
 from models.losses.adversarial import critic_loss, generator_loss, gradient_penalty
-from models.losses.alignment import confident_classes, pseudo_label_loss
+from models.losses.alignment import confident_classes, imbalance_loss, pseudo_label_loss
 from models.losses.hashing import quantisation_loss, similarity_loss
 from models.method import Batch, Method, Player, Row, Wants, hyper
 from models.networks import HashLayer
@@ -45,6 +45,7 @@ class SIGANConfig:
     variation_weight: float = hyper(1e-4, "gamma, weight of the total variation", 1e-5, 1e-2, log=True)
     source_weight: float = hyper(1.0, "weight of the source's classification after pretraining; 0 in the paper", 0.1, 3.0, log=True)
     pseudo_weight: float = hyper(1.0, "weight of confident pseudo-labels of target images, which move E; 0 in the paper", 0.1, 3.0, log=True)
+    balance_weight: float = hyper(1.0, "weight of the classes' equal share in the target's guesses, with these; 0 in the paper", 0.1, 3.0, log=True)
     threshold: float = hyper(0.9, "class probability above which a target image has a pseudo-label", 0.5, 0.99)
     hash_weight: float = hyper(1.0, "weight of the hash loss on source and translated images (not in the paper)", 0.1, 10.0, log=True)
     relaxation_weight: float = hyper(0.1, "weight of the relaxation beside the hash loss", 1e-3, 1.0, log=True)
@@ -66,8 +67,9 @@ class SIGANConfig:
     def paper(cls) -> Self:
         """The paper's setting of SVHN -> MNIST. It names no learning rate and no Lipschitz device: 3e-4 and clipping are readings."""
         return cls(
-            label_interval=20, semantic_weight=0.0, pretrain_epochs=2, reconstruction_weight=1.0, attention_scaled=False, source_weight=0.0, pseudo_weight=0.0,
-            lipschitz="clip", average=0.0, augment=False, width=64, optimizer="rmsprop", learning_rate=3e-4, final_rate=1.0,
+            label_interval=20, semantic_weight=0.0, pretrain_epochs=2, reconstruction_weight=1.0, attention_scaled=False, source_weight=0.0,
+            pseudo_weight=0.0, balance_weight=0.0, lipschitz="clip", average=0.0, augment=False, width=64, optimizer="rmsprop",
+            learning_rate=3e-4, final_rate=1.0,
         )  # fmt: skip
 
 
@@ -123,7 +125,7 @@ class SIGAN(Method):
     @property
     def wants(self) -> Wants:
         c = self.config
-        return Wants(source_labels=True, target=True, per_class=c.per_class, batch_size=0, views=int(c.augment), view_scale=c.view_scale)
+        return Wants(source_labels=True, target=True, per_class=c.per_class, batch_size=0, views=int(c.augment), view={"scale": c.view_scale})
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         """Pretrain for the first epochs, then keep what that gave; begin the epoch's own sequence of draws and of intervals t.
@@ -170,7 +172,7 @@ class SIGAN(Method):
         if c.label_weight and self.steps % max(c.label_interval, 1) == 0:
             terms["label"] = cross_entropy(self._fixed_classifier(again.out), labels)
         if view:
-            terms["pseudo"] = pseudo_label_loss(self._fixed_classifier(seen.out[t.stop :]), self._pseudo_labels(x_t))
+            terms |= self._guess(self._fixed_classifier(seen.out[t.stop :]), x_t)
         if c.adversarial_weight:
             terms["adversarial"] = generator_loss(self.critic(made.out[s]), c.objective)
         if c.reconstruction_weight:
@@ -185,14 +187,14 @@ class SIGAN(Method):
         h_s, h_t = h[: len(x_s)], h[len(x_s) :]
         terms = {"source": cross_entropy(self.classifier(h_s), labels)}
         if view:
-            terms["pseudo"] = pseudo_label_loss(self.classifier(h_t), self._pseudo_labels(x_t))
+            terms |= self._guess(self.classifier(h_t), x_t)
         return terms | self._hash(h_s, labels)
 
     def weights(self, player: str) -> dict[str, float]:
         c = self.config
         return {
             "source": 1.0 if self.pretraining else c.source_weight, "label": c.label_weight, "semantic": c.semantic_weight,
-            "pseudo": c.pseudo_weight, "constancy": c.constancy_weight,
+            "pseudo": c.pseudo_weight, "balance": c.balance_weight, "constancy": c.constancy_weight,
             "attention": c.attention_weight, "reconstruction": c.reconstruction_weight, "variation": c.variation_weight,
             "adversarial": c.adversarial_weight, "hash": c.hash_weight, "relaxation": c.hash_weight * c.relaxation_weight,
             "critic": 1.0, "penalty": c.penalty_weight,
@@ -219,6 +221,11 @@ class SIGAN(Method):
             of_made, of_seen = ([attention_map(layer, c.attention_scaled) for layer in (each.at_8, each.at_4)] for each in (made, seen))
             terms["attention"] = torch.stack([mse_loss(*pair) for pair in zip(of_made, of_seen, strict=True)]).sum()
         return terms
+
+    def _guess(self, logits: Tensor, x: Tensor) -> dict[str, Tensor]:
+        """Terms of the target's views by what the averaged copy takes the plain images for."""
+        terms = {"pseudo": pseudo_label_loss(logits, self._pseudo_labels(x))}
+        return terms | ({"balance": imbalance_loss(gather(logits))} if self.config.balance_weight else {})
 
     @torch.no_grad()
     def _pseudo_labels(self, x: Tensor) -> Tensor:

@@ -102,6 +102,18 @@ def accuracy(method: Method, source: Encoded, query: Encoded) -> float:
     return float((guesses == query.labels)[labelled].mean())
 
 
+def cosines(method: Method, query: Encoded, database: Encoded, leave_one_out: bool = False) -> dict[str, float]:
+    """P@k by the cosine of the features that the codes are made of, as ``cosine_precision_at_k``; {} where a method has none."""
+    if not method.embeds:
+        return {}
+    with torch.no_grad():
+        of_query, of_database = (
+            torch.cat([method.features(part) for part in torch.from_numpy(each.x).split(512)]).numpy() for each in (query, database)
+        )
+    found = metrics.cosine_precisions(of_query, query.labels, of_database, database.labels, leave_one_out)
+    return {f"cosine_{name}": value for name, value in found.items()}
+
+
 def evaluate_run(
     folder: Path, root: Path, manifest: Manifest, protocols: tuple[str, ...] = PROTOCOLS, ties: str = "expected", plots: bool = True,
     out: Path | None = None,
@@ -134,6 +146,8 @@ def _evaluate(
     if not known:
         notes.append(f"target {target!r} has no label to measure with: no metrics")
     for protocol in protocols:
+        if protocol == "cross" and not source:
+            continue
         query, database = protocol_splits(manifest, source, target, protocol)
         alone = query == database
         if alone and protocol == "cross":
@@ -141,11 +155,12 @@ def _evaluate(
             continue
         if known:
             measured = measure(encoded(query), encoded(database), ties, alone)
+            measured |= cosines(method, encoded(query), encoded(database), alone) if method else {}
             figures |= {f"{protocol}/{name}": value for name, value in measured.items()}
         if known and alone:
             notes.append(f"{protocol}: {target} has no test split; each query is left out of its own ranking")
         last = last or (encoded(query), encoded(database))
-    if method is not None and known:
+    if method is not None and method.recognises and known:
         query = protocol_splits(manifest, source, target, "cross")[0]
         figures["accuracy"] = accuracy(method, encoded(f"{source}/train"), encoded(query))
         if source == target and query.endswith("/train"):
@@ -195,13 +210,14 @@ def _run_run(config: Config, protocols: tuple[str, ...]) -> dict[str, Any]:
     if not config.query:
         out = Path(config.out) if config.out else None
         return {"model": folder.name} | evaluate_run(folder, root, manifest, protocols, config.ties, True, out)
-    encoder = HashEncoder(load_method(folder, manifest).encoder()).eval()
-    return {"model": folder.name} | _pair(lambda x: encode_all(encoder, torch.from_numpy(x)).numpy(), root, manifest, config)
+    method = load_method(folder, manifest)
+    encoder = HashEncoder(method.encoder()).eval()
+    return {"model": folder.name} | _pair(lambda x: encode_all(encoder, torch.from_numpy(x)).numpy(), root, manifest, config, method)
 
 
-def _pair(encode: Encode, root: Path, manifest: Manifest, config: Config) -> dict[str, Any]:
+def _pair(encode: Encode, root: Path, manifest: Manifest, config: Config, method: Method | None = None) -> dict[str, Any]:
     query, database = (encode_split(encode, root, manifest, *name.rsplit("/", 1)) for name in (config.query, config.database))
-    figures = measure(query, database, config.ties)
+    figures = measure(query, database, config.ties) | (cosines(method, query, database) if method else {})
     return {"metrics": {f"{config.query} in {config.database}/{name}": value for name, value in figures.items()}, "notes": []}
 
 

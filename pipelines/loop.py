@@ -84,6 +84,8 @@ class Trainer:
             FloatingPointError: a loss is not finite or a player has collapsed; the last checkpoint is kept.
         """
         place = checkpoint.latest(self.folder)
+        if not self.epoch:
+            self.method.begin(self.source, self.target)
         while self.epoch < self.epochs:
             record = self._epoch()
             self.epoch += 1
@@ -117,9 +119,8 @@ class Trainer:
                     sums[term] = sums.get(term, torch.zeros((), device=self.device)) + value
             self.method.end_step()
             images += sum(len(part.x) for part in batch if part is not None)
-        names = [*sums]
-        means = mean_over_ranks(torch.stack([sums[name] for name in names])) / self.steps
-        terms = dict(zip(names, means.tolist(), strict=True))
+        means = mean_over_ranks(torch.stack([*sums.values()])) / self.steps if sums else torch.empty(0)
+        terms = dict(zip(sums, means.tolist(), strict=True))
         self._check(terms)
         seconds = time.perf_counter() - start
         speed = images * world_size() / seconds

@@ -148,7 +148,10 @@ def precision_recall(histogram: Histograms) -> tuple[Array, Array]:
     return (relevant / np.maximum(counts, 1)).mean(0), (relevant / relevant[:, -1:]).mean(0)
 
 
-def summarise(histogram: Histograms, ks: tuple[int, ...] = (50, 100, 1000)) -> dict[str, float]:
+KS = (50, 100, 200, 1000)
+
+
+def summarise(histogram: Histograms, ks: tuple[int, ...] = KS) -> dict[str, float]:
     """mAP, mAP@k, P@k, precision and recall within radius 2; queries with nothing relevant are left out of all.
 
     Raises:
@@ -164,6 +167,27 @@ def summarise(histogram: Histograms, ks: tuple[int, ...] = (50, 100, 1000)) -> d
         if k <= kept.counts[0].sum():
             figures |= {f"map_at_{k}": float(average_precisions(kept, k).mean()), f"precision_at_{k}": float(precision_at(kept, k).mean())}
     return figures
+
+
+def cosine_precisions(queries: Array, query_labels: Array, database: Array, database_labels: Array, own: bool = False) -> dict[str, float]:
+    """P@k of real features ranked by cosine, the same queries left out as in :func:`summarise`.
+
+    Args:
+        queries, database: (n, width) and (m, width) float32, L2-normalised.
+        own: the queries are the database, in the same order: each is left out of its own ranking.
+    """
+    some = np.flatnonzero(np.isin(query_labels, database_labels[database_labels >= 0]) & (query_labels >= 0))
+    ks = [k for k in KS if k <= len(database) - own]
+    sums = np.zeros(len(ks))
+    for chosen in np.array_split(some, -(-len(some) // 256)) if ks else ():
+        nearness = queries[chosen] @ database.T
+        if own:
+            nearness[np.arange(len(chosen)), chosen] = -np.inf
+        near = np.argpartition(-nearness, ks[-1] - 1, axis=1)[:, : ks[-1]]
+        order = np.argsort(-np.take_along_axis(nearness, near, 1), axis=1, kind="stable")
+        hits = database_labels[np.take_along_axis(near, order, 1)] == query_labels[chosen, None]
+        sums += [hits[:, :k].mean(1).sum() for k in ks]
+    return {f"precision_at_{k}": float(total / len(some)) for k, total in zip(ks, sums, strict=True)}
 
 
 def stable_average_precisions(queries: Array, query_labels: Array, database: Array, database_labels: Array) -> Array:

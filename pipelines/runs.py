@@ -98,5 +98,7 @@ def show(record: Record, started: float) -> str:
     """One line of a finished epoch."""
     terms = " ".join(f"{name} {value:.4f}" for name, value in record["terms"].items() if not name.endswith(" loss"))
     left = (time.monotonic() - started) / max(record["done_here"], 1) * (record["epochs"] - record["epoch"])
+    if not record["terms"]:
+        return f"fitted in {record['seconds']:.0f} s"
     speed = record["images_per_second"]
     return f"epoch {record['epoch']:>3}/{record['epochs']}  {speed:,.0f} images/s  {left:4.0f} s left  {terms}"

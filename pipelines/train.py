@@ -17,6 +17,7 @@ from models.codes import check_bits
 from models.registry import METHODS, find
 from pipelines import checkpoint, cluster, evaluate, runs
 from pipelines.config import build, option, positional
+from pipelines.plan import Plan, make_plan
 
 STREAMS = {"source": 0, "target": 1}
 FAILURE = "failure.txt"  # in a run's folder: why its training diverged
@@ -28,7 +29,7 @@ class Config:
 
     method: str = positional("the method: see `hashbridge methods`")
     dataset: str = option("", "folder of the dataset")
-    source: str = option("", "the labelled domain")
+    source: str = option("", "the labelled domain; without labels for a method that needs none")
     target: str = option("", "the domain to adapt to, whose labels are never read in training")
     bits: int = option(64, "code length, a multiple of 8")
     epochs: int = option(10, "passes over the larger domain, of at least 100 steps each")
@@ -86,7 +87,7 @@ def make_config(values: dict[str, Any], kind: type[Config] = Config) -> Any:
     preset = method.Config.paper() if config.preset == "paper" else method.Config()
     config.own = asdict(dataclasses.replace(preset, **asdict_checked(method.Config, own)))
     for name in ("dataset", "source", "target"):
-        if not getattr(config, name):
+        if not getattr(config, name) and not (name == "source" and method.one_domain):
             raise ValueError(f"--{name} is missing: {Config.__dataclass_fields__[name].metadata['help']}")
     return config
 
@@ -95,48 +96,6 @@ def asdict_checked(kind: type, values: dict[str, Any]) -> dict[str, Any]:
     """Given values of a method's fields, converted and checked; those that are not given stay out."""
     whole = asdict(build(kind, values))
     return {name: whole[name] for name in values}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What follows from a config and the manifest before the first step: batches, steps, what each worker does."""
-
-    config: dict[str, Any]
-    folder: str
-    batch: int
-    steps: int
-    threads: int
-
-
-def make_plan(config: Config, manifest: Manifest, folder: Path, cores: int) -> Plan:
-    """Check that a method can train on these domains, and fix the numbers of its steps.
-
-    Raises:
-        ValueError: it cannot; says why and what to do.
-    """
-    method = find(config.method)
-    wants = method(method.Config(**config.own), tuple(manifest.shape), len(manifest.classes), config.bits).wants
-    source, target = (manifest.split(domain, "train") for domain in (config.source, config.target))
-    if wants.target and config.source == config.target:
-        raise ValueError(f"{config.method} adapts from one domain to another, but source and target are both {config.source!r}")
-    world = max(config.workers, 1) if config.workers else int(os.environ.get("WORLD_SIZE", 1))
-    present = sum(1 for count in source.labels if count)
-    if wants.source_labels and not present:
-        raise ValueError(f"source {config.source!r} has no labels, and {config.method} needs them: swap the domains or label it")
-    empty = [name for name, count in zip(manifest.classes, source.labels, strict=True) if not count]
-    if wants.source_labels and empty:
-        print(f"note: source {config.source!r} has no row of class {', '.join(empty[:5])}", file=sys.stderr)
-    if wants.per_class and wants.per_class % world:
-        near = -(-wants.per_class // world) * world
-        raise ValueError(f"{wants.per_class} rows of each class do not divide over {world} workers: give --per-class {near}")
-    batch = wants.batch_size or wants.per_class * present
-    if batch < 2 * world:
-        raise ValueError(f"a batch of {batch} rows is too small for {world} workers: a worker needs at least 2")
-    if batch % world:
-        raise ValueError(f"a batch of {batch} rows does not divide over {world} workers")
-    steps = config.steps_per_epoch or max(100, max(source.rows, target.rows if wants.target else 0) // batch)
-    threads = config.threads or max(1, cores // (world if config.workers else int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
-    return Plan(asdict(config), str(folder), batch, steps, threads)
 
 
 def work(plan: dict[str, Any]) -> None:
@@ -159,11 +118,11 @@ def work(plan: dict[str, Any]) -> None:
 
     def batches(domain: str, role: str, labels: bool, per_class: int) -> DomainSource:
         return DomainSource(
-            Path(config.dataset), manifest, domain, "train", p.batch // world, per_class // world, labels, wants.views, wants.view_scale,
+            Path(config.dataset), manifest, domain, "train", p.batch // world, per_class // world, labels, wants.views, wants.view,
             config.seed, rank(), world, config.cache_mb, STREAMS[role],
         )  # fmt: skip
 
-    source = batches(config.source, "source", wants.source_labels, wants.per_class)
+    source = batches(config.source, "source", wants.source_labels, wants.per_class) if config.source else None
     target = batches(config.target, "target", False, 0) if wants.target else None
     progress = runs.Progress(folder)
     report = _with_pictures(progress, method, manifest, config, folder) if rank() == 0 else progress
@@ -227,7 +186,8 @@ def _launch(plan: Plan, workers: int, gpu: bool, failures: int) -> None:
 
 
 def _new_run(config: Config) -> Path:
-    name = f"{config.method}-{config.source}-{config.target}-{config.bits}-{uuid.uuid4().hex[:6]}".replace(" ", "_")
+    named = [each for each in (config.method, config.source, config.target) if each]
+    name = "-".join([*named, str(config.bits), uuid.uuid4().hex[:6]]).replace(" ", "_")
     folder = Path(config.storage) / name
     folder.mkdir(parents=True)
     return folder
@@ -279,6 +239,8 @@ def _run(config: Config) -> dict[str, Any]:
     if config.workers and not config.gpu:
         cores = int(cluster.start().cluster_resources().get("CPU", cores))
     plan = make_plan(config, manifest, Path(), cores)
+    if not plan.steps:
+        config = dataclasses.replace(config, epochs=1)  # fitted at once
     folder = Path(config.storage) / config.resume if config.resume else _new_run(config)
     if config.resume:
         _check_resumed(config, folder)
@@ -295,7 +257,8 @@ def _run(config: Config) -> dict[str, Any]:
         if tracker:
             tracker.epoch(record)
 
-    print(f"run {folder.name}: {config.epochs} epochs of {plan.steps} steps of {plan.batch} rows a domain", file=sys.stderr, flush=True)
+    size = f"{config.epochs} epochs of {plan.steps} steps of {plan.batch} rows a domain" if plan.steps else "fitted at once"
+    print(f"run {folder.name}: {size}", file=sys.stderr, flush=True)
     try:
         with runs.Follower(folder, listen):
             _launch(plan, config.workers, config.gpu, config.max_failures)
@@ -319,7 +282,7 @@ def _tracker(config: Config, folder: Path, manifest: Manifest) -> Any:
         tracker = Tracker(config.tracking or default_uri(config.storage), folder.name, saved)
         if not saved:
             shared = {k: v for k, v in asdict(config).items() if k not in ("own", "resume", "tracking")} | config.own
-            rows = sum(manifest.split(domain, "train").rows for domain in {config.source, config.target})
+            rows = sum(manifest.split(domain, "train").rows for domain in {config.source, config.target} - {""})
             tracker.start(shared, {"name": manifest.dataset, "digest": manifest.digest(), "path": str(Path(config.dataset).resolve())}, rows)
     except ValueError:
         if not config.resume:

@@ -1,5 +1,7 @@
 """Terms that bring a class of one domain to the same class of the other, and the guesses of the classes that they need."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -57,3 +59,18 @@ def pseudo_label_loss(logits: Tensor, guesses: Tensor) -> Tensor:
         guesses: (n,) int64, -1 where unknown.
     """
     return cross_entropy(logits, guesses, ignore_index=-1, reduction="sum") / len(guesses)
+
+
+def imbalance_loss(logits: Tensor) -> Tensor:
+    """Divergence of the mean class probabilities of a batch from the uniform ones: log N minus their entropy, in nats.
+
+    It keeps guesses from leaving a class out, and supposes that the classes are about as frequent.
+
+    Args:
+        logits: (n, classes), of a whole (gathered) batch.
+
+    Returns:
+        Scalar in [0, log classes].
+    """
+    mean = logits.softmax(1).mean(0)
+    return torch.special.xlogy(mean, mean).sum() + math.log(len(mean))

@@ -45,7 +45,7 @@ def bare_loop(config: train.Config, threads: int) -> float:
             for each in rows:
                 drawn = each.take(torch.randint(len(each.row), (size,)))
                 generator = torch.Generator().manual_seed(step)
-                views = tuple(random_view(drawn.x, generator, scale=wants.view_scale) for _ in range(wants.views))
+                views = tuple(random_view(drawn.x, generator, **wants.view) for _ in range(wants.views))
                 parts.append(DomainBatch(drawn.x, views, drawn.label, drawn.row))
             method.begin_step((epoch + step / config.steps_per_epoch) / config.epochs)
             for name in filter(method.plays, method.players):

@@ -39,8 +39,8 @@ def domain_batch(step: int, domain: int, here: int = 0, world: int = 1) -> Domai
     x = torch.randint(0, 256, (n, *SHAPE), generator=seeded(7, step, domain), dtype=torch.uint8)
     share = slice(here * n // world, (here + 1) * n // world)
     with precision(torch.float32):
-        view = random_view(x[share], seeded(step, domain), here, world)
-    return DomainBatch(x[share], (view,), None if domain else torch.arange(CLASSES).repeat(PER_CLASS)[share], torch.arange(n)[share])
+        views = tuple(random_view(x[share], seeded(step, domain, each), here, world) for each in range(2))
+    return DomainBatch(x[share], views, None if domain else torch.arange(CLASSES).repeat(PER_CLASS)[share], torch.arange(n)[share])
 
 
 def global_batch(step: int) -> Batch:
@@ -53,6 +53,11 @@ class Fixed:
     """A source of fixed batches in place of a data set's."""
 
     domain: int
+    total: int = CLASSES * PER_CLASS
+
+    def rows(self, size: int = 512) -> Iterator[DomainBatch]:
+        """This rank's rows."""
+        yield domain_batch(0, self.domain, rank(), world_size())
 
     def epoch(self, epoch: int, steps: int) -> Iterator[DomainBatch]:
         """This rank's part of the epoch's batches."""
@@ -79,7 +84,8 @@ def build(name: str, **own: Any) -> Method:
     kind = find(name)
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    return kind(kind.Config(**{"per_class": PER_CLASS} | own), SHAPE, CLASSES, BITS)
+    usual = {"per_class": PER_CLASS} if hasattr(kind.Config, "per_class") else {}
+    return kind(kind.Config(**usual | own), SHAPE, CLASSES, BITS)
 
 
 def trained(name: str, own: dict[str, Any], folder: Path, epochs: int = 2, steps: int = 2) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch.nn.functional import one_hot
 from models.generative import Discriminator, Generator, halvings, stored
 from models.igan import IGAN, IGANConfig
 from models.losses.adversarial import critic_loss, deceiving_loss, generated_loss, generator_loss, gradient_penalty, real_class_loss
-from models.losses.alignment import centroid_distance, class_means
+from models.losses.alignment import centroid_distance, class_means, imbalance_loss
 from models.losses.hashing import similarity_loss
 from models.networks import unit
 from models.sigan import DTN, SIGAN, SIGANConfig
@@ -37,6 +37,13 @@ def test_centroid_distance_counts_classes_that_both_batches_have() -> None:
     codes = torch.zeros(1, 2, requires_grad=True)
     centroid_distance(codes, torch.tensor([0]), codes, torch.tensor([0]), 1).backward()
     assert codes.grad is not None and codes.grad.isfinite().all()
+
+
+def test_imbalance_is_least_where_the_guesses_have_each_class_as_often() -> None:
+    sure = 50.0 * one_hot(torch.tensor([0, 1, 2, 3]), 4)
+    assert imbalance_loss(sure).item() == pytest.approx(0, abs=1e-6)
+    assert imbalance_loss(sure[:2]).item() == pytest.approx(math.log(4 / 2))
+    assert imbalance_loss(sure[:1]).item() == pytest.approx(math.log(4))
 
 
 def test_a_discriminator_of_classes_and_generated() -> None:
@@ -143,14 +150,14 @@ def test_sigans_terms_follow_its_phases_and_weights() -> None:
     method.begin_epoch(0, 3)
     assert set(method.losses("generator", batch)) == {"source", "hash", "relaxation"} and not method.plays("critic")
     method.begin_epoch(1, 3)
-    usual = {"source", "semantic", "pseudo", "attention", "adversarial", "reconstruction", "variation", "hash", "relaxation"}
+    usual = {"source", "semantic", "pseudo", "balance", "attention", "adversarial", "reconstruction", "variation", "hash", "relaxation"}
     assert set(method.losses("generator", batch)) == usual | {"label"}
     assert set(method.losses("critic", batch)) == {"critic", "penalty"}
     method.end_step()
     assert set(method.losses("generator", batch)) == usual
     later = build("sigan", pretrain_epochs=2)
     later.begin_epoch(1, 3)
-    assert set(later.losses("generator", batch)) == {"source", "pseudo", "hash", "relaxation"}
+    assert set(later.losses("generator", batch)) == {"source", "pseudo", "balance", "hash", "relaxation"}
     dtn = build("dtn", pretrain_epochs=0)
     dtn.begin_epoch(1, 3)
     assert isinstance(dtn, DTN) and set(dtn.losses("generator", batch)) == usual - {"attention", "semantic"} | {"constancy"}

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from models.registry import find
 from pipelines import ablate, checkpoint, train, translate
 from pipelines.cli import main
+from tests.pipelines.resuming import assert_resumes_bit_identically
 
 SMALL = {"source": "typeset", "target": "handwritten", "bits": 16, "per_class": 4, "epochs": 3, "steps_per_epoch": 4, "threads": 1, "width": 4}
 OWN: dict[str, dict[str, Any]] = {"igan": {"stages": 2}, "sigan": {"pretrain_epochs": 1}, "dtn": {"pretrain_epochs": 1}}
@@ -80,14 +81,7 @@ def test_translate_says_what_it_cannot(digits: Path, tmp_path: Path, capsys: pyt
 @pytest.mark.parametrize("method", OWN)
 def test_a_run_resumes_bit_identically(method: str, digits: Path, tmp_path: Path) -> None:
     whole = run(digits, tmp_path, method)
-    part = tmp_path / "part" / whole["run_id"]
-    shutil.copytree(tmp_path / whole["run_id"], part)
-    shutil.rmtree(part / "checkpoints" / "epoch-00003")
-    (part / "result.json").unlink()
-    again = train.run(train.make_config({"resume": whole["run_id"], "storage": str(part.parent)}))
-    one, other = (load_file(Path(result["checkpoint"]) / "model.safetensors") for result in (whole, again))
-    assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
-    assert again["metrics"] == whole["metrics"]
+    one = assert_resumes_bit_identically(whole, tmp_path)
     parts = {"igan": {"encoder", "discriminator", "averaged"}}.get(method, {"generator", "critic", "averaged", "pretrained"})
     assert {name.split(".")[0] for name in one} == parts
 

@@ -1,0 +1,48 @@
+"""K-means on feature vectors, alike on every rank."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from models.distributed import rank, world_size
+
+ITERATIONS, RESTARTS = 20, 5
+
+
+def kmeans(x: Tensor, clusters: int, seed: int) -> Tensor:
+    """L2-normalised centroids of k-means with 20 iterations and the best of 5 starts; rank 0 computes, all ranks have its result.
+
+    Args:
+        x: (n, features), n at least ``clusters``, the same on every rank.
+
+    Returns:
+        (clusters, features), on ``x``'s device.
+
+    Raises:
+        ValueError: there are fewer vectors than clusters.
+    """
+    if len(x) < clusters:
+        raise ValueError(f"{len(x)} images do not make {clusters} clusters: give fewer --clusters")
+    centroids = x.new_empty(clusters, x.shape[1])
+    if rank() == 0:
+        centroids.copy_(_centroids(x.detach().float().cpu(), clusters, seed))
+    if world_size() > 1:
+        dist.broadcast(centroids, 0)
+    return normalize(centroids)
+
+
+def _centroids(x: Tensor, clusters: int, seed: int) -> Tensor:
+    """By faiss; by scikit-learn, which is slower, where faiss is not installed, as on machines that only train."""
+    try:
+        import faiss  # noqa: PLC0415
+    except ImportError:
+        from sklearn.cluster import KMeans  # noqa: PLC0415
+
+        found = KMeans(clusters, n_init=RESTARTS, max_iter=ITERATIONS, random_state=seed).fit(x.numpy())
+        return torch.from_numpy(found.cluster_centers_)
+    search = faiss.Kmeans(
+        x.shape[1], clusters, niter=ITERATIONS, nredo=RESTARTS, seed=seed + 1, min_points_per_centroid=1, max_points_per_centroid=len(x)
+    )  # fmt: skip
+    search.train(x.numpy())
+    return torch.from_numpy(search.centroids)

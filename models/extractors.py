@@ -1,0 +1,123 @@
+"""Networks that turn images into feature vectors, for methods that learn codes from these."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from models.distributed import BatchNorm
+from models.networks import ImageNetInput, pretrained_weights, unit
+
+FC7 = 4096  # width of AlexNet's and VGG's fc7
+
+
+class Extractor(nn.Module):
+    """Input -> feature vectors (batch, features): pixels in [0, 1] as they are, vectors and fc7 at a mean square of 1.
+
+    Attributes:
+        features: width of the vectors.
+    """
+
+    def __init__(self, name: str, shape: tuple[int, ...], weights: str) -> None:
+        """Args:
+        name: ``none``, ``alexnet``, ``vgg16``; ``auto`` is VGG-16 for images from 64 pixels, and none for others.
+        shape: (features,) or (channels, height, width).
+        weights: as :func:`models.networks.pretrained_weights` takes them, or ``none`` for random ones.
+
+        Raises:
+            ValueError: the network does not take this shape.
+        """
+        super().__init__()
+        self.images = len(shape) == 3
+        if name == "auto":
+            name = "vgg16" if self.images and min(shape[1:]) >= 64 else "none"
+        if name != "none" and not (self.images and min(shape[1:]) >= 63):
+            raise ValueError(f"extractor {name} needs images of at least 63x63 pixels, not data of shape {list(shape)}: take --extractor none")
+        self.trunk = None if name == "none" else _fc7(name, weights)
+        self.features = FC7 if self.trunk else int(torch.Size(shape).numel())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = unit(x, self.images)
+        if self.trunk is None and self.images:
+            return ((x + 1) / 2).flatten(1)
+        x = x if self.trunk is None else self.trunk(x)
+        return normalize(x) * self.features**0.5
+
+
+def _fc7(name: str, weights: str) -> nn.Module:
+    """A torchvision network up to fc7 and its ReLU."""
+    from torchvision import models  # noqa: PLC0415  torchvision is slow to import
+
+    network = getattr(models, name)(weights=None)
+    if weights != "none":
+        network.load_state_dict(pretrained_weights(name, weights))
+    classifier = network.classifier[: -1 if name == "alexnet" else -2]  # VGG has a dropout before its last layer
+    return nn.Sequential(ImageNetInput(), network.features, network.avgpool, nn.Flatten(), classifier)
+
+
+class Backbone(nn.Module):
+    """Input -> feature vectors (batch, features) that are trained: a ResNet, a small convolutional network, or layers on vectors.
+
+    Attributes:
+        features: width of the vectors.
+    """
+
+    def __init__(self, name: str, shape: tuple[int, ...], weights: str) -> None:
+        """Args:
+        name: ``resnet18``, ``resnet50``, ``small`` or ``mlp``; ``auto`` is ResNet-50 from 64 pixels, small below, mlp for vectors.
+        shape: (features,) or (channels, height, width).
+        weights: of a ResNet: a torchvision name, the path of a state dict or of MoCo's checkpoint, or ``none``.
+
+        Raises:
+            ValueError: the network does not take this shape.
+        """
+        super().__init__()
+        self.images = len(shape) == 3
+        if name == "auto":
+            name = "mlp" if not self.images else "resnet50" if min(shape[1:]) >= 64 else "small"
+        if (name == "mlp") == self.images:
+            raise ValueError(f"network {name!r} does not take data of shape {list(shape)}: mlp takes features, the others images")
+        self.trunk: nn.Module
+        if name == "mlp":
+            self.trunk, self.features = nn.Sequential(nn.Linear(shape[0], 512), BatchNorm(512), nn.ReLU()), 512
+        elif name == "small":
+            self.trunk, self.features = _small(shape[0]), 256
+        else:
+            self.trunk, self.features = _resnet(name, weights)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = unit(x, self.images)
+        return self.trunk(x.contiguous(memory_format=torch.channels_last) if self.images else x)
+
+
+def _small(channels: int) -> nn.Module:
+    """Four convolutions with batch-norm, three of stride 2, and the mean over the image."""
+    layers: list[nn.Module] = []
+    for inputs, outputs, stride in ((channels, 32, 1), (32, 64, 2), (64, 128, 2), (128, 256, 2)):
+        layers += [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), BatchNorm(outputs), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def _resnet(name: str, weights: str) -> tuple[nn.Module, int]:
+    """A torchvision ResNet without its last layer, with the batch-norm of several workers, and its width."""
+    from torchvision import models  # noqa: PLC0415  torchvision is slow to import
+
+    network = getattr(models, name)(weights=None, norm_layer=BatchNorm)
+    width = network.fc.in_features
+    network.fc = nn.Identity()
+    if weights != "none":
+        state = trunk_weights(pretrained_weights(name, weights))
+        missing = [key for key in network.state_dict() if key not in state and "num_batches" not in key]
+        if missing:
+            raise ValueError(f"weights {weights!r} are not those of a {name}: they lack {', '.join(missing[:3])}")
+        network.load_state_dict({key: state[key] for key in network.state_dict() if key in state}, strict=False)
+    return nn.Sequential(ImageNetInput(), network), width
+
+
+def trunk_weights(saved: dict[str, Any]) -> dict[str, Tensor]:
+    """A state dict by the network's own names: MoCo's checkpoint keeps its query encoder's under ``module.encoder_q.``."""
+    state: dict[str, Tensor] = saved.get("state_dict", saved)
+    prefix = "module.encoder_q."
+    return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)} or state

@@ -1,0 +1,43 @@
+"""ITQ, iterative quantisation (Gong and Lazebnik, CVPR 2011): a rotation of the principal components that brings them near their signs."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+
+class Projection(nn.Module):
+    """Vectors (batch, features) -> the coordinates (batch, bits) of their directions from the mean; codes are the signs."""
+
+    mean: Tensor
+    axes: Tensor
+
+    def __init__(self, features: int, bits: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("axes", torch.zeros(bits, features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return normalize(x - self.mean) @ self.axes.T
+
+
+def fit_itq(x: Tensor, bits: int) -> Projection:
+    """ITQ by faiss.
+
+    Args:
+        x: (n, features) float32, features and n at least ``bits``.
+
+    Raises:
+        ValueError: there are fewer features, or fewer vectors, than bits.
+    """
+    import faiss  # noqa: PLC0415  slow to import, and not there where only training runs
+
+    n, features = x.shape
+    if min(n, features) < bits:
+        raise ValueError(f"ITQ makes at most one bit of a feature and of a training image: {bits} bits of {features} features, {n} images")
+    itq = faiss.ITQTransform(features, bits, True)
+    itq.train(np.ascontiguousarray(x.cpu().numpy(), np.float32))
+    made = Projection(features, bits)
+    made.mean.copy_(torch.from_numpy(faiss.vector_to_array(itq.mean)))
+    made.axes.copy_(torch.from_numpy(faiss.vector_to_array(itq.pca_then_itq.A).reshape(bits, features)))
+    return made.to(x.device)

@@ -1,0 +1,68 @@
+"""Contrastive terms of one domain, and terms that align two domains by their clusters, without any label (UCDIR)."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+
+def contrast(queries: Tensor, slots: Tensor, temperature: float, positives: Tensor | None = None, own: Tensor | None = None) -> Tensor:
+    """Logarithm of the denominator of eq. 1 and 2: the sum of exp(x . x'_a / tau) over the slots.
+
+    Args:
+        queries: (n, width), L2-normalised.
+        slots: (m, width), L2-normalised; all of the domain's, or a sample of them.
+        positives: (n, width), of a sample: each query's own slot, which counts whether the sample holds it or not.
+        own: (n, m) bool, with ``positives``: where the sample holds it.
+
+    Returns:
+        (n,).
+    """
+    logits = queries @ slots.T / temperature
+    if positives is None or own is None:
+        return logits.logsumexp(1)
+    mine = (queries * positives).sum(1, keepdim=True) / temperature
+    return torch.cat([logits.masked_fill(own, -torch.inf), mine], 1).logsumexp(1)
+
+
+def attraction(queries: Tensor, positives: Tensor, denominator: Tensor, temperature: float, counts: Tensor | None = None) -> Tensor:
+    """Mean of -log(exp(x . x'_p / tau) / denominator) over the queries (eq. 1; eq. 2 with the mean of the positives' slots).
+
+    The mean over the positives of x . x'_p is x . (their mean): a cluster's term needs no pairs.
+
+    Args:
+        queries, positives: (n, width).
+        denominator: (n,), of :func:`contrast`.
+        counts: (n,) bool, the queries that count; those that do not contribute zero to the mean over all n.
+    """
+    losses = denominator - (queries * positives).sum(1) / temperature
+    return (losses if counts is None else losses * counts).mean()
+
+
+def cluster_probabilities(x: Tensor, centroids: Tensor, temperature: float) -> Tensor:
+    """Probability of each cluster (eq. 5): (n, width), (clusters, width) -> (n, clusters)."""
+    return (x @ centroids.T / temperature).softmax(1)
+
+
+def distance_of_distance(one: Tensor, other: Tensor) -> Tensor:
+    """Mean over all pairs of samples of the squared difference of their cosine distances in two spaces (eq. 6-8).
+
+    Args:
+        one, other: (n, clusters), the same samples' cluster probabilities by the centroids of domain A and of domain B.
+    """
+    left, right = normalize(one), normalize(other)
+    return (left @ left.T - right @ right.T).square().mean()
+
+
+def self_entropy(probabilities: Tensor) -> Tensor:
+    """Mean entropy of cluster probabilities (n, clusters), in nats (eq. 9)."""
+    return -torch.special.xlogy(probabilities, probabilities).sum(1).mean()
+
+
+def likeness_loss(codes: Tensor, features: Tensor) -> Tensor:
+    """Mean squared difference of codes' scaled dot products to the features' cosines, over all pairs.
+
+    Args:
+        codes: (n, bits), relaxed codes in [-1, 1].
+        features: (n, width), L2-normalised.
+    """
+    return (codes @ codes.T / codes.shape[1] - features @ features.T).square().mean()

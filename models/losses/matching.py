@@ -1,0 +1,38 @@
+"""Distances of a batch of relaxed codes to a sample of fair bits (IDR-AE, sections 3.4 and 3.5)."""
+
+import torch
+from torch import Tensor
+
+
+def bitwise_distance(codes: Tensor, bits: Tensor) -> Tensor:
+    """Mean over the bits of the one-dimensional Wasserstein distance of a bit's values to a sample (eq. 10).
+
+    In one dimension the best assignment is that of the sorted values: n log n a bit, all bits at once.
+
+    Args:
+        codes: (n, bits), in [0, 1].
+        bits: (n, bits), in {0, 1}.
+
+    Returns:
+        Scalar in [0, 1].
+    """
+    return (codes.sort(0).values - bits.sort(0).values).abs().mean()
+
+
+def assignment_distance(codes: Tensor, bits: Tensor) -> Tensor:
+    """Mean Euclidean distance of codes to the sample under the best one-to-one assignment (eq. 4-9).
+
+    The assignment is solved exactly on the CPU; the gradient goes through the distances alone.
+
+    Args:
+        codes: (n, bits), in [0, 1].
+        bits: (n, bits), in {0, 1}.
+
+    Returns:
+        Scalar in [0, sqrt(bits)].
+    """
+    from scipy.optimize import linear_sum_assignment  # noqa: PLC0415
+
+    cost = torch.cdist(codes, bits)
+    rows, columns = linear_sum_assignment(cost.detach().cpu().numpy())
+    return cost[torch.from_numpy(rows), torch.from_numpy(columns)].mean()

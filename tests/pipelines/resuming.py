@@ -1,0 +1,28 @@
+"""Cuts a finished run back by an epoch and resumes it."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pipelines import train
+
+
+def parameters(result: dict[str, Any]) -> dict[str, Tensor]:
+    """What the checkpoint of a run's result holds."""
+    return load_file(Path(result["checkpoint"]) / "model.safetensors")
+
+
+def assert_resumes_bit_identically(whole: dict[str, Any], folder: Path) -> dict[str, Tensor]:
+    """Check that a copy of a run of three epochs, resumed after the second, ends as the run did; returns its parameters."""
+    part = folder / "part" / whole["run_id"]
+    shutil.copytree(folder / whole["run_id"], part)
+    shutil.rmtree(part / "checkpoints" / "epoch-00003")
+    (part / "result.json").unlink()
+    again = train.run(train.make_config({"resume": whole["run_id"], "storage": str(part.parent)}))
+    one, other = parameters(whole), parameters(again)
+    assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+    assert again["metrics"] == whole["metrics"]
+    return one
