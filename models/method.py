@@ -78,7 +78,7 @@ class Row(NamedTuple):
     Attributes:
         name: the terms, as the paper writes them.
         changes: the fields that differ from the method's setting, and their values.
-        figures: the paper's accuracies in percent, by "source -> target".
+        figures: the paper's figures in percent, by "source -> target" or what they were measured on.
     """
 
     name: str
@@ -131,6 +131,8 @@ class Method:
     implement ``wants``, ``losses``, ``weights`` and ``encoder``. One without a player is fitted, not stepped: by ``begin``.
 
     Attributes:
+        ablation: the rows of the paper's ablation table.
+        table: the metrics that a table of ours shows; the paper's figures are of the first.
         one_domain: it needs no source; with one, it learns from both domains.
         embeds: it has :meth:`features`, which are ranked by their cosine beside the codes.
     """
@@ -139,6 +141,7 @@ class Method:
     reference: ClassVar[str]
     Config: ClassVar[Any]
     ablation: ClassVar[tuple[Row, ...]] = ()
+    table: ClassVar[tuple[str, ...]] = ("accuracy", "cross/map", "target/map")
     one_domain: ClassVar[bool] = False
     embeds: ClassVar[bool] = False
     players: dict[str, Player]

@@ -13,7 +13,6 @@ from pipelines import runs, train
 from pipelines.config import option
 
 SAME = ("method", "source", "target", "bits", "epochs", "steps_per_epoch", "seed", "own")  # what two runs of one setting share
-COLUMNS = ("accuracy", "cross/map", "target/map")
 
 method_fields = train.method_fields
 
@@ -58,8 +57,8 @@ def _settings(config: Config, row: Row, direction: tuple[str, str], seed: int) -
     return train.Config(**given | {"source": source, "target": target, "seed": seed, "own": config.own | row.changes})
 
 
-def _result(wanted: train.Config) -> dict[str, Any]:
-    """The result of a row's run: read where it is finished, else trained to its end."""
+def result_of(wanted: train.Config) -> dict[str, Any]:
+    """The result of a training: read where it is finished, else trained to its end."""
     root = Path(wanted.dataset)
     cut_off = None
     for folder in sorted(each.parent for each in Path(wanted.storage).glob("*/config.json")):
@@ -78,6 +77,11 @@ def _result(wanted: train.Config) -> dict[str, Any]:
     return train.run(train.make_config({"resume": cut_off.name, "storage": wanted.storage, "tracking": wanted.tracking}))
 
 
+def _named(direction: tuple[str, str]) -> str:
+    """The direction's name: source -> target, or the one domain there is."""
+    return " -> ".join(filter(None, direction))
+
+
 def _cell(values: list[float]) -> str:
     """Mean of the seeds in percent, with their standard deviation where there are several."""
     spread = f" ±{100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
@@ -93,26 +97,29 @@ def show(config: Config, table: dict[str, dict[str, Any]]) -> None:
     """Print the table: a block for each direction, a row for each set of terms."""
     for name, rows in table.items():
         print(f"\n{config.method}, {config.bits} bits, {name}: percent, last epoch, seeds {config.seeds}, preset {config.preset}")
-        print(f"  {'':<34}" + "".join(f"{column:>14}" for column in COLUMNS) + "   paper's accuracy")
+        columns = find(config.method).table
+        widths = [max(14, len(column) + 2) for column in columns]
+        print(f"  {'':<34}" + "".join(f"{column:>{width}}" for column, width in zip(columns, widths, strict=True)) + "   the paper's")
         for row, cells in rows.items():
-            ours = "".join(f"{_cell(cells[column]) if cells[column] else '-':>14}" for column in COLUMNS)
+            ours = "".join(f"{_cell(cells[column]) if cells[column] else '-':>{width}}" for column, width in zip(columns, widths, strict=True))
             failed = f"; {len(cells['failed'])} failed" if cells["failed"] else ""
             print(f"  {row:<34}{ours}   {_papers(cells['paper'], name)}{failed}")
 
 
 def _train_row(config: Config, row: Row, direction: tuple[str, str]) -> dict[str, Any]:
     """A row's figures by seed, its runs, and what its failed trainings said."""
-    cells: dict[str, Any] = {column: [] for column in COLUMNS} | {"paper": row.figures, "runs": [], "failed": []}
+    columns = find(config.method).table
+    cells: dict[str, Any] = {column: [] for column in columns} | {"paper": row.figures, "runs": [], "failed": []}
     for seed in config.seed_list():
-        print(f"\n{' -> '.join(direction)}: {row.name}, seed {seed}")
+        print(f"\n{_named(direction)}: {row.name}, seed {seed}")
         try:
-            result = _result(_settings(config, row, direction, seed))
+            result = result_of(_settings(config, row, direction, seed))
         except FloatingPointError as error:
             cells["failed"].append(str(error))
             print(error)
             continue
         cells["runs"].append(result["run_id"])
-        for column in set(COLUMNS) & set(result["metrics"]):
+        for column in set(columns) & set(result["metrics"]):
             cells[column].append(result["metrics"][column])
     return cells
 
@@ -124,6 +131,6 @@ def run(config: Config) -> dict[str, Any]:
     """
     directions = [(config.source, config.target), *([(config.target, config.source)] if config.both else [])]
     rows = find(config.method).ablation
-    table = {" -> ".join(direction): {row.name: _train_row(config, row, direction) for row in rows} for direction in directions}
+    table = {_named(direction): {row.name: _train_row(config, row, direction) for row in rows} for direction in directions}
     show(config, table)
     return {"table": table, "options": asdict(config)}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.registry import METHODS
+from models.registry import METHODS, find
 from pipelines import encode, index, ingest, promote, register, search, train
 from pipelines.config import option
 
@@ -25,17 +25,19 @@ class Config:
 
 
 def _train(method: str, config: Config, dataset: Path, runs: Path) -> dict[str, Any]:
+    small = {"per_class": 10} if hasattr(find(method).Config, "per_class") else {}
     return train.run(train.make_config({
         "method": method, "dataset": str(dataset), "source": "typeset", "target": "handwritten", "epochs": config.epochs,
-        "steps_per_epoch": config.steps, "per_class": 10, "storage": str(runs), "seed": config.seed, "tracking": f"sqlite:///{runs.resolve()}/mlflow.db",
-    }))  # fmt: skip
+        "steps_per_epoch": config.steps, "storage": str(runs), "seed": config.seed, "tracking": f"sqlite:///{runs.resolve()}/mlflow.db",
+    } | small))  # fmt: skip
 
 
 def _table(results: dict[str, dict[str, Any]]) -> None:
     columns = ("accuracy", "cross/map", "target/map", "target/precision_at_100")
     print(f"\n{'typeset -> handwritten':<24}" + "".join(f"{name:>26}" for name in columns))
     for name, result in results.items():
-        print(f"{name:<24}" + "".join(f"{result['metrics'][each]:>26.4f}" for each in columns))
+        figures = [result["metrics"].get(each) for each in columns]
+        print(f"{name:<24}" + "".join(f"{'-' if each is None else format(each, '.4f'):>26}" for each in figures))
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -51,7 +53,7 @@ def run(config: Config) -> dict[str, Any]:
     ingest.run(ingest.Config("digits", dataset=str(dataset), seed=config.seed))
     print("\n2. source-only: the hash loss on typeset digits alone")
     results = {"source-only": _train("dpsh", config, dataset, runs)}
-    print(f"\n3. {config.method}: adapts to the handwritten digits, without their labels")
+    print(f"\n3. {config.method}: learns from the handwritten digits, without their labels")
     results[config.method] = _train(config.method, config, dataset, runs)
     _table(results)
     print("\n4. register, promote")
