@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from models.distributed import BatchNorm
-from models.networks import ImageNetInput, pretrained_weights, unit
+from models.networks import ImageNetInput, conv4, lenet, pretrained_weights, unit
 
 FC7 = 4096  # width of AlexNet's and VGG's fc7
 
@@ -57,7 +57,7 @@ def _fc7(name: str, weights: str) -> nn.Module:
 
 
 class Backbone(nn.Module):
-    """Input -> feature vectors (batch, features) that are trained: a ResNet, a small convolutional network, or layers on vectors.
+    """Input -> feature vectors (batch, features) that are trained: a ResNet, LeNet's or conv4's trunk, or a layer on vectors.
 
     Attributes:
         features: width of the vectors.
@@ -65,7 +65,8 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str, shape: tuple[int, ...], weights: str) -> None:
         """Args:
-        name: ``resnet18``, ``resnet50``, ``small`` or ``mlp``; ``auto`` is ResNet-50 from 64 pixels, small below, mlp for vectors.
+        name: ``lenet``, ``conv4``, ``resnet18``, ``resnet50`` or ``mlp``; ``auto`` is mlp for vectors, ResNet-50 from 64 pixels;
+            below, conv4 for colour, LeNet for grey.
         shape: (features,) or (channels, height, width).
         weights: of a ResNet: a torchvision name, the path of a state dict or of MoCo's checkpoint, or ``none``.
 
@@ -75,14 +76,15 @@ class Backbone(nn.Module):
         super().__init__()
         self.images = len(shape) == 3
         if name == "auto":
-            name = "mlp" if not self.images else "resnet50" if min(shape[1:]) >= 64 else "small"
+            small = "conv4" if shape[0] == 3 else "lenet"
+            name = "mlp" if not self.images else "resnet50" if min(shape[1:]) >= 64 else small
         if (name == "mlp") == self.images:
             raise ValueError(f"network {name!r} does not take data of shape {list(shape)}: mlp takes features, the others images")
         self.trunk: nn.Module
         if name == "mlp":
             self.trunk, self.features = nn.Sequential(nn.Linear(shape[0], 512), BatchNorm(512), nn.ReLU()), 512
-        elif name == "small":
-            self.trunk, self.features = _small(shape[0]), 256
+        elif name in ("lenet", "conv4"):
+            self.trunk, self.features = _small(name, shape)
         else:
             self.trunk, self.features = _resnet(name, weights)
         self.to(memory_format=torch.channels_last)
@@ -92,12 +94,11 @@ class Backbone(nn.Module):
         return self.trunk(x.contiguous(memory_format=torch.channels_last) if self.images else x)
 
 
-def _small(channels: int) -> nn.Module:
-    """Four convolutions with batch-norm, three of stride 2, and the mean over the image."""
-    layers: list[nn.Module] = []
-    for inputs, outputs, stride in ((channels, 32, 1), (32, 64, 2), (64, 128, 2), (128, 256, 2)):
-        layers += [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), BatchNorm(outputs), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+def _small(name: str, shape: tuple[int, ...]) -> tuple[nn.Module, int]:
+    """The trunk of LeNet, with its fully connected layer, or of conv4, both with batch-norm, and its width."""
+    network = (lenet if name == "lenet" else conv4)(shape, 8, True, 0.0)
+    activated = [part for layer in network.layers for part in (layer, nn.ReLU())]
+    return nn.Sequential(network.trunk, *activated), network.hash.linear.in_features
 
 
 def _resnet(name: str, weights: str) -> tuple[nn.Module, int]:

@@ -50,7 +50,7 @@ class UCDIRConfig:
     crop: float = hyper(0.2, "contrastive views: smallest share of the image's area", 0.08, 0.6)
     flip: float = hyper(0.5, "contrastive views: probability of a mirror image; 0 for digits")
     batch: int = hyper(128, "images of each domain in a batch; 64 in the paper", 32, 512)
-    network: str = hyper("auto", "network", choices=("auto", "small", "resnet18", "resnet50", "mlp"))
+    network: str = hyper("auto", "network", choices=("auto", "lenet", "conv4", "resnet18", "resnet50", "mlp"))
     pretrained: str = hyper("none", "a ResNet's weights: file of MoCo v2 or of a state dict, torchvision name, or none")
     codes: str = hyper("head", "what makes the codes of the features", choices=("head", "itq"))
     optimizer: str = hyper("adam", "optimiser", choices=("adam", "sgd"))

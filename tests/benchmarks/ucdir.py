@@ -1,0 +1,108 @@
+"""UCDIR's Table 3 on two domains, both directions of one training: P@50, P@100, P@200 by features, and by codes of the head and of ITQ.
+
+Run: python -m tests.benchmarks.ucdir --dataset FOLDER --source usps --target mnist [--bits 64] [--seeds 0] [--epochs 10] [--storage runs/ucdir]
+"""
+
+import argparse
+import contextlib
+import statistics
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.manifest import Manifest
+from models.encoder import HashEncoder, encode_all
+from models.ucdir import UCDIR
+from pipelines import ablate, evaluate, metrics, train
+from pipelines.cli import quiet
+from pipelines.metrics import Encoded
+
+KS = (50, 100, 200)
+Figures = dict[str, dict[str, float]]
+
+
+def by_features(features: dict[str, np.ndarray], splits: dict[str, Encoded], pairs: list[tuple[str, str]]) -> Figures:
+    """P@k by cosine, for each pair of a query and a database split."""
+    return {
+        f"{query} in {database}": metrics.cosine_precisions(features[query], splits[query].labels, features[database], splits[database].labels)
+        for query, database in pairs
+    }
+
+
+def by_codes(codes: dict[str, np.ndarray], splits: dict[str, Encoded], pairs: list[tuple[str, str]]) -> Figures:
+    """P@k by Hamming distance, for each pair of a query and a database split."""
+    return {
+        f"{query} in {database}": metrics.summarise(
+            metrics.histograms(codes[query], splits[query].labels, codes[database], splits[database].labels), KS
+        )
+        for query, database in pairs
+    }  # fmt: skip
+
+
+def unit_rows(x: np.ndarray) -> np.ndarray:
+    """Rows as vectors of length 1."""
+    flat = x.reshape(len(x), -1).astype(np.float32)
+    return flat / np.linalg.norm(flat, axis=1, keepdims=True).clip(1e-9)
+
+
+def measured(folder: Path, manifest: Manifest, splits: dict[str, Encoded], pairs: list[tuple[str, str]]) -> dict[str, Figures]:
+    """A run's figures by features, by the head's codes, and by ITQ's."""
+    method = evaluate.load_method(folder, manifest)
+    assert isinstance(method, UCDIR)
+    with torch.no_grad():
+        features = {
+            name: torch.cat([method.features(part) for part in torch.from_numpy(each.x).split(512)]).numpy() for name, each in splits.items()
+        }  # fmt: skip
+    found = {"features": by_features(features, splits, pairs)}
+    for kind in ("head", "itq"):
+        method.config = replace(method.config, codes=kind)
+        encoder = HashEncoder(method.encoder()).eval()
+        codes = {name: encode_all(encoder, torch.from_numpy(each.x)).numpy() for name, each in splits.items()}
+        found[f"{method.bits}-bit codes, {kind}"] = by_codes(codes, splits, pairs)
+    return found
+
+
+def show(name: str, found: list[dict[str, Figures]]) -> None:
+    """Print a row's means over the seeds: of each direction, and of both."""
+    for how in found[0]:
+        directions = list(found[0][how])
+        means = [[statistics.mean(each[how][direction][f"precision_at_{k}"] for each in found) for k in KS] for direction in directions]
+        cells = [" ".join(f"{100 * value:5.1f}" for value in each) for each in [*means, [statistics.mean(column) for column in zip(*means, strict=True)]]]
+        print(f"{name:<24}{how:<22}" + "".join(f"{cell:>26}" for cell in cells), flush=True)
+
+
+def main() -> None:
+    """Train what is not there yet, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for option, default in {"dataset": "", "source": "", "target": "", "seeds": "0", "storage": "runs/ucdir"}.items():
+        parser.add_argument(f"--{option}", default=default)
+    for option, default in {"bits": 64, "epochs": 10, "steps-per-epoch": 0, "threads": 0}.items():
+        parser.add_argument(f"--{option}", type=int, default=default)
+    given = parser.parse_args()
+    quiet()
+    manifest = Manifest.read(Path(given.dataset))
+    names = [f"{domain}/{split}" for domain in (given.source, given.target) for split in ("test", "train")]
+    splits = {name: evaluate.encode_split(lambda x: x, Path(given.dataset), manifest, *name.split("/")) for name in names}
+    pairs = [(f"{given.source}/test", f"{given.target}/train"), (f"{given.target}/test", f"{given.source}/train")]
+    print(f"{'P@50, 100, 200':<46}" + "".join(f"{name:>26}" for name in [*(f"{a} in {b}" for a, b in pairs), "mean"]))
+    show("raw pixels", [{"cosine": by_features({name: unit_rows(each.x) for name, each in splits.items()}, splits, pairs)}])
+    for row in UCDIR.ablation:
+        found = []
+        for seed in map(int, given.seeds.split(",")):
+            options: dict[str, Any] = {
+                "method": "ucdir", "dataset": given.dataset, "source": given.source, "target": given.target, "bits": given.bits, "seed": seed,
+                "epochs": given.epochs, "steps_per_epoch": given.steps_per_epoch, "workers": 0, "threads": given.threads,
+                "storage": given.storage, "tracking": "none", "plots": False,
+            }  # fmt: skip
+            with contextlib.redirect_stdout(sys.stderr):
+                result = ablate.result_of(train.make_config(options | row.changes))
+            found.append(measured(Path(given.storage) / result["run_id"], manifest, splits, pairs))
+        show(row.name, found)
+
+
+if __name__ == "__main__":
+    main()
