@@ -20,7 +20,7 @@ from models.clustering import kmeans
 from models.distributed import gather, world_size
 from models.extractors import Backbone
 from models.itq import fit_itq
-from models.losses.contrastive import attraction, cluster_probabilities, contrast, distance_of_distance, likeness_loss, self_entropy
+from models.losses.contrastive import attraction, cluster_probabilities, contrast, distance_of_distance, neighbour_loss, self_entropy
 from models.losses.hashing import quantisation_loss
 from models.method import Batch, Method, Player, Row, RowSource, View, Wants, hyper
 from models.networks import HashLayer
@@ -53,6 +53,10 @@ class UCDIRConfig:
     network: str = hyper("auto", "network", choices=("auto", "lenet", "conv4", "resnet18", "resnet50", "mlp"))
     pretrained: str = hyper("none", "a ResNet's weights: file of MoCo v2 or of a state dict, torchvision name, or none")
     codes: str = hyper("head", "what makes the codes of the features", choices=("head", "itq"))
+    code_temperature: float = hyper(0.2, "temperature of a code's neighbours in the head's loss", 0.05, 1.0, log=True)
+    neighbour_temperature: float = hyper(0.1, "temperature of a feature's neighbours in the head's loss", 0.02, 0.5, log=True)
+    quantisation_weight: float = hyper(0.1, "weight of the quantisation of the head's codes", 1e-3, 1.0, log=True)
+    head_rate: float = hyper(10.0, "the hash head's share of the learning rate", 1.0, 30.0, log=True)
     optimizer: str = hyper("adam", "optimiser", choices=("adam", "sgd"))
     learning_rate: float = hyper(1e-3, "first learning rate; a cosine to zero", 1e-5, 1e-2, log=True)
     weight_decay: float = hyper(1e-4, "weight decay", 1e-6, 1e-2, log=True)
@@ -146,7 +150,9 @@ class UCDIR(Method):
         super().__init__(config, shape, classes, bits)
         c, self.seed = config, torch.initial_seed()
         self.networks = nn.ModuleDict({"embedding": Embedding(Backbone(c.network, shape, c.pretrained)), "hash": HashLayer(WIDTH, bits)})
-        groups = [{"params": [*self.networks.parameters()], "share": 1.0}]
+        groups: list[dict[str, Any]] = [
+            {"params": [*self.networks["embedding"].parameters()], "share": 1.0}, {"params": [*self.networks["hash"].parameters()], "share": c.head_rate},
+        ]  # fmt: skip
         self.players = {"encoder": Player(self.networks, build_optimizer(c.optimizer, groups, c.learning_rate, c.weight_decay))}
         self.average(self.networks, c.average)
         self.memory: Any = nn.ModuleDict({domain: Memory(c.clusters or classes) for domain in DOMAINS})
@@ -203,13 +209,14 @@ class UCDIR(Method):
         features = gather(seen.detach())
         u = gather(self.networks["hash"](seen.detach())[1])
         both = {name: torch.stack(each).sum() for name, each in terms.items()}
-        return both | {"likeness": likeness_loss(u, features), "quantisation": quantisation_loss(u)}
+        c = self.config
+        return both | {"neighbours": neighbour_loss(u, features, c.code_temperature, c.neighbour_temperature), "quantisation": quantisation_loss(u)}
 
     def weights(self, player: str) -> dict[str, float]:
         c = self.config
         return {
             "instance": 1.0, "cluster": self.clustering, "entropy": c.entropy_weight, "distance": c.distance_weight,
-            "likeness": 1.0, "quantisation": 0.1,
+            "neighbours": 1.0, "quantisation": c.quantisation_weight,
         }  # fmt: skip
 
     def _contrast(self, memory: Memory, x: Tensor, key: Tensor, row: Tensor) -> dict[str, Tensor]:

@@ -58,11 +58,18 @@ def self_entropy(probabilities: Tensor) -> Tensor:
     return -torch.special.xlogy(probabilities, probabilities).sum(1).mean()
 
 
-def likeness_loss(codes: Tensor, features: Tensor) -> Tensor:
-    """Mean squared difference of codes' scaled dot products to the features' cosines, over all pairs.
+def neighbour_loss(codes: Tensor, features: Tensor, code_temperature: float, temperature: float) -> Tensor:
+    """Cross-entropy of the codes' distribution over a sample's neighbours to that of the features, mean over the samples.
+
+    A sample's neighbours are the others of the batch; their probabilities are a softmax of the cosines, of codes of the
+    scaled dot products, over a temperature (as in stochastic neighbour embedding, Hinton and Roweis, NIPS 2002).
 
     Args:
         codes: (n, bits), relaxed codes in [-1, 1].
-        features: (n, width), L2-normalised.
+        features: (n, width), L2-normalised; they take no gradient.
     """
-    return (codes @ codes.T / codes.shape[1] - features @ features.T).square().mean()
+    n = len(codes)
+    others = ~torch.eye(n, dtype=torch.bool, device=codes.device)
+    near = (codes @ codes.T / codes.shape[1] / code_temperature)[others].view(n, n - 1).log_softmax(1)
+    wanted = (features @ features.T / temperature).detach()[others].view(n, n - 1).softmax(1)
+    return -(wanted * near).sum(1).mean()

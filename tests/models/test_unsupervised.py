@@ -15,7 +15,7 @@ from models.clustering import kmeans
 from models.codes import signs
 from models.extractors import Backbone, trunk_weights
 from models.idr_ae import IDRAE
-from models.losses.contrastive import attraction, cluster_probabilities, contrast, distance_of_distance, likeness_loss, self_entropy
+from models.losses.contrastive import attraction, cluster_probabilities, contrast, distance_of_distance, neighbour_loss, self_entropy
 from models.losses.matching import assignment_distance, bitwise_distance
 from models.ucdir import UCDIR, Memory
 from tests.models.players import BITS, CLASSES, PER_CLASS, Fixed, build, global_batch
@@ -80,14 +80,25 @@ def test_distance_of_distance_does_not_ask_for_the_clusters_order() -> None:
     assert distance_of_distance(one, one[:, [1, 2, 0]]).item() == pytest.approx(0, abs=1e-10)
 
 
-def test_self_entropy_and_likeness() -> None:
+def test_self_entropy_and_cluster_probabilities() -> None:
     assert self_entropy(torch.full((2, 4), 0.25)).item() == pytest.approx(math.log(4))
     assert self_entropy(torch.eye(3)).item() == 0
     probabilities = cluster_probabilities(torch.tensor([[1.0, 0.0]]), torch.eye(2), 0.5)
     assert probabilities[0, 0].item() == pytest.approx(math.e**2 / (math.e**2 + 1))
-    codes = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
-    assert likeness_loss(codes, torch.eye(2)).item() == 0
-    assert likeness_loss(codes, torch.tensor([[1.0, 0.0], [1.0, 0.0]])).item() == pytest.approx(0.5)
+
+
+def test_the_heads_loss_is_least_where_codes_have_the_features_neighbours() -> None:
+    features = normalize(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]))
+    wanted = (features @ features.T / 0.5).exp()
+    near = torch.tensor([[1.0, 1.0], [1.0, 1.0], [-1.0, 1.0]])
+    found = neighbour_loss(near, features, 2.0, 0.5)
+    # scaled dot products of the codes: 1 between the first two, 0 to the third
+    by_hand = [-sum(wanted[i, j] / (wanted[i].sum() - wanted[i, i]) * math.log(q) for j, q in zip(others, shares, strict=True)) for i, others, shares in (
+        (0, (1, 2), (math.e**0.5 / (math.e**0.5 + 1), 1 / (math.e**0.5 + 1))), (1, (0, 2), (math.e**0.5 / (math.e**0.5 + 1), 1 / (math.e**0.5 + 1))),
+        (2, (0, 1), (0.5, 0.5)),
+    )]  # fmt: skip
+    assert found.item() == pytest.approx(sum(each.item() for each in by_hand) / 3, rel=1e-5)
+    assert found < neighbour_loss(near[[0, 2, 1]], features, 2.0, 0.5)
 
 
 def test_kmeans_finds_separate_clouds_whichever_library_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +227,7 @@ def test_ucdirs_terms_come_by_equation_4() -> None:
     for epoch in range(10):
         method.begin_epoch(epoch, 10)
         found[epoch] = (method.weights("encoder")["cluster"], set(method.losses("encoder", batch)))
-    always = {"instance", "likeness", "quantisation"}
+    always = {"instance", "neighbours", "quantisation"}
     assert found[0] == (0.0, always)
     assert found[2] == (pytest.approx(0.8), always | {"cluster"})
     assert found[5] == found[9] == (2.0, always | {"cluster", "entropy", "distance"})
