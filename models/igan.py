@@ -62,7 +62,7 @@ class IGANConfig:
         return cls(
             pseudo_weight=0.1, relaxation_weight=1e-3, centroid_weight=0.1, adversarial_weight=1.0, l1_weight=1.0,
             entropy_weight=0.0, real_unlabelled=False, spectral=False, average=0.0, augment=False, pretrain_epochs=2, stages=2,
-            per_class=10, norm=False, dropout=0.0, width=32, optimizer="sgd", learning_rate=1e-2, discriminator_rate=1.0,
+            per_class=10, norm=False, dropout=0.0, width=32, optimizer="sgd", learning_rate=3e-3, discriminator_rate=0.1,
         )  # fmt: skip
 
 

@@ -27,9 +27,9 @@ def run(digits: Path, storage: Path, method: str, **more: Any) -> dict[str, Any]
 
 @pytest.fixture(scope="module")
 def shown(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A run of SIGAN with plots and tracking, on a Ray worker."""
+    """A run of SIGAN with plots and tracking."""
     storage = tmp_path_factory.mktemp("shown")
-    return run(digits, storage, "sigan", workers=1, plots=True, tracking=f"sqlite:///{storage}/mlflow.db") | {"storage": storage}
+    return run(digits, storage, "sigan", plots=True, tracking=f"sqlite:///{storage}/mlflow.db") | {"storage": storage}
 
 
 def test_the_run_draws_and_logs_translations_after_each_epoch(shown: dict[str, Any]) -> None:
