@@ -2,8 +2,9 @@
 
 Symbols: u relaxed code (the common space), s source, t target, d bits, N classes, T confidence threshold, x~ a generated
 image. Beyond the paper, each with a field whose off value is the paper's: random affine views, batch-norm and dropout in
-the trunk, an averaged copy of encoder and classifier that gives the pseudo-labels and encodes, the target's entropy,
-spectral norm, the discriminators' own rate, and "real, of whichever class" for target images without a confident label.
+the trunk, an averaged copy of encoder and classifier that gives the pseudo-labels and encodes, the target's entropy and
+equal shares of its classes, spectral norm, the discriminators' own rate, and "real, of whichever class" for target images
+without a confident label.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch.nn.functional import cross_entropy, log_softmax
 from models.distributed import gather
 from models.generative import Discriminator, Generator, stored
 from models.losses.adversarial import deceiving_loss, generated_loss, real_class_loss
-from models.losses.alignment import centroid_distance, confident_classes, pseudo_label_loss
+from models.losses.alignment import centroid_distance, confident_classes, imbalance_loss, pseudo_label_loss
 from models.losses.hashing import entropy_loss, quantisation_loss, similarity_loss
 from models.method import Batch, Method, Player, Row, Wants, hyper
 from models.networks import CodeOnly, build_network, unit
@@ -38,6 +39,7 @@ class IGANConfig:
     adversarial_weight: float = hyper(0.01, "weight of the adversarial term for encoder and generators; 1 in the paper", 1e-3, 1.0, log=True)
     l1_weight: float = hyper(0.01, "chi, weight of the pixel-wise reconstruction", 1e-3, 10.0, log=True)
     entropy_weight: float = hyper(0.1, "weight of the target's entropy; 0 is the paper", 1e-3, 1.0, log=True)
+    balance_weight: float = hyper(0.3, "weight of the classes' equal share in the target's probabilities; 0 is the paper", 0.03, 3.0, log=True)
     real_unlabelled: bool = hyper(True, "target images without a confident label are shown as real; off in the paper")
     spectral: bool = hyper(True, "spectral norm in the discriminators; off in the paper")
     average: float = hyper(0.99, "decay of the averaged copy that labels and encodes; 0 is the paper (no copy)", 0.9, 0.999)
@@ -61,7 +63,7 @@ class IGANConfig:
         """The paper's setting for digits. It names batch size, staged training and SGD; rates and weights are readings."""
         return cls(
             pseudo_weight=0.1, relaxation_weight=1e-3, centroid_weight=0.1, adversarial_weight=1.0, l1_weight=1.0,
-            entropy_weight=0.0, real_unlabelled=False, spectral=False, average=0.0, augment=False, pretrain_epochs=2, stages=2,
+            entropy_weight=0.0, balance_weight=0.0, real_unlabelled=False, spectral=False, average=0.0, augment=False, pretrain_epochs=2, stages=2,
             per_class=10, norm=False, dropout=0.0, width=32, optimizer="sgd", learning_rate=3e-3, discriminator_rate=0.1,
         )  # fmt: skip
 
@@ -175,7 +177,7 @@ class IGAN(Method):
         return {
             "classification": 1.0, "pseudo": c.pseudo_weight, "hash": c.hash_weight, "relaxation": c.hash_weight * c.relaxation_weight,
             "centroid": c.centroid_weight, "adversarial": c.adversarial_weight, "l1": c.l1_weight, "entropy": c.entropy_weight,
-            "real": 1.0, "generated": 1.0,
+            "balance": c.balance_weight, "real": 1.0, "generated": 1.0,
         }  # fmt: skip
 
     @torch.no_grad()
@@ -189,6 +191,8 @@ class IGAN(Method):
         terms = {"pseudo": pseudo_label_loss(logits, guesses)}
         if self.config.entropy_weight:
             terms["entropy"] = entropy_loss(log_softmax(logits, 1))
+        if self.config.balance_weight:
+            terms["balance"] = imbalance_loss(logits)
         if self.config.centroid_weight:
             terms["centroid"] = centroid_distance(u_s, labels, u_t, guesses, self.classes)
         return terms

@@ -17,7 +17,7 @@ from models.sigan import DTN, SIGAN, SIGANConfig
 from models.translation import attention_map, framed, total_variation
 from tests.models.players import BITS, CLASSES, PER_CLASS, SHAPE, build, global_batch
 
-ENCODER_TERMS = {"classification", "pseudo", "hash", "relaxation", "centroid", "adversarial", "l1", "entropy"}
+ENCODER_TERMS = {"classification", "pseudo", "hash", "relaxation", "centroid", "adversarial", "l1", "entropy", "balance"}
 
 
 def test_similarity_loss_is_half_the_mean_squared_error_of_pairs() -> None:
@@ -107,14 +107,15 @@ def test_igans_terms_follow_its_weights() -> None:
     full = build("igan", pretrain_epochs=0)
     assert set(full.losses("encoder", batch)) == ENCODER_TERMS
     assert set(full.losses("discriminator", batch)) == {"real", "generated"}
-    alone = build("igan", pretrain_epochs=0, adversarial_weight=0.0, l1_weight=0.0, hash_weight=0.0, centroid_weight=0.0, entropy_weight=0.0)
+    none = dict.fromkeys(("adversarial_weight", "l1_weight", "hash_weight", "centroid_weight", "entropy_weight", "balance_weight"), 0.0)
+    alone = build("igan", pretrain_epochs=0, **none)
     assert set(alone.losses("encoder", batch)) == {"classification", "pseudo"} and list(alone.players) == ["encoder"]
     assert not alone.generates
     paper = build("igan", **{**vars(IGANConfig.paper()), "per_class": PER_CLASS})
     paper.begin_epoch(0, 8)
     assert set(paper.losses("encoder", batch)) == {"classification", "hash", "relaxation"} and not paper.plays("discriminator")
     paper.begin_epoch(2, 8)
-    assert set(paper.losses("encoder", batch)) == ENCODER_TERMS - {"entropy"} and paper.plays("discriminator")
+    assert set(paper.losses("encoder", batch)) == ENCODER_TERMS - {"entropy", "balance"} and paper.plays("discriminator")
     assert paper.averaged is None and paper.wants.views == 0
 
 
@@ -125,6 +126,7 @@ def test_the_loss_is_the_weighted_sum_of_the_terms() -> None:
     c = method.config
     expected = terms["classification"] + c.pseudo_weight * terms["pseudo"] + 3 * (terms["hash"] + 0.5 * terms["relaxation"])
     expected += 5 * terms["centroid"] + c.adversarial_weight * terms["adversarial"] + c.l1_weight * terms["l1"] + c.entropy_weight * terms["entropy"]
+    expected += c.balance_weight * terms["balance"]
     assert terms["centroid"] > 0 and loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
