@@ -4,7 +4,6 @@ They take feature vectors, or images as their pixels, of one domain or of both. 
 that the encoder is exported and registered as any other's.
 """
 
-import importlib
 import math
 from dataclasses import dataclass
 from itertools import islice
@@ -41,6 +40,7 @@ class Classic(Method):
     """Base of the fitted hashes: ``build`` gives the module whose buffers ``fit`` computes."""
 
     Config: ClassVar[Any] = ClassicConfig
+    fitted: ClassVar[bool] = True
     one_domain: ClassVar[bool] = True
     config: ClassicConfig
 
@@ -56,30 +56,30 @@ class Classic(Method):
         return Wants(source_labels=False, target=True, per_class=0, batch_size=512, views=0)
 
     def kept(self) -> nn.ModuleDict:
+        """The extractor, and what is fitted."""
         return nn.ModuleDict({"extractor": self.extractor, "hashing": self.hashing})
 
     @torch.no_grad()
     def begin(self, source: RowSource | None, target: RowSource | None) -> None:
         """Fit, on the rows of the domains that are there."""
-        parts = [self.extractor(part.x) for rows in (source, target) if rows for part in _first(rows, self.config.fit_rows)]
-        self.fit(torch.cat(parts).float())
+        self.fit(torch.cat([self._first(rows) for rows in (source, target) if rows]))
+
+    def _first(self, rows: RowSource, size: int = 512) -> Tensor:
+        """Feature vectors of a domain's first ``fit_rows`` rows, float32, on the CPU."""
+        most, device = self.config.fit_rows, next(self.hashing.buffers()).device
+        parts = islice(rows.rows(size), math.ceil(most / size))
+        return torch.cat([self.extractor(part.x.to(device)).float().cpu() for part in parts])[:most]
 
     def build(self, features: int, bits: int) -> nn.Module:
         """The module: (batch, features) -> real (batch, bits), codes by its signs."""
         return Projection(features, bits)
 
     def fit(self, x: Tensor) -> None:
-        """Compute the module's buffers from (n, features)."""
+        """Compute the module's buffers from (n, features) float32 on the CPU."""
         raise NotImplementedError
 
     def encoder(self) -> nn.Module:
         return nn.Sequential(self.extractor, self.hashing).eval()
-
-
-def _first(rows: RowSource, most: int) -> Any:
-    """The parts that hold a domain's first rows."""
-    size = 512
-    return islice(rows.rows(size), math.ceil(most / size))
 
 
 class LSH(Classic):
@@ -90,7 +90,7 @@ class LSH(Classic):
 
     def fit(self, x: Tensor) -> None:
         self.hashing.mean.copy_(x.mean(0))
-        self.hashing.axes.normal_(generator=torch.Generator().manual_seed(self.seed % 2**63))
+        self.hashing.axes.copy_(torch.randn(self.hashing.axes.shape, generator=torch.Generator().manual_seed(self.seed)))
 
 
 class ITQ(Classic):
@@ -179,7 +179,8 @@ class KMeansHashing(Classic):
 
     def fit(self, x: Tensor) -> None:
         """By faiss: an optimised rotation (OPQ), a product quantizer, and its numbering by simulated annealing."""
-        faiss: Any = importlib.import_module("faiss")  # slow to import, and not there where only training runs
+        import faiss  # noqa: PLC0415  slow to import, and not there where only training runs
+
         books, width = self.hashing.books, self.hashing.width
         if min(len(x), x.shape[1]) < books * width:
             raise ValueError(f"{self.bits} bits by k-means need {books * width} features and images: there are {x.shape[1]} and {len(x)}")
@@ -191,7 +192,7 @@ class KMeansHashing(Classic):
         rotation.train(centred)
         rotated = rotation.apply(centred)
         quantizer.train(rotated)
-        numbering = faiss.PolysemousTraining()
+        numbering = faiss.PolysemousTraining()  # type: ignore[attr-defined]
         numbering.n_iter = ANNEALING_STEPS
         numbering.optimize_pq_for_hamming(quantizer, len(rotated), faiss.swig_ptr(rotated))
         axes = faiss.vector_to_array(rotation.A).reshape(books * width, -1)

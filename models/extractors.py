@@ -52,8 +52,8 @@ def _fc7(name: str, weights: str) -> nn.Module:
     network = getattr(models, name)(weights=None)
     if weights != "none":
         network.load_state_dict(pretrained_weights(name, weights))
-    classifier = network.classifier[: -1 if name == "alexnet" else -2]  # VGG has a dropout before its last layer
-    return nn.Sequential(ImageNetInput(), network.features, network.avgpool, nn.Flatten(), classifier)
+    classifier = [layer for layer in network.classifier[:-1] if not isinstance(layer, nn.Dropout)]  # an extractor that is fixed has no noise
+    return nn.Sequential(ImageNetInput(), network.features, network.avgpool, nn.Flatten(), *classifier)
 
 
 class Backbone(nn.Module):

@@ -133,8 +133,7 @@ class IDRAE(Method):
         parts = [part.x for part in batch if part is not None]
         features = self.networks["extractor"](torch.cat(parts))
         b = self.networks["encoder"](features)
-        wanted = features.detach()
-        terms = {"reconstruction": (self.networks["decoder"](b) - wanted).square().mean()}
+        terms = {"reconstruction": (self.networks["decoder"](b) - features.detach()).square().mean()}
         if self.config.matching != "none":
             each = b.split([len(part) for part in parts])
             terms["matching"] = self._matching(torch.cat([gather(part) for part in each]))  # in the order of one process

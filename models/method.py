@@ -128,11 +128,12 @@ class Method:
     """Base of the methods. A method owns its networks, its losses and its schedules, and knows nothing of data sets.
 
     Subclasses set ``reference`` (the citation), ``Config`` (their dataclass), build ``players`` in their constructor, and
-    implement ``wants``, ``losses``, ``weights`` and ``encoder``. One without a player is fitted, not stepped: by ``begin``.
+    implement ``wants``, ``losses``, ``weights`` and ``encoder``.
 
     Attributes:
         ablation: the rows of the paper's ablation table.
         table: the metrics that a table of ours shows; the paper's figures are of the first.
+        fitted: it has no player, and learns all in :meth:`begin`, in one process.
         one_domain: it needs no source; with one, it learns from both domains.
         embeds: it has :meth:`features`, which are ranked by their cosine beside the codes.
     """
@@ -142,6 +143,7 @@ class Method:
     Config: ClassVar[Any]
     ablation: ClassVar[tuple[Row, ...]] = ()
     table: ClassVar[tuple[str, ...]] = ("accuracy", "cross/map", "target/map")
+    fitted: ClassVar[bool] = False
     one_domain: ClassVar[bool] = False
     embeds: ClassVar[bool] = False
     players: dict[str, Player]

@@ -80,7 +80,7 @@ class Memory(nn.Module):
         super().__init__()
         self.register_buffer("slots", torch.zeros(0, WIDTH))
         self.register_buffer("centroids", torch.zeros(clusters, WIDTH))
-        self.members, self.means = torch.empty(0, dtype=torch.int64), torch.empty(0)
+        self.members = torch.empty(0, dtype=torch.int64)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         self.slots = torch.zeros_like(state_dict[f"{prefix}slots"])  # as many as were saved
@@ -148,7 +148,7 @@ class UCDIR(Method):
 
     def __init__(self, config: UCDIRConfig, shape: tuple[int, ...], classes: int, bits: int) -> None:
         super().__init__(config, shape, classes, bits)
-        c, self.seed = config, torch.initial_seed()
+        c = config
         self.networks = nn.ModuleDict({"embedding": Embedding(Backbone(c.network, shape, c.pretrained)), "hash": HashLayer(WIDTH, bits)})
         groups: list[dict[str, Any]] = [
             {"params": [*self.networks["embedding"].parameters()], "share": 1.0}, {"params": [*self.networks["hash"].parameters()], "share": c.head_rate},

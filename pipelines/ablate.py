@@ -33,6 +33,8 @@ class Config(train.Config):
         if not find(self.method).ablation:
             named = ", ".join(name for name, method in METHODS.items() if method.ablation)
             raise ValueError(f"no ablation table is known for {self.method}: one is for {named}")
+        if self.both and not self.source:
+            raise ValueError("--both is of two directions, and there is no --source")
         self.seed_list()
 
     def seed_list(self) -> list[int]:

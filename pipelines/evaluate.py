@@ -102,14 +102,14 @@ def accuracy(method: Method, source: Encoded, query: Encoded) -> float:
     return float((guesses == query.labels)[labelled].mean())
 
 
-def cosines(method: Method, query: Encoded, database: Encoded, leave_one_out: bool = False) -> dict[str, float]:
-    """P@k by the cosine of the features that the codes are made of, as ``cosine_precision_at_k``; {} where a method has none."""
-    if not method.embeds:
-        return {}
-    with torch.no_grad():
-        of_query, of_database = (
-            torch.cat([method.features(part) for part in torch.from_numpy(each.x).split(512)]).numpy() for each in (query, database)
-        )
+@torch.no_grad()
+def features_of(method: Method, x: np.ndarray) -> np.ndarray:
+    """The features (n, width) that a method makes its codes of."""
+    return torch.cat([method.features(part) for part in torch.from_numpy(x).split(512)]).numpy()
+
+
+def cosines(query: Encoded, of_query: np.ndarray, database: Encoded, of_database: np.ndarray, leave_one_out: bool = False) -> dict[str, float]:
+    """P@k by the cosine of features, as ``cosine_precision_at_k``."""
     found = metrics.cosine_precisions(of_query, query.labels, of_database, database.labels, leave_one_out)
     return {f"cosine_{name}": value for name, value in found.items()}
 
@@ -139,6 +139,14 @@ def _evaluate(
             splits[name] = encode_split(encode, root, manifest, *name.rsplit("/", 1))
         return splits[name]
 
+    embedded: dict[str, np.ndarray] = {}
+
+    def features(name: str) -> np.ndarray:
+        if name not in embedded:
+            assert method is not None
+            embedded[name] = features_of(method, encoded(name).x)
+        return embedded[name]
+
     figures: dict[str, float] = {}
     notes: list[str] = []
     last: tuple[Encoded, Encoded] | None = None
@@ -147,6 +155,7 @@ def _evaluate(
         notes.append(f"target {target!r} has no label to measure with: no metrics")
     for protocol in protocols:
         if protocol == "cross" and not source:
+            notes.append("cross: left out, as there is no source")
             continue
         query, database = protocol_splits(manifest, source, target, protocol)
         alone = query == database
@@ -155,7 +164,8 @@ def _evaluate(
             continue
         if known:
             measured = measure(encoded(query), encoded(database), ties, alone)
-            measured |= cosines(method, encoded(query), encoded(database), alone) if method else {}
+            if method is not None and method.embeds:
+                measured |= cosines(encoded(query), features(query), encoded(database), features(database), alone)
             figures |= {f"{protocol}/{name}": value for name, value in measured.items()}
         if known and alone:
             notes.append(f"{protocol}: {target} has no test split; each query is left out of its own ranking")
@@ -217,7 +227,9 @@ def _run_run(config: Config, protocols: tuple[str, ...]) -> dict[str, Any]:
 
 def _pair(encode: Encode, root: Path, manifest: Manifest, config: Config, method: Method | None = None) -> dict[str, Any]:
     query, database = (encode_split(encode, root, manifest, *name.rsplit("/", 1)) for name in (config.query, config.database))
-    figures = measure(query, database, config.ties) | (cosines(method, query, database) if method else {})
+    figures = measure(query, database, config.ties)
+    if method is not None and method.embeds:
+        figures |= cosines(query, features_of(method, query.x), database, features_of(method, database.x))
     return {"metrics": {f"{config.query} in {config.database}/{name}": value for name, value in figures.items()}, "notes": []}
 
 

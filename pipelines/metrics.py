@@ -12,6 +12,7 @@ import numba
 import numpy as np
 
 Array = np.ndarray
+KS = (50, 100, 200, 1000)  # of P@k and mAP@k
 
 
 @numba.njit("uint8(uint64)", inline="always")
@@ -148,9 +149,6 @@ def precision_recall(histogram: Histograms) -> tuple[Array, Array]:
     return (relevant / np.maximum(counts, 1)).mean(0), (relevant / relevant[:, -1:]).mean(0)
 
 
-KS = (50, 100, 200, 1000)
-
-
 def summarise(histogram: Histograms, ks: tuple[int, ...] = KS) -> dict[str, float]:
     """mAP, mAP@k, P@k, precision and recall within radius 2; queries with nothing relevant are left out of all.
 
@@ -176,7 +174,8 @@ def cosine_precisions(queries: Array, query_labels: Array, database: Array, data
         queries, database: (n, width) and (m, width) float32, L2-normalised.
         own: the queries are the database, in the same order: each is left out of its own ranking.
     """
-    some = np.flatnonzero(np.isin(query_labels, database_labels[database_labels >= 0]) & (query_labels >= 0))
+    names, counts = np.unique(database_labels[database_labels >= 0], return_counts=True)
+    some = np.flatnonzero(np.isin(query_labels, names[counts > own]))
     ks = [k for k in KS if k <= len(database) - own]
     sums = np.zeros(len(ks))
     for chosen in np.array_split(some, -(-len(some) // 256)) if ks else ():

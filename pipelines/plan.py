@@ -40,14 +40,14 @@ def make_plan(config: Any, manifest: Manifest, folder: Path, cores: int) -> Plan
         hint = ": leave --source out" if method.one_domain else ""
         raise ValueError(f"{config.method} learns from two domains, but source and target are both {config.source!r}{hint}")
     world = max(config.workers, 1) if config.workers else int(os.environ.get("WORLD_SIZE", 1))
-    if not method.players and world > 1:
+    if method.fitted and world > 1:
         raise ValueError(f"{config.method} is fitted in one process, not trained by {world} workers: give --workers 1")
     present = _labelled_classes(config, wants, manifest, source) if source else 0
     batch = _batch(wants, present, world)
     rows = max(split.rows for split in (source, target if wants.target else None) if split)
     steps = config.steps_per_epoch or max(100, rows // batch)
     threads = config.threads or max(1, cores // (world if config.workers else int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
-    return Plan(asdict(config), str(folder), batch, steps if method.players else 0, threads)
+    return Plan(asdict(config), str(folder), batch, 0 if method.fitted else steps, threads)
 
 
 def _labelled_classes(config: Any, wants: Wants, manifest: Manifest, source: Split) -> int:

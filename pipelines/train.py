@@ -86,6 +86,7 @@ def make_config(values: dict[str, Any], kind: type[Config] = Config) -> Any:
     config = build(kind, plain)
     preset = method.Config.paper() if config.preset == "paper" else method.Config()
     config.own = asdict(dataclasses.replace(preset, **asdict_checked(method.Config, own)))
+    config.epochs = 1 if method.fitted else config.epochs
     for name in ("dataset", "source", "target"):
         if not getattr(config, name) and not (name == "source" and method.one_domain):
             raise ValueError(f"--{name} is missing: {Config.__dataclass_fields__[name].metadata['help']}")
@@ -239,8 +240,6 @@ def _run(config: Config) -> dict[str, Any]:
     if config.workers and not config.gpu:
         cores = int(cluster.start().cluster_resources().get("CPU", cores))
     plan = make_plan(config, manifest, Path(), cores)
-    if not plan.steps:
-        config = dataclasses.replace(config, epochs=1)  # fitted at once
     folder = Path(config.storage) / config.resume if config.resume else _new_run(config)
     if config.resume:
         _check_resumed(config, folder)

@@ -62,7 +62,7 @@ def pseudo_label_loss(logits: Tensor, guesses: Tensor) -> Tensor:
 
 
 def imbalance_loss(logits: Tensor) -> Tensor:
-    """Divergence of the mean class probabilities of a batch from the uniform ones: log N minus their entropy, in nats.
+    """Divergence of a batch's mean class probabilities from uniform ones, in nats: log N minus their entropy (Liang et al., ICML 2020, diversity).
 
     It keeps guesses from leaving a class out, and supposes that the classes are about as frequent.
 

@@ -53,10 +53,7 @@ def measured(folder: Path, manifest: Manifest, splits: dict[str, Encoded], pairs
     """A run's figures by features, by the head's codes, and by ITQ's."""
     method = evaluate.load_method(folder, manifest)
     assert isinstance(method, UCDIR)
-    with torch.no_grad():
-        features = {
-            name: torch.cat([method.features(part) for part in torch.from_numpy(each.x).split(512)]).numpy() for name, each in splits.items()
-        }  # fmt: skip
+    features = {name: evaluate.features_of(method, each.x) for name, each in splits.items()}
     found = {"features": by_features(features, splits, pairs)}
     for kind in ("head", "itq"):
         method.config = replace(method.config, codes=kind)

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from data.manifest import Manifest
-from models.registry import METHODS
-from pipelines import checkpoint, evaluate, metrics, train
+from pipelines import evaluate, metrics, train
 from pipelines.cli import main
 from tests.pipelines.resuming import assert_resumes_bit_identically
 
@@ -55,8 +54,6 @@ def test_ucdir_is_measured_by_its_features_too_and_in_both_directions(digits: Pa
     assert 0 < figures["cross/cosine_precision_at_50"] <= 1 and "target/cosine_precision_at_200" in figures and "accuracy" not in figures
     back = evaluate.run(evaluate.Config(result["run_id"], storage=str(tmp_path), query="typeset/test", database="handwritten/train"))["metrics"]
     assert {name.rpartition("/")[2] for name in back} >= {"map", "precision_at_200", "cosine_precision_at_200"}
-    place = checkpoint.latest(tmp_path / result["run_id"] / "checkpoints")
-    assert place is not None and checkpoint.read_state(place)["method"] == "ucdir"
 
 
 def test_cosine_precision_is_the_sorted_one() -> None:
@@ -76,6 +73,7 @@ def test_what_cannot_be_trained_is_said(digits: Path, tmp_path: Path, capsys: py
     for line, said in (
         ("train ucdir --target handwritten", "--source is missing"),
         ("train itq --source handwritten --target handwritten", "source and target are both 'handwritten': leave --source out"),
+        ("ablate idr-ae --target handwritten --both", "--both is of two directions, and there is no --source"),
         ("train itq --target handwritten --workers 2", "itq is fitted in one process, not trained by 2 workers"),
         ("train itq --target handwritten --extractor vgg16", "extractor vgg16 needs images of at least 63x63 pixels"),
         ("train idr-ae --target handwritten --matching best", "none, critic, assignment, bitwise"),
@@ -100,7 +98,3 @@ def test_a_fitted_encoder_is_registered_and_searched_like_the_rest(digits: Path,
         assert main(f"{line}{storage}".split()) == 0, capsys.readouterr().err
     answers = json.loads(capsys.readouterr().out.splitlines()[-1])["queries"]
     assert len(answers) == 10 and all(len(each["answers"]) == 3 for each in answers)
-
-
-def test_every_method_of_the_registry_is_known_by_its_name() -> None:
-    assert set(FITTED) | set(SMALL) <= set(METHODS)
