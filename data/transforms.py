@@ -4,7 +4,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, conv2d, grid_sample, pad
+from torch.nn.functional import affine_grid, grid_sample
 
 
 def seeded(*numbers: int) -> torch.Generator:
@@ -80,54 +80,32 @@ def contrastive_view(images: Tensor, generator: torch.Generator, rank: int = 0, 
         The same shape, float32 in 0..255.
     """
     n = len(images)
-    draws = torch.rand(n * world, 14, generator=generator)[rank * n : (rank + 1) * n].to(images.device)
-    area, ratio = crop + (1 - crop) * draws[:, 0], (math.log(4 / 3) * (2 * draws[:, 1] - 1)).exp()
-    height, width = (area / ratio).sqrt().clamp(max=1), (area * ratio).sqrt().clamp(max=1)
-    mirrored = torch.where(draws[:, 4] < flip, -1.0, 1.0)
-    zero = torch.zeros_like(area)
-    matrix = torch.stack([width * mirrored, zero, (1 - width) * (2 * draws[:, 2] - 1), zero, height, (1 - height) * (2 * draws[:, 3] - 1)], 1)
-    grid = affine_grid(matrix.view(n, 2, 3), list(images.shape), align_corners=False)
-    x = grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
-    x = torch.where((draws[:, 5] < 0.8).view(-1, 1, 1, 1), _recoloured(x, draws[:, 6:10]), x)
-    if images.shape[1] == 3:
-        x = torch.where((draws[:, 10] < 0.2).view(-1, 1, 1, 1), _grey(x).expand_as(x), x)
-    deviation = (0.1 + 1.9 * draws[:, 12]) * images.shape[-1] / 224
-    return torch.where((draws[:, 11] < 0.5).view(-1, 1, 1, 1), _blurred(x, deviation), x).clamp(0, 255)
+    draws = torch.rand(n * world, 13, generator=generator)[rank * n : (rank + 1) * n].tolist()
+    return torch.stack([_contrastive(image, draw, crop, flip) for image, draw in zip(images, draws, strict=True)]).float()
 
 
-def _grey(x: Tensor) -> Tensor:
-    """Luma of colour images, (batch, 1, h, w); grey images as they are."""
-    return x if x.shape[1] == 1 else (x * x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+def _contrastive(image: Tensor, draw: list[float], crop: float, flip: float) -> Tensor:
+    """One view (channels, h, w) uint8 of an image, by 13 draws in [0, 1]."""
+    from torchvision.transforms.v2 import functional as change  # noqa: PLC0415  torchvision is slow to import
 
-
-def _recoloured(x: Tensor, draws: Tensor) -> Tensor:
-    """Change brightness, contrast, and of colour images saturation and hue; ``draws`` is (batch, 4) in [0, 1]."""
-    bright, contrast, saturation = (1 + 0.4 * (2 * draws[:, i].view(-1, 1, 1, 1) - 1) for i in range(3))
-    x = (x * bright).clamp(0, 255)
-    x = torch.lerp(_grey(x).mean((2, 3), keepdim=True), x, contrast).clamp(0, 255)
-    if x.shape[1] == 1:
-        return x
-    x = torch.lerp(_grey(x), x, saturation)
-    angle = (2 * draws[:, 3] - 1) * 0.1 * 2 * math.pi
-    cos, sin, one, zero = angle.cos(), angle.sin(), torch.ones_like(angle), torch.zeros_like(angle)
-    turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], 1).view(-1, 3, 3)  # about the luma axis of YIQ
-    to_yiq = x.new_tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
-    whole = torch.linalg.inv(to_yiq) @ turn @ to_yiq
-    return torch.einsum("nij,njhw->nihw", whole, x).clamp(0, 255)
-
-
-def _blurred(x: Tensor, deviation: Tensor) -> Tensor:
-    """Blur each image with a Gaussian of its own deviation, in pixels."""
-    reach = max(1, round(0.05 * x.shape[-1]))
-    place = torch.arange(-reach, reach + 1, device=x.device)
-    weights = torch.softmax(-(place**2) / (2 * deviation.view(-1, 1) ** 2), 1)  # (batch, 2 reach + 1)
-    n, channels, height, width = x.shape
-    kernels = weights.repeat_interleave(channels, 0)
-    rows = x.reshape(1, n * channels, height, width)
-    for shape in ((-1, 1, 2 * reach + 1, 1), (-1, 1, 1, 2 * reach + 1)):
-        padding = [reach if each > 1 else 0 for each in (shape[3], shape[3], shape[2], shape[2])]
-        rows = conv2d(pad(rows, padding, mode="replicate"), kernels.view(shape), groups=n * channels)
-    return rows.view(n, channels, height, width)
+    height, width = image.shape[1:]
+    area, ratio = crop + (1 - crop) * draw[0], (4 / 3) ** (2 * draw[1] - 1)
+    tall, wide = (max(1, round(side * min(1.0, share**0.5))) for side, share in ((height, area / ratio), (width, area * ratio)))
+    top, left = round((height - tall) * draw[2]), round((width - wide) * draw[3])
+    image = change.resized_crop(image, top, left, tall, wide, [height, width], antialias=True)
+    if draw[4] < flip:
+        image = change.horizontal_flip(image)
+    if draw[5] < 0.8:
+        image = change.adjust_brightness(image, 0.6 + 0.8 * draw[6])
+        image = change.adjust_contrast(image, 0.6 + 0.8 * draw[7])
+        if len(image) == 3:
+            image = change.adjust_hue(change.adjust_saturation(image, 0.6 + 0.8 * draw[8]), 0.2 * draw[9] - 0.1)
+    if len(image) == 3 and draw[10] < 0.2:
+        image = change.rgb_to_grayscale(image, 3)
+    if draw[11] < 0.5:
+        reach = max(1, round(0.05 * width))
+        image = change.gaussian_blur(image, [2 * reach + 1] * 2, [(0.1 + 1.9 * draw[12]) * width / 224])
+    return image
 
 
 def random_view(x: Tensor, generator: torch.Generator, rank: int = 0, world: int = 1, kind: str = "affine", **options: float) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 
 from data.batches import DomainBatch, DomainSource
 from data.manifest import Manifest
-from data.transforms import affine_view, random_view, seeded
+from data.transforms import affine_view, contrastive_view, random_view, seeded
 
 
 def source(root: Path, **options: object) -> DomainSource:
@@ -88,3 +88,25 @@ def test_a_views_scale_bounds_its_change_of_size() -> None:
         assert sides.min() >= 16 / (1 + scale) - 1 and sides.max() <= 16 / (1 - scale) + 1
         assert (sides.max() - sides.min() > 8) == (scale > 0)
     assert torch.equal(random_view(images, seeded(3), scale=0.4), affine_view(images, seeded(3), scale=0.4))
+
+
+def test_contrastive_views_do_not_depend_on_the_number_of_workers_and_keep_a_plain_image() -> None:
+    for channels in (1, 3):
+        images = torch.randint(0, 256, (8, channels, 32, 32), generator=seeded(1), dtype=torch.uint8)
+        whole = random_view(images, seeded(5), kind="contrastive", crop=0.3)
+        halves = [random_view(images[rank * 4 : rank * 4 + 4], seeded(5), rank, 2, kind="contrastive", crop=0.3) for rank in range(2)]
+        assert torch.equal(torch.cat(halves), whole) and whole.shape == images.shape and whole.dtype == torch.float32
+        assert whole.min() >= 0 and whole.max() <= 255 and all(not torch.equal(*pair) for pair in zip(whole, images.float(), strict=True))
+    black = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+    assert random_view(black, seeded(0), kind="contrastive").max() == 0
+
+
+def test_a_contrastive_views_crop_and_flip_are_bounded() -> None:
+    edge = torch.zeros(64, 1, 32, 32, dtype=torch.uint8)
+    edge[..., 16:] = 255  # the right half is white
+    mirrored = {flip: contrastive_view(edge, seeded(2), crop=1.0, flip=flip)[:, 0].mean(1)[:, [2, -3]].diff(dim=1) < 0 for flip in (0.0, 0.5, 1.0)}
+    assert not mirrored[0.0].any() and mirrored[1.0].all() and 0.3 < mirrored[0.5].float().mean() < 0.7
+    square = torch.zeros(64, 1, 32, 32, dtype=torch.uint8)
+    square[:, :, 12:20, 12:20] = 255
+    grown = (contrastive_view(square, seeded(3), crop=0.25, flip=0.0) > 60).float().mean((1, 2, 3)) * 32 * 32 / 64
+    assert grown.max() <= 4 * 1.4 and grown.max() > 2  # a crop of a quarter of the area shows the square four times as large
