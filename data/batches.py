@@ -70,6 +70,7 @@ class DomainSource:
         view: how a view of an image differs from it: options of :func:`data.transforms.random_view`.
         cache_mb: memory, in MiB, up to which the worker's rows are held.
         stream: tells the streams of several sources of one run apart.
+        held: this worker's rows, where someone has read them already.
     """
 
     root: Path
@@ -86,6 +87,7 @@ class DomainSource:
     world: int = 1
     cache_mb: int = 1024
     stream: int = 0
+    held: Rows | None = None
 
     def __post_init__(self) -> None:
         split = self.manifest.split(self.domain, self.split)
@@ -93,9 +95,8 @@ class DomainSource:
         if self.stop == self.start:
             raise ValueError(f"{self.domain}/{self.split} has {split.rows} rows, too few for {self.world} workers")
         width = 4 * self.manifest.shape[0] if self.manifest.store == "feature" else int(np.prod(self.manifest.shape))
-        self.cached = (self.stop - self.start) * width <= self.cache_mb * 2**20
+        self.cached = self.held is not None or (self.stop - self.start) * width <= self.cache_mb * 2**20
         self.present = [label for label, count in enumerate(split.labels) if count]
-        self._memory: Rows | None = None
 
     def epoch(self, epoch: int, steps: int) -> Iterator[DomainBatch]:
         """The batches of an epoch."""
@@ -128,9 +129,9 @@ class DomainSource:
 
     def memory(self) -> Rows:
         """This worker's rows, read once."""
-        if self._memory is None:
-            self._memory = join(list(self._read()))
-        return self._memory
+        if self.held is None:
+            self.held = join(list(self._read()))
+        return self.held
 
     def _lacks(self, missing: list[int]) -> ValueError:
         names = ", ".join(self.manifest.classes[label] for label in missing[:5])

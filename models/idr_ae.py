@@ -30,8 +30,10 @@ class IDRAEConfig:
         "bitwise", "distance of codes to fair bits: none is AE, critic WGAN-AE, assignment OT-AE, bitwise IDR-AE",
         choices=("none", "critic", "assignment", "bitwise"),
     )  # fmt: skip
-    matching_weight: float = hyper(0.01, "lambda, weight of the matching beside the mean squared error", 1e-4, 1.0, log=True)
-    penalty_weight: float = hyper(10.0, "weight of the critic's gradient penalty", 1.0, 30.0, log=True)
+    matching_weight: float = hyper(
+        0.01, "lambda, weight of the matching beside the mean squared error", 1e-4, 1.0, log=True, when={"matching": ("critic", "assignment", "bitwise")}
+    )
+    penalty_weight: float = hyper(10.0, "weight of the critic's gradient penalty", 1.0, 30.0, log=True, when={"matching": ("critic",)})
     extractor: str = hyper("auto", "h: none takes the input as it is", choices=("auto", "none", "alexnet", "vgg16"))
     pretrained: str = hyper("IMAGENET1K_V1", "h's weights: torchvision name, file path, or none")
     train_extractor: bool = hyper(False, "train h too")
@@ -39,7 +41,7 @@ class IDRAEConfig:
     batch: int = hyper(256, "images in a batch of a domain; 128 in the paper", 64, 512)
     average: float = hyper(0.99, "decay of the averaged copy that encodes; 0 is the paper (no copy)", 0.9, 0.999)
     learning_rate: float = hyper(1e-3, "first learning rate", 1e-4, 1e-2, log=True)
-    critic_rate: float = hyper(1.0, "the critic's share of the learning rate", 0.1, 10.0, log=True)
+    critic_rate: float = hyper(1.0, "the critic's share of the learning rate", 0.1, 10.0, log=True, when={"matching": ("critic",)})
     final_rate: float = hyper(0.0, "last learning rate, as a share of the first: log-spaced between, cosine if 0; 1 in the paper")
     weight_decay: float = hyper(0.0, "weight decay", 1e-6, 1e-2, log=True)
 

@@ -86,15 +86,18 @@ class Row(NamedTuple):
     figures: dict[str, float]
 
 
-def hyper(default: Any, help: str, low: Any = None, high: Any = None, log: bool = False, choices: Any = None) -> Any:
+def hyper(
+    default: Any, help: str, low: Any = None, high: Any = None, log: bool = False, choices: Any = None, when: dict[str, tuple[Any, ...]] | None = None
+) -> Any:
     """A hyper-parameter's field: its default, meaning and search range in one place.
 
     Args:
         low, high: bounds of the search, None where it is not searched.
         log: search on a logarithmic scale.
         choices: the values it may take, where these are few.
+        when: the values of other fields with which it means anything; none for always.
     """
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "log": log, "choices": choices})
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "log": log, "choices": choices, "when": when or {}})
 
 
 def check_fields(config: Any) -> None:

@@ -26,14 +26,14 @@ from models.optimisers import build_optimizer, set_rate
 from models.translation import FEATURES, Critic, Decoder, Encoder, Seen, TranslatedCode, attention_map, framed, resampled, total_variation
 
 S_M = "svhn -> mnist"
-DTN_TERMS: dict[str, Any] = {"objective": "gan", "label_weight": 0.0, "semantic_weight": 0.0, "attention_weight": 0.0, "constancy_weight": 15.0}
+DTN_TERMS: dict[str, Any] = {"adversarial_objective": "gan", "label_weight": 0.0, "semantic_weight": 0.0, "attention_weight": 0.0, "constancy_weight": 15.0}
 
 
 @dataclass(frozen=True)
 class SIGANConfig:
     """Hyper-parameters of SIGAN; the defaults are what works best here, ``paper()`` is the paper's setting."""
 
-    objective: str = hyper("wasserstein", "adversarial objective", choices=("wasserstein", "gan"))
+    adversarial_objective: str = hyper("wasserstein", "adversarial objective", choices=("wasserstein", "gan"))
     adversarial_weight: float = hyper(1.0, "weight of the adversarial term; 0 leaves the critic out", 0.1, 3.0, log=True)
     label_weight: float = hyper(1.0, "weight of the label consistency", 0.1, 10.0, log=True)
     label_interval: int = hyper(1, "t, steps from one update by label consistency to the next; 20 in the paper")
@@ -49,8 +49,10 @@ class SIGANConfig:
     threshold: float = hyper(0.9, "class probability above which a target image has a pseudo-label", 0.5, 0.99)
     hash_weight: float = hyper(1.0, "weight of the hash loss on source and translated images (not in the paper)", 0.1, 10.0, log=True)
     relaxation_weight: float = hyper(0.1, "weight of the relaxation beside the hash loss", 1e-3, 1.0, log=True)
-    lipschitz: str = hyper("penalty", "what bounds a Wasserstein critic's slope", choices=("penalty", "clip"))
-    penalty_weight: float = hyper(10.0, "weight of the gradient penalty", 1.0, 30.0, log=True)
+    lipschitz: str = hyper("penalty", "what bounds a Wasserstein critic's slope", choices=("penalty", "clip"), when={"adversarial_objective": ("wasserstein",)})
+    penalty_weight: float = hyper(
+        10.0, "weight of the gradient penalty", 1.0, 30.0, log=True, when={"adversarial_objective": ("wasserstein",), "lipschitz": ("penalty",)}
+    )
     clip: float = hyper(0.01, "bound of the critic's weights under clipping")
     pretrain_epochs: int = hyper(3, "epochs that train encoder and classifier alone")
     average: float = hyper(0.99, "decay of the averaged copy that encodes and translates; 0 is the paper (no copy)", 0.9, 0.999)
@@ -144,7 +146,7 @@ class SIGAN(Method):
 
     def end_step(self) -> None:
         self.steps += 1
-        if "critic" in self.players and self.config.objective == "wasserstein" and self.config.lipschitz == "clip":
+        if "critic" in self.players and self.config.adversarial_objective == "wasserstein" and self.config.lipschitz == "clip":
             with torch.no_grad():
                 for parameter in self.critic.parameters():
                     parameter.clamp_(-self.config.clip, self.config.clip)
@@ -174,7 +176,7 @@ class SIGAN(Method):
         if view:
             terms |= self._guess(self._fixed_classifier(seen.out[t.stop :]), x_t)
         if c.adversarial_weight:
-            terms["adversarial"] = generator_loss(self.critic(made.out[s]), c.objective)
+            terms["adversarial"] = generator_loss(self.critic(made.out[s]), c.adversarial_objective)
         if c.reconstruction_weight:
             terms["reconstruction"] = mse_loss(made.out[t], x_t)
         if c.variation_weight:
@@ -244,8 +246,8 @@ class SIGAN(Method):
         assert self.made is not None
         c, (real, made) = self.config, self.made
         scores = self.critic(torch.cat([real, made]))
-        terms = {"critic": critic_loss(scores[: len(real)], scores[len(real) :], c.objective)}
-        if c.objective == "wasserstein" and c.lipschitz == "penalty":
+        terms = {"critic": critic_loss(scores[: len(real)], scores[len(real) :], c.adversarial_objective)}
+        if c.adversarial_objective == "wasserstein" and c.lipschitz == "penalty":
             self.draws += 1
             generator = torch.Generator().manual_seed(self.draws)
             share = part_of_draw(torch.rand(len(real) * world_size(), generator=generator)).to(real.device)
@@ -256,9 +258,9 @@ class SIGAN(Method):
         """A critic that errs in nothing, or scores without bound, teaches the generator nothing."""
         if "critic" not in terms:
             return ""
-        if self.config.objective == "gan" and terms["critic"] < 1e-4:
+        if self.config.adversarial_objective == "gan" and terms["critic"] < 1e-4:
             return "the critic tells every translated image: lower --critic-rate"
-        if self.config.objective == "wasserstein" and abs(terms["critic"]) > 1e4:
+        if self.config.adversarial_objective == "wasserstein" and abs(terms["critic"]) > 1e4:
             return f"the critic's scores run away ({terms['critic']:.3g}): raise --penalty-weight, or lower --critic-rate"
         return ""
 
@@ -286,7 +288,7 @@ class SIGAN(Method):
 class DTNConfig(SIGANConfig):
     """SIGAN with f-constancy in place of label consistency and attention, and the plain GAN objective."""
 
-    objective: str = hyper("gan", "adversarial objective", choices=("wasserstein", "gan"))
+    adversarial_objective: str = hyper("gan", "adversarial objective", choices=("wasserstein", "gan"))
     label_weight: float = hyper(0.0, "weight of the label consistency; 0 in DTN")
     semantic_weight: float = hyper(0.0, "weight of the label as E and F when pretrained see it; 0 in DTN")
     attention_weight: float = hyper(0.0, "weight of the attention term; 0 in DTN")

@@ -15,6 +15,7 @@ COMMANDS = {
     "demo": "the whole way on the embedded digits, in minutes",
     "ingest": "images or features to sharded Parquet and a manifest",
     "train": "train a method and evaluate it",
+    "tune": "search a method's hyper-parameters without target labels",
     "evaluate": "metrics and plots of a run or a registered model",
     "ablate": "train a paper's ablation table, row by row",
     "register": "register a run's encoder, alias challenger",
@@ -26,6 +27,7 @@ COMMANDS = {
     "methods": "the methods, with papers, needs and defaults",
     "datasets": "the datasets known by name",
 }
+PLACES = {"tune": "tuning.search"}  # commands that are not of pipelines
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 
@@ -44,7 +46,7 @@ def parse(argv: list[str]) -> tuple[str, Any, argparse.Namespace]:
     if not name:
         top.print_help()
         raise SystemExit(0 if {"-h", "--help"} & set(argv) else 2)
-    stage = importlib.import_module(f"pipelines.{name}")
+    stage = importlib.import_module(PLACES.get(name, f"pipelines.{name}"))
     parser = parsers[name]
     add_fields(parser, [each for each in fields(stage.Config) if each.init and each.metadata])
     common = parser.add_argument_group("common options")
@@ -80,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     verbose = "--verbose" in argv
     try:
         name, config, common = parse(argv)
-        stage = importlib.import_module(f"pipelines.{name}")
+        stage = importlib.import_module(PLACES.get(name, f"pipelines.{name}"))
         from pipelines import cluster  # noqa: PLC0415
 
         cluster.verbose(verbose)

@@ -1,11 +1,18 @@
-"""Stage: make the challenger the champion, if it is the better on the same data and protocol."""
+"""Stage: make the challenger the champion, if it answers the same queries better by more than chance; and undo that."""
 
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from data.manifest import Manifest
+from pipelines import evaluate, metrics
 from pipelines.config import option, positional
 
-SAME = ("dataset_digest", "protocol", "source", "target")
+SAME = ("dataset_digest", "source", "target")
+RESAMPLES = 2000
 
 
 @dataclass
@@ -13,41 +20,125 @@ class Config:
     """Options of ``hashbridge promote``."""
 
     name: str = positional("name of the registered model")
-    metric: str = option("target/map", "metric that decides, as `train` prints it; the higher is the better")
+    dataset: str = option("", "folder of the dataset that both are measured on (default: the one that the challenger was trained on)")
+    protocol: str = option("target", "target or cross: the queries and the database that decide", evaluate.PROTOCOLS)
+    margin: float = option(0.0, "mAP by which the challenger must be better at the lower end of the interval")
+    confidence: float = option(0.95, "confidence of the interval, by a paired bootstrap over the queries")
+    seed: int = option(0, "seed of the bootstrap")
+    rollback: bool = option(False, "make the champion before this one the champion again")
     storage: str = option("runs", "folder of runs")
     tracking: str = option("", "MLflow's tracking URI (default: MLFLOW_TRACKING_URI, else SQLite in the storage)")
 
+    def __post_init__(self) -> None:
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"--confidence is {self.confidence}, but must lie between 0 and 1")
 
-def run(config: Config) -> dict[str, Any]:
-    """Promote; returns the decision.
+
+def interval(differences: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of paired differences (queries,)."""
+    random, n = np.random.default_rng(seed), len(differences)
+    means = np.array([differences[random.integers(0, n, n)].mean() for _ in range(RESAMPLES)])
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _precisions(uri: str, name: str, version: int, root: Path, manifest: Manifest, tags: dict[str, str], protocol: str) -> np.ndarray:
+    """Average precision of each query by one version's codes; nan where nothing is relevant."""
+    from pipelines.tracking import RegisteredEncoder  # noqa: PLC0415
+
+    encoder = RegisteredEncoder(f"models:/{name}/{version}", uri)
+    query, database = evaluate.protocol_splits(manifest, tags["source"], tags["target"], protocol)
+    splits = {each: evaluate.encode_split(encoder, root, manifest, *each.rsplit("/", 1)) for each in {query, database}}
+    q, d = splits[query], splits[database]
+    return metrics.average_precisions(metrics.histograms(q.codes, q.labels, d.codes, d.labels, own=query == database))
+
+
+def compare(uri: str, config: Config, challenger: Any, champion: Any) -> dict[str, float]:
+    """mAP of both versions on the same queries, and the interval of their difference.
+
+    Args:
+        challenger, champion: number and tags of each.
 
     Raises:
-        ValueError: there is no challenger, or it was measured on other data or protocol than the champion.
+        ValueError: they were trained for other data, or the data at hand are others, or have no labels.
+    """
+    for tag in SAME:
+        if challenger[1].get(tag) != champion[1].get(tag):
+            raise ValueError(
+                f"version {challenger[0]} has {tag} {challenger[1].get(tag)}, champion {champion[0]} has {champion[1].get(tag)}: "
+                "only versions of the same data are compared"
+            )
+    if config.protocol not in challenger[1]["protocol"].split("+"):
+        raise ValueError(f"version {challenger[0]} was not measured under protocol {config.protocol}, but under {challenger[1]['protocol'] or 'none'}")
+    root = Path(config.dataset or challenger[1].get("dataset_path", ""))
+    manifest = Manifest.read(root)
+    if manifest.digest() != challenger[1]["dataset_digest"]:
+        raise ValueError(f"dataset {root} is not the one that the versions belong to: give its folder by --dataset")
+    found = [_precisions(uri, config.name, each[0], root, manifest, each[1], config.protocol) for each in (challenger, champion)]
+    counts = np.isfinite(found[0])
+    if not counts.any():
+        raise ValueError(f"no query of {config.protocol} has a label to measure with")
+    difference = (found[0] - found[1])[counts]
+    low, high = interval(difference, config.confidence, config.seed)
+    ours, theirs = (float(each[counts].mean()) for each in found)
+    return {"challenger": ours, "champion": theirs, "difference": float(difference.mean()), "low": low, "high": high, "queries": int(counts.sum())}
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Promote, or roll back; returns the decision.
+
+    Raises:
+        ValueError: there is no challenger, or the two cannot be compared, or another promotion goes on.
     """
     from pipelines import tracking  # noqa: PLC0415  mlflow is slow to import
 
     uri = config.tracking or tracking.default_uri(config.storage)
-    challenger = tracking.version_tags(uri, config.name, "challenger")
+    with tracking.promotion(uri, config.name):
+        champion = tracking.version_tags(uri, config.name, "champion")
+        return _roll_back(uri, config.name, champion) if config.rollback else _promote(uri, config, champion)
+
+
+def _promote(uri: str, config: Config, champion: Any) -> dict[str, Any]:
+    from pipelines import tracking  # noqa: PLC0415
+
+    name = config.name
+    challenger = tracking.version_tags(uri, name, "challenger")
     if challenger is None:
-        raise ValueError(f"model {config.name!r} has no challenger: `hashbridge register RUN --name {config.name}` makes one")
-    champion = tracking.version_tags(uri, config.name, "champion")
-    key = f"metric.{config.metric.replace('/', '.')}"
-    figures = [float(each[1][key]) if each and key in each[1] else None for each in (challenger, champion)]
-    if champion and None in figures:
-        raise ValueError(f"metric {config.metric!r} was not measured for both versions: take one of their `metric.` tags")
-    if champion:
-        for tag in SAME:
-            if challenger[1].get(tag) != champion[1].get(tag):
-                raise ValueError(
-                    f"version {challenger[0]} has {tag} {challenger[1].get(tag)}, champion {champion[0]} has {champion[1].get(tag)}: "
-                    "only versions measured on the same data and protocol are compared"
-                )
-    better = champion is None or (figures[0] or 0.0) > (figures[1] or 0.0)
-    moved = better and (champion is None or champion[0] != challenger[0])
-    if moved:
-        tracking.set_alias(uri, config.name, "champion", challenger[0])
-    shown = ["not measured" if figure is None else f"{figure:.4f}" for figure in figures]
-    against = f"champion {champion[0]} {config.metric} {shown[1]}" if champion else "no champion yet"
-    verdict = "is the champion now" if moved else "is the champion already" if champion and champion[0] == challenger[0] else "is not better"
-    print(f"{config.name}: challenger {challenger[0]} {config.metric} {shown[0]}, {against}: version {challenger[0]} {verdict}")
-    return {"name": config.name, "challenger": challenger[0], "champion": champion and champion[0], "promoted": moved}
+        raise ValueError(f"model {name!r} has no challenger: `hashbridge register RUN --name {name}` makes one")
+    decision: dict[str, Any] = {"name": name, "challenger": challenger[0], "champion": champion and champion[0]}
+    if champion is None:
+        tracking.set_champion(uri, name, challenger[0], {"champion_before": "", "decided": _now()})
+        print(f"{name}: no champion yet: version {challenger[0]} is the champion now")
+        return decision | {"promoted": True}
+    if champion[0] == challenger[0]:
+        print(f"{name}: version {challenger[0]} is the champion already")
+        return decision | {"promoted": False}
+    found = compare(uri, config, challenger, champion)
+    better = found["low"] > config.margin
+    told = {f"promotion.{key}": f"{value:.6g}" for key, value in found.items()}
+    told |= {"promotion.protocol": config.protocol, "promotion.against": str(champion[0]), "promotion.promoted": str(better), "decided": _now()}
+    if better:
+        tracking.set_champion(uri, name, challenger[0], told | {"champion_before": str(champion[0])})
+    else:
+        tracking.tag_version(uri, name, challenger[0], told)
+    print(
+        f"{name}: {config.protocol}/map of challenger {challenger[0]} {found['challenger']:.4f}, of champion {champion[0]} {found['champion']:.4f}; "
+        f"difference {found['difference']:+.4f}, {100 * config.confidence:g} % interval {found['low']:+.4f} to {found['high']:+.4f} "
+        f"over {found['queries']:,} queries: " + (f"version {challenger[0]} is the champion now" if better else "the champion stays")
+    )
+    return decision | {"promoted": better, "figures": found}
+
+
+def _roll_back(uri: str, name: str, champion: Any) -> dict[str, Any]:
+    from pipelines import tracking  # noqa: PLC0415
+
+    before = champion[1].get("champion_before") if champion else ""
+    if not champion or not before:
+        raise ValueError(f"model {name!r} has no champion before the present one to go back to")
+    tracking.set_champion(uri, name, int(before), {"rolled_back_from": str(champion[0]), "decided": _now()})
+    print(f"{name}: version {before} is the champion again, in place of {champion[0]}")
+    return {"name": name, "champion": int(before), "rolled_back": champion[0], "promoted": False}
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

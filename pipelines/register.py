@@ -38,7 +38,8 @@ def run(config: Config) -> dict[str, Any]:
     example = torch.rand(shape) if manifest.store == "feature" else torch.randint(0, 256, shape, dtype=torch.uint8)
     tags = tracking.dump({
         "method": result["method"], "bits": result["bits"], "source": result["source"], "target": result["target"], "seed": result["seed"],
-        "run_id": folder.name, "dataset": manifest.dataset, "dataset_digest": result["dataset"], "oracle": result["oracle"],
+        "run_id": folder.name, "dataset": manifest.dataset, "dataset_digest": result["dataset"],
+        "dataset_path": str(Path(saved["dataset"]).resolve()), "oracle": result["oracle"],
         "protocol": "+".join(sorted({name.split("/")[0] for name in result["metrics"] if "/" in name})),
     } | {f"metric.{name.replace('/', '.')}": f"{value:.6f}" for name, value in result["metrics"].items()})  # fmt: skip
     version = tracking.register(uri, saved["tracked"], encoder, example.numpy(), config.name, tags)

@@ -5,6 +5,8 @@ import io
 import json
 import logging
 import os
+import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 
 EXPERIMENT = "hashbridge"
+LEFT = 1800  # seconds after which a promotion that has not ended is taken to be dead
 
 
 def default_uri(storage: str) -> str:
@@ -137,6 +140,75 @@ class Tracker:
             mlflow.end_run("FAILED")
 
 
+class SearchTracker:
+    """Sends a search's record to MLflow: a run of the search, and one below it for each trial.
+
+    What a server does not take is said once, and the search goes on: its own folder keeps the record.
+    """
+
+    def __init__(self, uri: str, name: str, parameters: dict[str, Any], tracked: str = "") -> None:
+        """Args:
+        uri: tracking URI; "" for none.
+        name: the search's.
+        tracked: MLflow's id of a search to go on with; "" for a new one.
+        """
+        self.uri, self.name, self.tracked, self.warned = uri, name, tracked, False
+        self.trials: dict[int, str] = {}
+        self.client = connect(uri) if uri else None
+        if self.client and not tracked:
+            with _one_line(uri):
+                self.tracked = self._new(name, {}, parameters)
+
+    def _new(self, name: str, tags: dict[str, str], parameters: dict[str, Any]) -> str:
+        from mlflow.entities import Param  # noqa: PLC0415
+
+        assert self.client is not None
+        run = self.client.create_run(self.client.get_experiment_by_name(EXPERIMENT).experiment_id, run_name=name, tags=tags)
+        self.client.log_batch(run.info.run_id, params=[Param(key, str(value)) for key, value in parameters.items()])
+        return run.info.run_id
+
+    @contextlib.contextmanager
+    def _lenient(self) -> Iterator[None]:
+        try:
+            with _one_line(self.uri):
+                yield
+        except ValueError as error:
+            if not self.warned:
+                print(f"note: {error}", file=sys.stderr)
+            self.warned = True
+
+    def begin(self, drawn: dict[str, Any]) -> None:
+        """A trial's run, with its values."""
+        if self.client:
+            values = {name: value for name, value in drawn.items() if name not in ("number", "continues")}
+            with self._lenient():
+                self.trials[drawn["number"]] = self._new(f"{self.name}-{drawn['number']:04d}", {"mlflow.parentRunId": self.tracked}, values)
+
+    def epoch(self, number: int, epoch: int, result: dict[str, float]) -> None:
+        """A trial's figures after an epoch."""
+        from mlflow.entities import Metric  # noqa: PLC0415
+
+        if self.client and number in self.trials:
+            now = int(time.time() * 1000)
+            with self._lenient():
+                self.client.log_batch(self.trials[number], [Metric(name, value, now, epoch) for name, value in result.items() if np.isfinite(value)])
+
+    def end(self, number: int, status: str) -> None:
+        """The end of a trial's run."""
+        if self.client and number in self.trials:
+            with self._lenient():
+                self.client.set_terminated(self.trials[number], status)
+
+    def finish(self, folder: Path, values: dict[str, float], status: str) -> None:
+        """The search's files and best values, and its end."""
+        if self.client:
+            with self._lenient():
+                self.client.log_artifacts(self.tracked, str(folder))
+                for name, value in values.items():
+                    self.client.log_metric(self.tracked, f"best/{name}", value)
+                self.client.set_terminated(self.tracked, status)
+
+
 def register(uri: str, tracked: str, encoder: Any, example: np.ndarray, name: str, tags: dict[str, str]) -> int:
     """Log an encoder as a torch.export program, register it, and give the version the alias ``challenger``.
 
@@ -181,11 +253,56 @@ def version_tags(uri: str, name: str, alias: str) -> tuple[int, dict[str, str]] 
     return int(version.version), dict(version.tags)
 
 
-def set_alias(uri: str, name: str, alias: str, version: int) -> None:
-    """Point an alias at a version."""
+def tag_version(uri: str, name: str, version: int, tags: dict[str, str]) -> None:
+    """Set tags of a version."""
     client = connect(uri)
     with _one_line(uri):
-        client.set_registered_model_alias(name, alias, str(version))
+        for key, value in tags.items():
+            client.set_model_version_tag(name, str(version), key, value)
+
+
+def set_champion(uri: str, name: str, version: int, tags: dict[str, str]) -> None:
+    """Tag a version with why, then give it the alias ``champion``."""
+    tag_version(uri, name, version, tags)
+    with _one_line(uri):
+        connect(uri).set_registered_model_alias(name, "champion", str(version))
+
+
+@contextlib.contextmanager
+def promotion(uri: str, name: str) -> Iterator[None]:
+    """Hold a model's one right to be promoted: the name of a registered model, which the server gives once.
+
+    A right that its holder left, killed, falls back after ``LEFT`` seconds.
+
+    Raises:
+        ValueError: another promotion holds it.
+    """
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+    client, lock = connect(uri), f"{name}.promotion"
+
+    def taken() -> bool:
+        try:
+            client.create_registered_model(lock, description="held while a promotion decides")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return False
+        return True
+
+    with _one_line(uri):
+        if not taken():
+            with contextlib.suppress(MlflowException):
+                held = client.get_registered_model(lock).creation_timestamp / 1000
+                if time.time() - held > LEFT:
+                    client.delete_registered_model(lock)
+            if not taken():
+                raise ValueError(f"another promotion of {name!r} goes on: try again when it has ended, or in {LEFT // 60} minutes if it was killed")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(MlflowException):
+            client.delete_registered_model(lock)
 
 
 class RegisteredEncoder:

@@ -99,8 +99,13 @@ def asdict_checked(kind: type, values: dict[str, Any]) -> dict[str, Any]:
     return {name: whole[name] for name in values}
 
 
-def work(plan: dict[str, Any]) -> None:
-    """Train in this process: alone, as a rank of torchrun, or as a worker of Ray Train."""
+def work(plan: dict[str, Any], listen: Callable[[dict[str, Any], Any], None] | None = None, held: dict[str, Any] | None = None) -> None:
+    """Train in this process: alone, as a rank of torchrun, or as a worker of Ray Train.
+
+    Args:
+        listen: takes the record of each finished epoch, and the method, on rank 0.
+        held: the rows (:class:`data.batches.Rows`) of ``source`` and ``target``, where a process that trains alone need not read them.
+    """
     import torch  # noqa: PLC0415
 
     from data.batches import DomainSource  # noqa: PLC0415
@@ -120,13 +125,19 @@ def work(plan: dict[str, Any]) -> None:
     def batches(domain: str, role: str, labels: bool, per_class: int) -> DomainSource:
         return DomainSource(
             Path(config.dataset), manifest, domain, "train", p.batch // world, per_class // world, labels, wants.views, wants.view,
-            config.seed, rank(), world, config.cache_mb, STREAMS[role],
+            config.seed, rank(), world, config.cache_mb, STREAMS[role], (held or {}).get(role),
         )  # fmt: skip
 
     source = batches(config.source, "source", wants.source_labels, wants.per_class) if config.source else None
     target = batches(config.target, "target", False, 0) if wants.target else None
     progress = runs.Progress(folder)
-    report = _with_pictures(progress, method, manifest, config, folder) if rank() == 0 else progress
+    drawn = _with_pictures(progress, method, manifest, config, folder) if rank() == 0 else progress
+
+    def report(record: dict[str, Any]) -> None:
+        drawn(record)
+        if listen:
+            listen(record, method)
+
     Trainer(method, source, target, config.epochs, p.steps, config.seed, folder / "checkpoints", p.config, report, device).fit()
 
 
@@ -149,7 +160,7 @@ def work_once(plan: dict[str, Any]) -> None:
         failure.write_text(str(error))
 
 
-def _launch(plan: Plan, workers: int, gpu: bool, failures: int) -> None:
+def launch(plan: Plan, workers: int, gpu: bool, failures: int) -> None:
     """Run the plan's work: here, with torchrun's other ranks, or on Ray Train's workers."""
     if not workers:
         from models.distributed import share  # noqa: PLC0415  torch is slow to import
@@ -260,8 +271,8 @@ def _run(config: Config) -> dict[str, Any]:
     print(f"run {folder.name}: {size}", file=sys.stderr, flush=True)
     try:
         with runs.Follower(folder, listen):
-            _launch(plan, config.workers, config.gpu, config.max_failures)
-        result = _conclude(config, manifest, folder, time.monotonic() - started)
+            launch(plan, config.workers, config.gpu, config.max_failures)
+        result = conclude(config, manifest, folder, time.monotonic() - started)
     except BaseException:
         if tracker:
             tracker.fail()
@@ -290,7 +301,7 @@ def _tracker(config: Config, folder: Path, manifest: Manifest) -> Any:
     return tracker
 
 
-def _conclude(config: Config, manifest: Manifest, folder: Path, seconds: float) -> dict[str, Any]:
+def conclude(config: Config, manifest: Manifest, folder: Path, seconds: float) -> dict[str, Any]:
     """Evaluate the last epoch and write the run's result."""
     evaluated = evaluate.evaluate_run(folder, Path(config.dataset), manifest, plots=config.plots)
     lines = [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines()]

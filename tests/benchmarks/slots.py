@@ -1,0 +1,93 @@
+"""What UCDIR's memory slots cost: bytes, peak memory, seconds a step and a clustering, by images per domain.
+
+Run: python -m tests.benchmarks.slots [--images 10000,100000,1000000] [--batch 128] [--steps 10] [--threads 1]
+"""
+
+import argparse
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from data.batches import DomainBatch
+from models.method import Batch
+from models.ucdir import DOMAINS, UCDIR, WIDTH, UCDIRConfig
+
+SHAPE, CLASSES, BITS = (1, 28, 28), 10, 64
+
+
+@dataclass
+class Made:
+    """Rows of a domain that are made as they are asked for; the clusters are drawn around random centres."""
+
+    total: int
+
+    def rows(self, size: int = 512) -> Iterator[DomainBatch]:
+        """One batch: the slots are filled by hand."""
+        yield self.batch(size)
+
+    def batch(self, size: int) -> DomainBatch:
+        """Random images with two views."""
+        x = torch.randint(0, 256, (size, *SHAPE), dtype=torch.uint8)
+        return DomainBatch(x, (x.float(), x.float()), None, torch.randint(self.total, (size,)))
+
+
+def peak() -> float:
+    """This process's largest resident memory so far, GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "linux" else 1e9)
+
+
+def measure(images: int, batch: int, steps: int, threads: int) -> None:
+    """Print one line; run in a process of its own, whose peak memory is then that size's alone."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    method = UCDIR(UCDIRConfig(), SHAPE, CLASSES, BITS).train()
+    domain = Made(images)
+    method.begin(domain, domain)
+    before = peak()
+    centres = torch.randn(CLASSES, WIDTH)
+    for name in DOMAINS:
+        slots = torch.randn(images, WIDTH)
+        for part in slots.split(CLASSES * 1000):
+            part += centres.repeat(1000, 1)[: len(part)]
+            part /= part.norm(dim=1, keepdim=True)
+        method.memory[name].slots = slots
+    start = time.perf_counter()
+    method.begin_epoch(9, 10)  # all terms on; both domains clustered
+    clustered = time.perf_counter() - start
+    player, times = method.players["encoder"], []
+    for _ in range(steps):
+        drawn = Batch(domain.batch(batch), domain.batch(batch))
+        start = time.perf_counter()
+        player.optimizer.zero_grad(set_to_none=True)
+        method.loss("encoder", drawn)[0].backward()
+        player.optimizer.step()
+        method.end_step()
+        times.append(time.perf_counter() - start)
+    held = sum(memory.slots.nbytes for memory in method.memory.values()) / 1e9
+    print(f"{images:>16,}{held:>12.3f}{before:>14.2f}{peak():>14.2f}{clustered:>12.1f}{statistics.median(times):>12.3f}", flush=True)
+
+
+def main() -> None:
+    """Print a line for each size."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", default="10000,100000,1000000")
+    for option, default in {"batch": 128, "steps": 10, "threads": 1}.items():
+        parser.add_argument(f"--{option}", type=int, default=default)
+    given = parser.parse_args()
+    print(f"{'images a domain':>16}{'slots GB':>12}{'peak before':>14}{'peak GB':>14}{'cluster s':>12}{'step s':>12}")
+    for images in map(int, given.images.split(",")):
+        each = multiprocessing.get_context("spawn").Process(target=measure, args=(images, given.batch, given.steps, given.threads))
+        each.start()
+        each.join()
+        if each.exitcode:
+            sys.exit(each.exitcode)
+
+
+if __name__ == "__main__":
+    main()

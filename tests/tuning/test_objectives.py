@@ -1,0 +1,63 @@
+"""Label-free objectives against what they must be on codes made by hand."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from tuning import objectives
+from tuning.objectives import Seen
+
+
+def seen(target: Tensor | None = None, probabilities: Tensor | None = None, shift: float = 0.0) -> Seen:
+    """Source codes of four classes, well apart; a target of the same, moved by ``shift``."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(4).repeat(50)
+    centres = torch.where(torch.rand(4, 16, generator=generator) < 0.5, -1.0, 1.0)
+    source = (centres[labels] + 0.3 * torch.randn(200, 16, generator=generator)).tanh()
+    moved = (centres[labels] + 0.3 * torch.randn(200, 16, generator=generator) + shift).tanh()
+    made = torch.empty(0) if probabilities is None else probabilities
+    return Seen(source, labels, source[:40], labels[:40], moved if target is None else target, made)
+
+
+def sharp(classes: list[int]) -> Tensor:
+    """Log-probabilities that are sure of one class each."""
+    return (torch.nn.functional.one_hot(torch.tensor(classes), 4) * 50.0).log_softmax(1)
+
+
+def test_entropy_and_information() -> None:
+    even, one, unsure = sharp([0, 1, 2, 3] * 25), sharp([2] * 100), torch.full((100, 4), 0.25).log()
+    assert objectives.entropy(seen(probabilities=even)) == pytest.approx(0.0, abs=1e-6)
+    assert objectives.entropy(seen(probabilities=unsure)) == pytest.approx(math.log(4), abs=1e-6)
+    assert objectives.information(seen(probabilities=even)) == pytest.approx(math.log(4), abs=1e-5)
+    assert objectives.information(seen(probabilities=one)) == pytest.approx(0.0, abs=1e-5)  # sure, of one class for all
+    assert objectives.information(seen(probabilities=unsure)) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_source_map_is_of_held_out_images_or_of_each_in_the_others() -> None:
+    given = seen()
+    assert objectives.source_map(given) == pytest.approx(1.0, abs=1e-3)
+    alone = given._replace(held=given.held[:0], held_labels=given.held_labels[:0])
+    assert objectives.source_map(alone) == pytest.approx(1.0, abs=1e-3)
+    mixed = given._replace(source_labels=given.source_labels.roll(1), held_labels=torch.arange(4).repeat_interleave(10))
+    assert objectives.source_map(mixed) < 0.5
+
+
+def test_density_counts_near_neighbours() -> None:
+    clustered, spread = sharp([0, 1, 2, 3] * 25), torch.randn(100, 4, generator=torch.Generator().manual_seed(1)).log_softmax(1)
+    found = objectives.soft_neighbourhood_density(seen(probabilities=clustered))
+    assert found == pytest.approx(math.log(24), abs=1e-3)  # each of a class of 25 has the 24 others alike
+    assert objectives.soft_neighbourhood_density(seen(probabilities=spread)) < 5.0
+    assert math.isfinite(objectives.soft_neighbourhood_density(seen()))  # by codes
+
+
+def test_a_distance_tells_shifted_domains_apart() -> None:
+    assert objectives.a_distance(seen()) < 0.5
+    assert objectives.a_distance(seen(shift=1.0)) > 1.5
+
+
+def test_what_needs_classes_is_not_a_number_without_them() -> None:
+    found = objectives.objectives(seen())
+    assert math.isnan(found["entropy"]) and math.isnan(found["information"])
+    assert all(math.isfinite(found[name]) for name in ("source-map", "density", "a-distance"))

@@ -1,0 +1,140 @@
+"""Searches: finished, extended, killed and resumed, with trials that fail; and what a search may not ask."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pipelines.cli import main
+from tests.conftest import ROOT
+
+
+def line(digits: Path, storage: Path, *more: object) -> list[str]:
+    """A search of two short epochs on the embedded digits."""
+    return [
+        "tune", "dah", "--dataset", str(digits), "--source", "typeset", "--target", "handwritten", "--bits", "16", "--per-class", "4",
+        "--epochs", "2", "--steps-per-epoch", "3", "--threads", "1", "--concurrency", "2", "--storage", str(storage), *map(str, more),
+    ]  # fmt: skip
+
+
+def trials(storage: Path, study: str) -> list[dict[str, Any]]:
+    """The table of a search."""
+    return pq.read_table(storage / study / "results" / "trials.parquet").to_pylist()
+
+
+@pytest.fixture(scope="module")
+def searched(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Storage of a search of six trials, of which those with the wrong values fail."""
+    storage = tmp_path_factory.mktemp("searches")
+    space = storage / "space.yaml"
+    space.write_text(yaml.safe_dump({"learning_rate": [0.002, 1e30], "dropout": [0.2, 5.0], "bits": [16, 32], "mmd_weight": {"low": 0.1, "high": 1.0}}))
+    assert main(line(digits, storage, "--study", "s", "--space", space, "--trials", 6, "--sampler", "random", "--seed", 3, "--oracle")) == 0
+    return storage
+
+
+def test_failed_trials_are_recorded_and_the_search_goes_on(searched: Path) -> None:
+    rows = trials(searched, "s")
+    assert [row["number"] for row in rows] == [0, 1, 2, 3, 4, 5]
+    for row in rows:
+        wrong = row["learning_rate"] > 1 or row["dropout"] > 1
+        assert (row["status"] == "failed") == wrong
+        expected = "ValueError: dropout" if row["dropout"] > 1 else "FloatingPointError" if wrong else ""
+        assert row["reason"].startswith(expected)
+    failed = [row for row in rows if row["status"] == "failed"]
+    assert failed and len(failed) < 6 and any("is not finite" in row["reason"] for row in failed)
+
+
+def test_the_best_configuration_trains(searched: Path) -> None:
+    ended = [row for row in trials(searched, "s") if row["status"] == "complete"]
+    best = max(ended, key=lambda row: row["information"])
+    given = yaml.safe_load((searched / "s" / "results" / "best.yaml").read_text())
+    assert given["mmd_weight"] == best["mmd_weight"] and given["bits"] == best["bits"] and given["epochs"] == 2
+    assert all(0 <= row["oracle/accuracy"] <= 1 for row in ended)
+    assert {each.name for each in (searched / "s" / "results").iterdir()} >= {"history.png", "slices.png", "trials.csv"}
+
+
+def test_the_search_and_its_trials_are_tracked(searched: Path) -> None:
+    from pipelines import tracking
+
+    client = tracking.connect(f"sqlite:///{searched}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("hashbridge").experiment_id])
+    parent = next(run for run in runs if run.info.run_name == "s")
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(children) == 6 and parent.info.status == "FINISHED"
+    ended = [child for child in children if child.info.status == "FINISHED"]
+    assert ended and len(client.get_metric_history(ended[0].info.run_id, "information")) == 2
+    assert {each.path for each in client.list_artifacts(parent.info.run_id)} >= {"best.yaml", "trials.csv", "trials.parquet"}
+
+
+def test_a_finished_search_is_extended_and_not_begun_twice(digits: Path, searched: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = trials(searched, "s")
+    assert main(["tune", "--storage", str(searched), "--study", "s", "--resume", "--trials", "8"]) == 0
+    after = trials(searched, "s")
+    assert after[:6] == before and [row["number"] for row in after] == list(range(8))
+    assert len({row["mmd_weight"] for row in after}) == 8  # another seed than the first six had
+    capsys.readouterr()
+    assert main(line(digits, searched, "--study", "s")) == 2
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_bits_against_quality_give_a_front_and_register_the_best(digits: Path, tmp_path: Path) -> None:
+    assert main(line(digits, tmp_path, "--study", "p", "--trials", 3, "--objective", "information,bits", "--register", "m", "--no-retrain")) == 0
+    rows = trials(tmp_path, "p")
+    assert {row["bits"] for row in rows} <= {16, 32, 64, 128} and all(row["status"] == "complete" for row in rows)
+    assert (tmp_path / "p" / "results" / "pareto.png").stat().st_size > 5000
+    from pipelines import tracking
+
+    found = tracking.version_tags(f"sqlite:///{tmp_path}/mlflow.db", "m", "challenger")
+    best = max(rows, key=lambda row: row["information"])
+    assert found is not None and int(found[1]["bits"]) == best["bits"]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--trial-workers", "64"], "the cluster has 2"), (["--concurrency", "9"], "9 trials at once need 9 CPUs"), (["--gpu"], "GPUs, but the cluster has 0"),
+        (["--objective", "luck"], "no objective 'luck'"), (["--sampler", "dice"], "must be one of"), (["--trials", "0"], "at least 1"),
+        (["--objective", "bits"], "must be one objective, or two"), (["--space", "nowhere.yaml"], "cannot be read"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_at_once(more: list[str], said: str, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(line(digits, tmp_path, *more)) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_objective_of_classes_needs_a_method_that_names_some(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["tune", "ucdir", "--dataset", str(digits), "--source", "typeset", "--target", "handwritten", "--storage", str(tmp_path), "--trials", "1"]
+    assert main(arguments) == 2
+    assert "names no classes: take density" in capsys.readouterr().err
+
+
+def test_a_killed_search_goes_on(digits: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipelines", *line(digits, tmp_path, "--study", "k", "--trials", 4, "--epochs", 6, "--no-asha", "--tracking", "none")]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+    folder, end = tmp_path / "k", time.monotonic() + 180
+    while not (list(folder.glob("*/trial.json")) and any(not (each.parent / "trial.json").exists() for each in folder.glob("trial-*/checkpoints"))):
+        assert process.poll() is None and time.monotonic() < end, "the search ended, or hung, before it could be killed"
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = {each.parent.name: each.read_text() for each in folder.glob("*/trial.json")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines", "tune", "--study", "k", "--storage", str(tmp_path), "--resume", "--json"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "goes on as another, from its last checkpoint" in done.stderr
+    rows = trials(tmp_path, "k")
+    assert len(rows) == 4 and all(row["status"] == "complete" and row["epoch"] == 6 for row in rows)
+    assert all((folder / name / "trial.json").read_text() == text for name, text in finished.items())  # none was trained again
+    assert json.loads(done.stdout.splitlines()[-1])["trials"]["complete"] == 4

@@ -1,0 +1,153 @@
+"""What a search judges a trained method by: label-free objectives, and oracles, which see the target's labels.
+
+Every label-free objective is computed from codes and class probabilities of the source's and the target's training images
+and the source's test images; the target's label column is not opened.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from data.manifest import Manifest
+from data.shards import read_rows, to_arrays
+from models.codes import pack
+from models.method import Method
+from pipelines import metrics
+
+ROWS = 4096  # of a split that are looked at, the first of the shuffled rows
+NEIGHBOURS = 0.05  # temperature of the soft neighbourhood density, the paper's
+
+
+class Seen(NamedTuple):
+    """What the objectives are computed of.
+
+    Attributes:
+        source, target: relaxed codes of training images, (n, bits).
+        source_labels: (n,) int64.
+        held, held_labels: of the source's test split; empty where there is none.
+        probabilities: the target's log-probabilities of the classes, (n, classes); empty where the method names none.
+    """
+
+    source: Tensor
+    source_labels: Tensor
+    held: Tensor
+    held_labels: Tensor
+    target: Tensor
+    probabilities: Tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A number of a trained method.
+
+    Attributes:
+        compute: nan where it cannot be computed.
+        maximise: whether more is better.
+        help: what it is, and whose.
+    """
+
+    compute: Callable[[Seen], float]
+    maximise: bool
+    help: str
+
+
+def source_map(seen: Seen) -> float:
+    """mAP of the source's test images in its training images; without a test split, each of these in the others."""
+    alone = not len(seen.held)
+    query, labels = (seen.source, seen.source_labels) if alone else (seen.held, seen.held_labels)
+    counted = metrics.histograms(_packed(query), labels.numpy(), _packed(seen.source), seen.source_labels.numpy(), own=alone)
+    return metrics.summarise(counted)["map"]
+
+
+def entropy(seen: Seen) -> float:
+    """Mean entropy of the target's class probabilities, in nats."""
+    return float(-(seen.probabilities.exp() * seen.probabilities).sum(1).mean())
+
+
+def information(seen: Seen) -> float:
+    """Mutual information of a target image and its class: the entropy of the mean prediction less the mean entropy, in nats."""
+    mean = seen.probabilities.exp().mean(0)
+    return float(-torch.special.xlogy(mean, mean).sum()) - entropy(seen)
+
+
+def soft_neighbourhood_density(seen: Seen) -> float:
+    """Mean entropy of a target image's similarities to the others, by class probabilities (by codes where there are none)."""
+    x = normalize(seen.probabilities.exp() if len(seen.probabilities) else seen.target)
+    total = 0.0
+    for rows in torch.arange(len(x)).split(512):
+        logits = x[rows] @ x.T / NEIGHBOURS
+        logits[torch.arange(len(rows)), rows] = -torch.inf
+        near = logits.log_softmax(1)
+        total += float(-torch.nan_to_num(near.exp() * near).sum())
+    return total / len(x)
+
+
+def a_distance(seen: Seen) -> float:
+    """2 (1 - 2 error) of a linear classifier that tells the domains' codes apart, on the half that it was not trained on."""
+    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415  scikit-learn is slow to import
+
+    n = min(len(seen.source), len(seen.target), 2000)
+    x = torch.cat([seen.source[:n], seen.target[:n]]).numpy()
+    domain = np.repeat([0, 1], n)
+    order = np.random.default_rng(0).permutation(2 * n)
+    train, test = order[:n], order[n:]
+    error = 1 - LogisticRegression(max_iter=200).fit(x[train], domain[train]).score(x[test], domain[test])
+    return float(2 * (1 - 2 * min(error, 1 - error)))
+
+
+OBJECTIVES = {
+    "source-map": Objective(source_map, True, "mAP of held-out source images"),
+    "entropy": Objective(entropy, False, "entropy of the target's predictions (Morerio et al., ICLR 2018)"),
+    "information": Objective(information, True, "mutual information of target images and predictions (Musgrave et al., 2022)"),
+    "density": Objective(soft_neighbourhood_density, True, "soft neighbourhood density (Saito et al., ICCV 2021)"),
+    "a-distance": Objective(
+        a_distance, False, "distance of the domains' codes (Ben-David et al., NIPS 2007), by which the DAH paper chooses its weight of MMD"
+    ),
+}
+
+
+def _packed(codes: Tensor) -> np.ndarray:
+    return pack(codes).numpy()
+
+
+def _read(root: Path, manifest: Manifest, domain: str, split: str, labels: bool) -> tuple[Tensor, Tensor]:
+    """A split's first rows, and their labels; empty where these are not read or there is no such split."""
+    rows = manifest.domains[domain].splits.get(split)
+    batches = list(read_rows(root, manifest, domain, split, stop=min(rows.rows, ROWS), labels=labels)) if rows else []
+    if not batches:
+        return torch.empty(0, *manifest.shape), torch.empty(0, dtype=torch.int64)
+    known = [batch.column("label").to_numpy().astype(np.int64) for batch in batches] if labels else [np.empty(0, np.int64)]
+    return torch.from_numpy(np.concatenate([to_arrays(batch, manifest) for batch in batches])), torch.from_numpy(np.concatenate(known))
+
+
+@torch.no_grad()
+def look(method: Method, root: Path, manifest: Manifest, source: str, target: str) -> Seen:
+    """Codes and probabilities of the first rows of each split."""
+    encoder = method.encoder().eval()
+
+    def encoded(x: Tensor) -> Tensor:
+        return torch.cat([encoder(part) for part in x.split(512)]) if len(x) else torch.empty(0, method.bits)
+
+    x, labels = _read(root, manifest, source, "train", True)
+    held, held_labels = _read(root, manifest, source, "test", True)
+    of_target, _ = _read(root, manifest, target, "train", False)
+    codes, probabilities = encoded(x), torch.empty(0)
+    if method.recognises:
+        method.set_references(torch.where(codes > 0, 1.0, -1.0), labels)
+        probabilities = torch.cat([method.classify(part) for part in of_target.split(512)])
+    return Seen(codes, labels, encoded(held), held_labels, encoded(of_target), probabilities)
+
+
+def objectives(seen: Seen) -> dict[str, float]:
+    """Every label-free objective; nan where it cannot be computed."""
+    found = {}
+    for name, each in OBJECTIVES.items():
+        needs_classes = name in ("entropy", "information")
+        found[name] = float("nan") if needs_classes and not len(seen.probabilities) else each.compute(seen)
+    return found

@@ -1,0 +1,136 @@
+"""What a search found: a table of its trials, the best configuration as a file, pictures, and the model that it registers."""
+
+import contextlib
+import json
+import math
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import yaml
+from optuna.trial import FrozenTrial, TrialState
+
+from data.manifest import Manifest
+from pipelines import register, runs, train
+from tuning.study import STATES, cut_off, reason
+from tuning.trial import JUDGED, trial_folder
+
+RESULTS = "results"  # in the search's folder
+
+
+def judged(folder: Path, number: int) -> list[dict[str, Any]]:
+    """A trial's records by epoch."""
+    place = trial_folder(folder, number) / JUDGED
+    return [json.loads(line) for line in place.read_text().splitlines()] if place.is_file() else []
+
+
+def table(study: optuna.Study, folder: Path) -> list[dict[str, Any]]:
+    """A row for each trial that is over: number, status, drawn values, the last epoch's figures, and why it failed."""
+    gone, rows = cut_off(study), []
+    for each in study.trials:
+        if each.number in gone or not each.state.is_finished():
+            continue
+        last = (judged(folder, each.number) or [{}])[-1]
+        rows.append({"number": each.number, "status": STATES[each.state]} | last | each.params | {"reason": reason(folder, each.number)})
+    return rows
+
+
+def write_table(rows: list[dict[str, Any]], out: Path) -> None:
+    """The table as CSV and Parquet."""
+    names = list({name: None for row in rows for name in row})
+    columns = pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
+    pyarrow.csv.write_csv(columns, out / "trials.csv")
+    pyarrow.parquet.write_table(columns, out / "trials.parquet")
+
+
+def best_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """The best trial, or those of the Pareto front by their first objective; none where no trial ended."""
+    if not any(each.state == TrialState.COMPLETE for each in study.trials):
+        return []
+    if len(study.directions) == 1:
+        return [study.best_trial]
+    return sorted(study.best_trials, key=lambda each: each.values[0], reverse=study.directions[0].name == "MAXIMIZE")
+
+
+def options_of(config: Any, drawn: dict[str, Any]) -> dict[str, Any]:
+    """A trial's options, as ``hashbridge train --config`` takes them."""
+    names = ("method", "dataset", "source", "target", "bits", "epochs", "steps_per_epoch", "seed")
+    return {name: getattr(config, name) for name in names} | config.own | drawn
+
+
+def draw(study: optuna.Study, names: list[str], out: Path) -> None:
+    """History, importances, slices and, of two objectives, the Pareto front, as pictures; those that too few trials allow."""
+    import matplotlib  # noqa: PLC0415
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot  # noqa: PLC0415
+    from optuna.visualization import matplotlib as charts  # noqa: PLC0415
+
+    kinds: dict[str, Any] = {"history": charts.plot_optimization_history, "importances": charts.plot_param_importances, "slices": charts.plot_slice}
+    one = {"target": lambda each: each.values[0], "target_name": names[0]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if len(names) == 2:
+            charts.plot_pareto_front(study, target_names=names)
+            pyplot.savefig(out / "pareto.png", dpi=110, bbox_inches="tight")
+            pyplot.close("all")
+        for name, chart in kinds.items():
+            with contextlib.suppress(ValueError, RuntimeError):  # too few trials, or none that differ
+                chart(study, **one)
+                pyplot.savefig(out / f"{name}.png", dpi=110, bbox_inches="tight")
+            pyplot.close("all")
+
+
+def conclude(config: Any, study: optuna.Study, folder: Path, tracker: Any) -> dict[str, Any]:
+    """Write what was found, track it, print it, and register the best; returns it.
+
+    Raises:
+        ValueError: no trial ended; says what the last one failed of.
+    """
+    rows, best = table(study, folder), best_trials(study)
+    counts = {status: sum(row["status"] == status for row in rows) for status in STATES.values()}
+    out = folder / RESULTS
+    out.mkdir(exist_ok=True)
+    if rows:
+        write_table(rows, out)
+    if not best:
+        tracker.finish(out, {}, "FAILED")
+        said = next((row["reason"] for row in reversed(rows) if row["reason"]), "")
+        raise ValueError(f"search {folder.name}: none of {len(rows)} trials ended" + (f"; the last failed: {said}" if said else ""))
+    (out / "best.yaml").write_text(yaml.safe_dump(options_of(config, best[0].params), sort_keys=False))
+    names = config.names()
+    draw(study, names, out)
+    values = {name: value for each in best[:1] for name, value in zip(names, each.values, strict=True)}
+    tracker.finish(out, values, "FINISHED")
+    print(f"search {folder.name}: " + ", ".join(f"{count} {status}" for status, count in counts.items() if count))
+    for each in best:
+        figures = "  ".join(f"{name} {value:.4f}" for name, value in zip(names, each.values, strict=True))
+        print(f"trial {each.number}: {figures}  " + " ".join(f"{name}={_short(value)}" for name, value in each.params.items()))
+    print(f"table, pictures and best.yaml in {out}; train with `hashbridge train --config {out / 'best.yaml'}`")
+    found = {"study": study.study_name, "trial": best[0].number, "values": values, "params": best[0].params, "trials": counts, "results": str(out)}
+    return found | (_register(config, best[0], folder, tracker.uri) if config.register else {})
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) and math.isfinite(value) else str(value)
+
+
+def _register(config: Any, best: FrozenTrial, folder: Path, uri: str) -> dict[str, Any]:
+    """The run of the best configuration, trained anew or its trial's, and the version that it became."""
+    storage = config.storage
+    if config.retrain:
+        print(f"training trial {best.number}'s configuration anew", file=sys.stderr)
+        result = train.run(train.make_config(options_of(config, best.params) | {"storage": storage, "tracking": uri or "none", "workers": 0}))
+        run_id = result["run_id"]
+    else:
+        place, storage = trial_folder(folder, best.number), str(folder)
+        saved = train.Config(**{name: value for name, value in runs.read_json(place / "config.json").items() if name != "tracked"})
+        result = train.conclude(saved, Manifest.read(Path(saved.dataset)), place, judged(folder, best.number)[-1]["seconds"])
+        run_id = place.name
+    version = register.run(register.Config(run_id, name=config.register, storage=storage, tracking=uri or ""))
+    return {"run_id": run_id, "version": version["version"]}

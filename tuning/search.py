@@ -1,0 +1,204 @@
+"""Stage: search a method's hyper-parameters with Ray Tune and Optuna, by an objective that sees no target label."""
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from data.manifest import Manifest
+from models.registry import find
+from pipelines import cluster, runs, train
+from pipelines.config import flag, option, read_yaml
+from pipelines.plan import make_plan
+from tuning import report
+from tuning.objectives import OBJECTIVES
+from tuning.space import Space, space_of
+from tuning.study import Judged, Watcher, open_study, recover
+from tuning.trial import Setting, trial
+
+SAMPLERS = ("tpe", "random", "nsga2", "cmaes")
+ORACLES = ("oracle/accuracy", "oracle/cross/map", "oracle/target/map")
+COST = "bits"  # the one second objective that is not of the quality
+SAVED = "search.json"
+
+method_fields = train.method_fields
+
+
+@dataclass
+class Config(train.Config):
+    """Options of ``hashbridge tune``: those of a training, each method's field fixed where it is given, and the search's."""
+
+    trials: int = option(20, "trials in all; with --resume, those of before among them")
+    objective: str = option("information", f"{', '.join(OBJECTIVES)}; {', '.join(ORACLES)}, which see target labels; two with a comma, as information,bits")
+    study: str = option("", "name of the search (default: method, source, target)")
+    space: str = option("", "YAML file that narrows, widens or fixes the space: `threshold: 0.9`, `bits: [32, 64]`, `hash_weight: {low: 0.1, high: 10}`")
+    sampler: str = option("tpe", "what draws the values", SAMPLERS)
+    asha: bool = option(True, "stop trials early that do worse than others did by the same epoch; not with two objectives")
+    concurrency: int = option(0, "trials at once (default: as many as the cluster has room for)")
+    trial_workers: int = option(1, "workers of a trial; more than one start Ray Train")
+    gpu_share: float = option(1.0, "with --gpu: GPUs of a trial of one worker, as 0.5")
+    study_storage: str = option("", "Optuna's storage, an RDB URL (default: SQLite in the search's folder)")
+    oracle: bool = option(False, "measure the trials with the target's labels too, for comparison; nothing is chosen by it")
+    resume: bool = option(False, "go on with the search of this name: finish what was cut off, or add trials")  # type: ignore[assignment]
+    register: str = option("", "register the best configuration's encoder under this name, alias challenger")
+    retrain: bool = option(True, "train the best configuration anew before it is registered; else its trial's checkpoint is")
+    workers: int = field(default=0, init=False)
+    plots: bool = field(default=False, init=False)
+    drawn: dict[str, Any] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("trials", "trial_workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{flag(name)} is {getattr(self, name)}, but must be at least 1")
+        if not 0 < self.gpu_share <= 1:
+            raise ValueError(f"--gpu-share is {self.gpu_share}, but must be above 0 and at most 1")
+        for name in self.names():
+            if name not in (*OBJECTIVES, *ORACLES, COST):
+                raise ValueError(f"no objective {name!r}: there are {', '.join((*OBJECTIVES, *ORACLES, COST))}")
+        if len(self.names()) > 2 or self.names() == [COST]:
+            raise ValueError(f"--objective is {self.objective!r}, but must be one objective, or two with a comma")
+
+    def names(self) -> list[str]:
+        """The objectives' names."""
+        return self.objective.split(",")
+
+    def maximise(self) -> list[bool]:
+        """Whether more is better, by objective."""
+        return [name in ORACLES or (name in OBJECTIVES and OBJECTIVES[name].maximise) for name in self.names()]
+
+    def folder(self) -> Path:
+        """The search's folder."""
+        return Path(self.storage) / (self.study or "-".join(filter(None, ("tune", self.method, self.source, self.target))))
+
+
+def make_config(values: dict[str, Any]) -> Config:
+    """A config of the given values; a resumed search's own under them."""
+    named = dict(values)
+    if values.get("resume"):
+        plain = Config(**{name: str(values.get(name, "")) for name in ("method", "source", "target", "study")} | {"storage": values.get("storage", "runs")})
+        saved = runs.read_json(plain.folder() / SAVED)
+        named = saved["given"] | values
+    config: Config = train.make_config({name: value for name, value in named.items() if name != "resume"}, Config)
+    config.resume = bool(values.get("resume"))
+    config.drawn = named
+    return config
+
+
+def _space(config: Config) -> Space:
+    method = find(config.method)
+    own = {each.name for each in fields(method.Config)}
+    given = read_yaml(config.space) if config.space else {}
+    return space_of(method, config.own, given, own & set(config.drawn), config.bits, COST in config.names())
+
+
+def _resources(config: Config, threads: int) -> dict[str, float]:
+    """What a trial takes of the cluster; refused where the cluster can never give it.
+
+    A trial of several workers takes nothing itself: Ray Train asks for its workers' share.
+    """
+    total = cluster.start().cluster_resources()
+    per = {"CPU": float(threads)} | ({"GPU": 1.0 if config.trial_workers > 1 else config.gpu_share} if config.gpu else {})
+    for name, count in per.items():
+        wanted, there = count * config.trial_workers, total.get(name, 0.0)
+        if wanted > there:
+            raise ValueError(f"a trial needs {wanted:g} {name}s, but the cluster has {there:g}: fewer --trial-workers or --threads")
+        if config.concurrency and wanted * config.concurrency > there:
+            raise ValueError(f"{config.concurrency} trials at once need {wanted * config.concurrency:g} {name}s, but the cluster has {there:g}")
+    return per if config.trial_workers == 1 else {"CPU": 0.0}
+
+
+def _held(config: Config, manifest: Manifest, labels: bool) -> dict[str, dict[str, Any]]:
+    """The training rows' arrays, read once for all trials of one worker; none where a split is over the memory's bound."""
+    from data.batches import DomainSource  # noqa: PLC0415
+
+    held: dict[str, dict[str, Any]] = {}
+    if config.trial_workers > 1:
+        return held
+    for role, domain, known in (("source", config.source, labels), ("target", config.target, False)):
+        if domain:
+            source = DomainSource(Path(config.dataset), manifest, domain, "train", 1, labels=known, cache_mb=config.cache_mb)
+            if not source.cached:
+                return {}
+            rows = source.memory()
+            held[role] = {name: None if part is None else part.numpy() for name, part in rows._asdict().items()}
+    return held
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Search; returns the best trial, its values and the files that tell of the search."""
+    folder = config.folder().resolve()
+    manifest = Manifest.read(Path(config.dataset))
+    space = _space(config)
+    kind = find(config.method)
+    method = kind(kind.Config(**config.own), tuple(manifest.shape), len(manifest.classes), config.bits)
+    for name in config.names():
+        if name in ("entropy", "information", "oracle/accuracy") and not method.recognises:
+            raise ValueError(f"objective {name} needs class probabilities, and {config.method} names no classes: take density or source-map")
+    cores = int(cluster.start().cluster_resources().get("CPU", 1))
+    config.threads = config.threads or max(1, cores // ((config.concurrency or 2) * config.trial_workers))
+    needs = _resources(config, config.threads)
+    options = {each.name: getattr(config, each.name) for each in fields(train.Config) if each.init and each.name not in ("own", "resume")}
+    options |= config.own | {"workers": config.trial_workers if config.trial_workers > 1 else 0, "dataset": str(Path(config.dataset).resolve()), "plots": False}
+    make_plan(train.make_config(options), manifest, folder, config.threads)
+    if (folder / SAVED).exists() and not config.resume:
+        raise ValueError(f"search {folder.name} is in {config.storage} already: go on with it by --resume, or give another --study")
+    folder.mkdir(parents=True, exist_ok=True)
+    saved = runs.read_json(folder / SAVED) if config.resume else {"dataset_digest": manifest.digest()}
+    if saved["dataset_digest"] != manifest.digest():
+        raise ValueError(f"dataset {config.dataset} has changed since search {folder.name} began: start another by --study")
+    runs.write_json(folder / SAVED, saved | {"given": {k: v for k, v in config.drawn.items() if k != "resume"}})
+    storage = config.study_storage or f"sqlite:///{folder}/study.db"
+    study = open_study(storage, folder.name, config.maximise(), config.sampler, config.seed)
+    done = recover(study, folder, config.names())
+    left = config.trials - done
+    tracker = _tracker(config, folder)
+    print(f"search {folder.name}: {done} of {config.trials} trials are done; {len(space.searched)} values are searched", file=sys.stderr)
+    if left > 0:
+        needs_oracle = "each" if any(name in ORACLES for name in config.names()) else "last" if config.oracle else ""
+        setting = Setting(options, str(folder), needs_oracle)
+        _search(config, setting, study, space, left, needs, _held(config, manifest, method.wants.source_labels), tracker)
+    return report.conclude(config, study, folder, tracker)
+
+
+def _tracker(config: Config, folder: Path) -> Any:
+    """What tells MLflow of the search; a search that goes on has the run of before."""
+    from pipelines.tracking import SearchTracker, default_uri  # noqa: PLC0415  mlflow is slow to import
+
+    saved = runs.read_json(folder / SAVED)
+    uri = "" if config.tracking == "none" else config.tracking or default_uri(config.storage)
+    shared = {"method": config.method, "source": config.source, "target": config.target, "objective": config.objective, "sampler": config.sampler}
+    tracker = SearchTracker(uri, folder.name, shared | {"epochs": config.epochs, "dataset_digest": saved["dataset_digest"]}, saved.get("tracked", ""))
+    runs.write_json(folder / SAVED, saved | {"tracked": tracker.tracked})
+    return tracker
+
+
+def _search(config: Config, setting: Setting, study: Any, space: Space, left: int, needs: dict[str, float], held: dict[str, Any], tracker: Any) -> None:
+    """Run the trials that are left."""
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    from ray import tune  # noqa: PLC0415
+    from ray.tune.schedulers import ASHAScheduler  # noqa: PLC0415
+
+    stopping, name = None, config.names()[0]
+    if config.asha and len(config.names()) == 1 and config.epochs > 1:
+        mode = "max" if config.maximise()[0] else "min"
+        stopping = ASHAScheduler("epoch", name, mode, max_t=config.epochs, grace_period=max(1, config.epochs // 4), reduction_factor=3)
+    folder = Path(setting.folder)
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(trial, setting=setting, held=held), needs),
+        tune_config=tune.TuneConfig(
+            search_alg=Judged(study, space, folder, config.names(), config.maximise(), config.epochs),
+            scheduler=stopping, num_samples=left, max_concurrent_trials=config.concurrency or None, reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="tune", storage_path=str(folder / "ray"), verbose=0, callbacks=[Watcher(folder, name, config.maximise()[0], config.epochs, tracker)],
+        ),
+    )  # fmt: skip
+    try:
+        tuner.fit()
+    finally:
+        shutil.rmtree(folder / "ray", ignore_errors=True)
