@@ -2,6 +2,7 @@
 
 import math
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped early", T
 
 def sampler_of(name: str, seed: int) -> optuna.samplers.BaseSampler:
     """A sampler by its name."""
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     if name == "tpe":
         return optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
     if name == "random":

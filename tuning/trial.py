@@ -64,7 +64,11 @@ def _train(config: train.Config, folder: Path, number: int, setting: Setting, he
     started = time.monotonic()
     judge = _Judge(config, folder, manifest, setting.oracle)
 
+    judged = 0
+
     def listen(record: dict[str, Any], method: Any) -> None:
+        nonlocal judged
+        judged += 1
         told = judge(record, method) | {"number": number, "epoch": record["epoch"], "seconds": time.monotonic() - started}
         with (folder / JUDGED).open("a") as file:
             file.write(json.dumps(told) + "\n")
@@ -76,6 +80,8 @@ def _train(config: train.Config, folder: Path, number: int, setting: Setting, he
         _train_group(plan, config, folder, manifest, listen)
     else:
         train.work(asdict(plan), listen, {name: _rows(arrays) for name, arrays in held.items()})
+    if not judged:  # it was cut off between its last epoch and its judgement
+        listen({"epoch": config.epochs}, evaluate.load_method(folder, manifest))
 
 
 def _rows(arrays: dict[str, Any]) -> Any:

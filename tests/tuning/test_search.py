@@ -32,24 +32,24 @@ def trials(storage: Path, study: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def searched(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Storage of a search of six trials, of which those with the wrong values fail."""
+    """Storage of a search of four trials, of which those with the wrong values fail."""
     storage = tmp_path_factory.mktemp("searches")
     space = storage / "space.yaml"
     space.write_text(yaml.safe_dump({"learning_rate": [0.002, 1e30], "dropout": [0.2, 5.0], "bits": [16, 32], "mmd_weight": {"low": 0.1, "high": 1.0}}))
-    assert main(line(digits, storage, "--study", "s", "--space", space, "--trials", 6, "--sampler", "random", "--seed", 3, "--oracle")) == 0
+    assert main(line(digits, storage, "--study", "s", "--space", space, "--trials", 4, "--sampler", "random", "--seed", 25, "--oracle")) == 0
     return storage
 
 
 def test_failed_trials_are_recorded_and_the_search_goes_on(searched: Path) -> None:
     rows = trials(searched, "s")
-    assert [row["number"] for row in rows] == [0, 1, 2, 3, 4, 5]
+    assert [row["number"] for row in rows] == [0, 1, 2, 3]
     for row in rows:
         wrong = row["learning_rate"] > 1 or row["dropout"] > 1
         assert (row["status"] == "failed") == wrong
         expected = "ValueError: dropout" if row["dropout"] > 1 else "FloatingPointError" if wrong else ""
         assert row["reason"].startswith(expected)
-    failed = [row for row in rows if row["status"] == "failed"]
-    assert failed and len(failed) < 6 and any("is not finite" in row["reason"] for row in failed)
+    reasons = [row["reason"] for row in rows if row["status"] == "failed"]
+    assert len(reasons) == 2 and any("is not finite" in reason for reason in reasons)
 
 
 def test_the_best_configuration_trains(searched: Path) -> None:
@@ -68,7 +68,7 @@ def test_the_search_and_its_trials_are_tracked(searched: Path) -> None:
     runs = client.search_runs([client.get_experiment_by_name("hashbridge").experiment_id])
     parent = next(run for run in runs if run.info.run_name == "s")
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert len(children) == 6 and parent.info.status == "FINISHED"
+    assert len(children) == 4 and parent.info.status == "FINISHED"
     ended = [child for child in children if child.info.status == "FINISHED"]
     assert ended and len(client.get_metric_history(ended[0].info.run_id, "information")) == 2
     assert {each.path for each in client.list_artifacts(parent.info.run_id)} >= {"best.yaml", "trials.csv", "trials.parquet"}
@@ -76,10 +76,10 @@ def test_the_search_and_its_trials_are_tracked(searched: Path) -> None:
 
 def test_a_finished_search_is_extended_and_not_begun_twice(digits: Path, searched: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = trials(searched, "s")
-    assert main(["tune", "--storage", str(searched), "--study", "s", "--resume", "--trials", "8"]) == 0
+    assert main(["tune", "--storage", str(searched), "--study", "s", "--resume", "--trials", "5"]) == 0
     after = trials(searched, "s")
-    assert after[:6] == before and [row["number"] for row in after] == list(range(8))
-    assert len({row["mmd_weight"] for row in after}) == 8  # another seed than the first six had
+    assert after[:4] == before and [row["number"] for row in after] == list(range(5))
+    assert len({row["mmd_weight"] for row in after}) == 5  # another seed than the first four had
     capsys.readouterr()
     assert main(line(digits, searched, "--study", "s")) == 2
     assert "--resume" in capsys.readouterr().err
@@ -118,7 +118,7 @@ def test_an_objective_of_classes_needs_a_method_that_names_some(digits: Path, tm
 
 
 def test_a_killed_search_goes_on(digits: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pipelines", *line(digits, tmp_path, "--study", "k", "--trials", 4, "--epochs", 6, "--no-asha", "--tracking", "none")]
+    command = [sys.executable, "-m", "pipelines", *line(digits, tmp_path, "--study", "k", "--trials", 3, "--epochs", 5, "--no-asha", "--tracking", "none")]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
     folder, end = tmp_path / "k", time.monotonic() + 180
@@ -135,6 +135,6 @@ def test_a_killed_search_goes_on(digits: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert "goes on as another, from its last checkpoint" in done.stderr
     rows = trials(tmp_path, "k")
-    assert len(rows) == 4 and all(row["status"] == "complete" and row["epoch"] == 6 for row in rows)
+    assert len(rows) == 3 and all(row["status"] == "complete" and row["epoch"] == 5 for row in rows)
     assert all((folder / name / "trial.json").read_text() == text for name, text in finished.items())  # none was trained again
-    assert json.loads(done.stdout.splitlines()[-1])["trials"]["complete"] == 4
+    assert json.loads(done.stdout.splitlines()[-1])["trials"]["complete"] == 3
