@@ -2,8 +2,8 @@
 
 Symbols: x input, h feature extractor, f encoder, g decoder, b = f(h(x)) probabilities of the bits, z fair random bits.
 An autoencoder whose codes shall be distributed as z; ``matching`` names the way. It needs no label and one domain; with
-two it learns from both. Beyond the paper: the averaged copy, and a cosine rate, each with a field whose off value is the
-paper's.
+two it learns from both. Beyond the paper, each with a field whose off value is the paper's: the averaged copy, a cosine
+rate, and a weight of the matching that grows. At full weight from the start the bits settle before they differ.
 """
 
 from dataclasses import dataclass
@@ -31,8 +31,17 @@ class IDRAEConfig:
         choices=("none", "critic", "assignment", "bitwise"),
     )  # fmt: skip
     matching_weight: float = hyper(
-        0.01, "lambda, weight of the matching beside the mean squared error", 1e-4, 1.0, log=True, when={"matching": ("critic", "assignment", "bitwise")}
+        0.03,
+        "lambda, weight of the matching beside the mean squared error; 0.01 in the paper",
+        1e-4,
+        1.0,
+        log=True,
+        when={"matching": ("critic", "assignment", "bitwise")},
     )
+    ramp: float = hyper(
+        0.8, "share of the training over which the matching's weight grows from zero; 0 in the paper", 0.1, 1.0,
+        when={"matching": ("critic", "assignment", "bitwise")},
+    )  # fmt: skip
     penalty_weight: float = hyper(10.0, "weight of the critic's gradient penalty", 1.0, 30.0, log=True, when={"matching": ("critic",)})
     extractor: str = hyper("auto", "h: none takes the input as it is", choices=("auto", "none", "alexnet", "vgg16"))
     pretrained: str = hyper("IMAGENET1K_V1", "h's weights: torchvision name, file path, or none")
@@ -48,7 +57,7 @@ class IDRAEConfig:
     @classmethod
     def paper(cls) -> Self:
         """The paper's setting: it names lambda, Adam, batches of 128 and VGG's fc7; rate and widths are readings."""
-        return cls(batch=128, average=0.0, final_rate=1.0)
+        return cls(matching_weight=0.01, ramp=0.0, batch=128, average=0.0, final_rate=1.0)
 
 
 def _layers(*widths: int) -> nn.Sequential:
@@ -99,7 +108,7 @@ class IDRAE(Method):
 
     def __init__(self, config: IDRAEConfig, shape: tuple[int, ...], classes: int, bits: int) -> None:
         super().__init__(config, shape, classes, bits)
-        c, self.draws = config, 0
+        c, self.draws, self.matched = config, 0, 1.0
         extractor = Extractor(c.extractor, shape, c.pretrained).requires_grad_(c.train_extractor)
         features, widths = extractor.features, (c.width, c.width // 2)
         self.networks = nn.ModuleDict({
@@ -125,6 +134,7 @@ class IDRAE(Method):
         self.draws = epoch << 32
 
     def begin_step(self, progress: float) -> None:
+        self.matched = min(1.0, progress / self.config.ramp) if self.config.ramp else 1.0
         for player in self.players.values():
             set_rate(player.optimizer, self.config.learning_rate, self.config.final_rate, progress)
 
@@ -143,7 +153,7 @@ class IDRAE(Method):
 
     def weights(self, player: str) -> dict[str, float]:
         c = self.config
-        return {"reconstruction": 1.0, "matching": c.matching_weight, "critic": 1.0, "penalty": c.penalty_weight}
+        return {"reconstruction": 1.0, "matching": c.matching_weight * self.matched, "critic": 1.0, "penalty": c.penalty_weight}
 
     def _drawn(self) -> torch.Generator:
         """A generator of the step's draws, alike on every rank."""

@@ -3,8 +3,8 @@
 Symbols: x feature (128-d, L2-normalised), x' the momentum encoder's, A and B the two domains, K clusters, c centroid,
 tau temperature of the contrast, phi of the cluster probabilities. A memory slot x' for each image of each domain. The
 codes, which the paper does not have, are the signs of a learned head on x, or ITQ's of x; no term of theirs moves x.
-Beyond the paper, each with a field whose off value is the paper's: views of other kinds, and a bound on the slots that a
-step compares with.
+Beyond the paper, each with a field whose off value is the paper's: views of other kinds, more clusters than classes, and a
+bound on the slots that a step compares with.
 """
 
 from collections.abc import Iterator
@@ -43,7 +43,8 @@ class UCDIRConfig:
     distance_weight: float = hyper(0.5, "beta, weight of the distance-of-distance", 0.01, 30.0, log=True)
     temperature: float = hyper(0.2, "tau, temperature of the contrast", 0.05, 1.0, log=True)
     cluster_temperature: float = hyper(0.1, "phi, temperature of the cluster probabilities", 0.01, 1.0, log=True)
-    clusters: int = hyper(0, "K, clusters of a domain; 0 for the number of classes")
+    clusters: int = hyper(0, "K, clusters of a domain; 0 for the number of classes times the next")
+    clusters_per_class: int = hyper(3, "clusters for each class, where K is not given; 1 in the paper", 1, 5)
     negatives: int = hyper(65536, "slots of a domain that a step compares with, drawn anew each step; 0 for all, as in the paper")
     average: float = hyper(0.99, "momentum of the momentum encoder; 0.999 in the paper", 0.9, 0.999)
     views: str = hyper("affine", "kind of the two views", choices=("affine", "contrastive"))
@@ -65,7 +66,7 @@ class UCDIRConfig:
     def paper(cls) -> Self:
         """The paper's setting on DomainNet; it takes ResNet-50 with MoCo v2's weights, given as ``pretrained``."""
         return cls(
-            cluster_weight=1.0, distance_weight=0.1, entropy_weight=0.5, negatives=0, average=0.999, views="contrastive", batch=64,
+            cluster_weight=1.0, distance_weight=0.1, entropy_weight=0.5, clusters_per_class=1, negatives=0, average=0.999, views="contrastive", batch=64,
             optimizer="sgd", learning_rate=2e-4,
         )  # fmt: skip
 
@@ -155,7 +156,7 @@ class UCDIR(Method):
         ]  # fmt: skip
         self.players = {"encoder": Player(self.networks, build_optimizer(c.optimizer, groups, c.learning_rate, c.weight_decay))}
         self.average(self.networks, c.average)
-        self.memory: Any = nn.ModuleDict({domain: Memory(c.clusters or classes) for domain in DOMAINS})
+        self.memory: Any = nn.ModuleDict({domain: Memory(c.clusters or c.clusters_per_class * classes) for domain in DOMAINS})
         self.clustering, self.aligning, self.draws = 0.0, False, 0
 
     @property
