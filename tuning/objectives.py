@@ -50,11 +50,13 @@ class Objective:
         compute: nan where it cannot be computed.
         maximise: whether more is better.
         help: what it is, and whose.
+        needs: of ``classes`` (the method's probabilities of them), ``source`` and ``labels`` (the source's).
     """
 
     compute: Callable[[Seen], float]
     maximise: bool
     help: str
+    needs: tuple[str, ...] = ()
 
 
 def source_map(seen: Seen) -> float:
@@ -102,12 +104,15 @@ def a_distance(seen: Seen) -> float:
 
 
 OBJECTIVES = {
-    "source-map": Objective(source_map, True, "mAP of held-out source images"),
-    "entropy": Objective(entropy, False, "entropy of the target's predictions (Morerio et al., ICLR 2018)"),
-    "information": Objective(information, True, "mutual information of target images and predictions (Musgrave et al., 2022)"),
+    "source-map": Objective(source_map, True, "mAP of held-out source images", ("source", "labels")),
+    "entropy": Objective(entropy, False, "entropy of the target's predictions (Morerio et al., ICLR 2018)", ("classes",)),
+    "information": Objective(information, True, "mutual information of target images and predictions (Musgrave et al., 2022)", ("classes",)),
     "density": Objective(soft_neighbourhood_density, True, "soft neighbourhood density (Saito et al., ICCV 2021)"),
     "a-distance": Objective(
-        a_distance, False, "distance of the domains' codes (Ben-David et al., NIPS 2007), by which the DAH paper chooses its weight of MMD"
+        a_distance,
+        False,
+        "distance of the domains' codes (Ben-David et al., NIPS 2007), by which the DAH paper chooses its weight of MMD",
+        ("source",),
     ),
 }
 
@@ -118,7 +123,7 @@ def _packed(codes: Tensor) -> np.ndarray:
 
 def _read(root: Path, manifest: Manifest, domain: str, split: str, labels: bool) -> tuple[Tensor, Tensor]:
     """A split's first rows, and their labels; empty where these are not read or there is no such split."""
-    rows = manifest.domains[domain].splits.get(split)
+    rows = manifest.domains[domain].splits.get(split) if domain else None
     batches = list(read_rows(root, manifest, domain, split, stop=min(rows.rows, ROWS), labels=labels)) if rows else []
     if not batches:
         return torch.empty(0, *manifest.shape), torch.empty(0, dtype=torch.int64)
@@ -146,8 +151,5 @@ def look(method: Method, root: Path, manifest: Manifest, source: str, target: st
 
 def objectives(seen: Seen) -> dict[str, float]:
     """Every label-free objective; nan where it cannot be computed."""
-    found = {}
-    for name, each in OBJECTIVES.items():
-        needs_classes = name in ("entropy", "information")
-        found[name] = float("nan") if needs_classes and not len(seen.probabilities) else each.compute(seen)
-    return found
+    there = {"classes": len(seen.probabilities) > 0, "source": len(seen.source) > 0, "labels": bool((seen.source_labels >= 0).any())}
+    return {name: each.compute(seen) if all(there[need] for need in each.needs) else float("nan") for name, each in OBJECTIVES.items()}

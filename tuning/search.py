@@ -135,11 +135,14 @@ def run(config: Config) -> dict[str, Any]:
     kind = find(config.method)
     method = kind(kind.Config(**config.own), tuple(manifest.shape), len(manifest.classes), config.bits)
     for name in config.names():
-        if name in ("entropy", "information", "oracle/accuracy") and not method.recognises:
+        needs = OBJECTIVES[name].needs if name in OBJECTIVES else ("classes",) * (name == "oracle/accuracy")
+        if "classes" in needs and not method.recognises:
             raise ValueError(f"objective {name} needs class probabilities, and {config.method} names no classes: take density or source-map")
+        if "source" in needs and not config.source:
+            raise ValueError(f"objective {name} needs a source: take density")
     cores = int(cluster.start().cluster_resources().get("CPU", 1))
     config.threads = config.threads or max(1, cores // ((config.concurrency or 2) * config.trial_workers))
-    needs = _resources(config, config.threads)
+    share = _resources(config, config.threads)
     options = {each.name: getattr(config, each.name) for each in fields(train.Config) if each.init and each.name not in ("own", "resume")}
     options |= config.own | {"workers": config.trial_workers if config.trial_workers > 1 else 0, "dataset": str(Path(config.dataset).resolve()), "plots": False}
     make_plan(train.make_config(options), manifest, folder, config.threads)
@@ -157,9 +160,9 @@ def run(config: Config) -> dict[str, Any]:
     tracker = _tracker(config, folder)
     print(f"search {folder.name}: {done} of {config.trials} trials are done; {len(space.searched)} values are searched", file=sys.stderr)
     if left > 0:
-        needs_oracle = "each" if any(name in ORACLES for name in config.names()) else "last" if config.oracle else ""
-        setting = Setting(options, str(folder), needs_oracle)
-        _search(config, setting, study, space, left, needs, _held(config, manifest, method.wants.source_labels), tracker)
+        oracle = "each" if any(name in ORACLES for name in config.names()) else "last" if config.oracle else ""
+        setting = Setting(options, str(folder), oracle)
+        _search(config, setting, study, space, left, share, _held(config, manifest, method.wants.source_labels), tracker)
     return report.conclude(config, study, folder, tracker)
 
 
@@ -175,7 +178,7 @@ def _tracker(config: Config, folder: Path) -> Any:
     return tracker
 
 
-def _search(config: Config, setting: Setting, study: Any, space: Space, left: int, needs: dict[str, float], held: dict[str, Any], tracker: Any) -> None:
+def _search(config: Config, setting: Setting, study: Any, space: Space, left: int, share: dict[str, float], held: dict[str, Any], tracker: Any) -> None:
     """Run the trials that are left."""
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
@@ -189,7 +192,7 @@ def _search(config: Config, setting: Setting, study: Any, space: Space, left: in
         stopping = ASHAScheduler("epoch", name, mode, max_t=config.epochs, grace_period=max(1, config.epochs // 4), reduction_factor=3)
     folder = Path(setting.folder)
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(trial, setting=setting, held=held), needs),
+        tune.with_resources(tune.with_parameters(trial, setting=setting, held=held), share),
         tune_config=tune.TuneConfig(
             search_alg=Judged(study, space, folder, config.names(), config.maximise(), config.epochs),
             scheduler=stopping, num_samples=left, max_concurrent_trials=config.concurrency or None, reuse_actors=True,

@@ -57,7 +57,12 @@ def test_a_distance_tells_shifted_domains_apart() -> None:
     assert objectives.a_distance(seen(shift=1.0)) > 1.5
 
 
-def test_what_needs_classes_is_not_a_number_without_them() -> None:
+def test_what_cannot_be_computed_is_not_a_number() -> None:
     found = objectives.objectives(seen())
     assert math.isnan(found["entropy"]) and math.isnan(found["information"])
     assert all(math.isfinite(found[name]) for name in ("source-map", "density", "a-distance"))
+    bare = seen()._replace(source=torch.empty(0, 16), source_labels=torch.empty(0, dtype=torch.int64), held=torch.empty(0, 16))
+    found = objectives.objectives(bare)
+    assert math.isfinite(found["density"]) and math.isnan(found["source-map"]) and math.isnan(found["a-distance"])
+    unlabelled = seen()._replace(source_labels=torch.full((200,), -1))
+    assert math.isnan(objectives.objectives(unlabelled)["source-map"])
