@@ -31,13 +31,9 @@ class IDRAEConfig:
         choices=("none", "critic", "assignment", "bitwise"),
     )  # fmt: skip
     matching_weight: float = hyper(
-        0.03,
-        "lambda, weight of the matching beside the mean squared error; 0.01 in the paper",
-        1e-4,
-        1.0,
-        log=True,
+        0.05, "lambda, weight of the matching beside the mean squared error; 0.01 in the paper", 1e-4, 1.0, log=True,
         when={"matching": ("critic", "assignment", "bitwise")},
-    )
+    )  # fmt: skip
     ramp: float = hyper(
         0.8, "share of the training over which the matching's weight grows from zero; 0 in the paper", 0.1, 1.0,
         when={"matching": ("critic", "assignment", "bitwise")},
