@@ -31,11 +31,11 @@ class IDRAEConfig:
         choices=("none", "critic", "assignment", "bitwise"),
     )  # fmt: skip
     matching_weight: float = hyper(
-        0.07, "lambda, weight of the matching beside the mean squared error; 0.01 in the paper", 1e-4, 1.0, log=True,
+        0.03, "lambda, weight of the matching beside the mean squared error; 0.01 in the paper", 1e-4, 1.0, log=True,
         when={"matching": ("critic", "assignment", "bitwise")},
     )  # fmt: skip
     ramp: float = hyper(
-        1.0, "share of the training over which the matching's weight grows from zero, as a square; 0 in the paper", 0.1, 1.0,
+        0.8, "share of the training over which the matching's weight grows from zero; 0 in the paper", 0.1, 1.0,
         when={"matching": ("critic", "assignment", "bitwise")},
     )  # fmt: skip
     penalty_weight: float = hyper(10.0, "weight of the critic's gradient penalty", 1.0, 30.0, log=True, when={"matching": ("critic",)})
@@ -130,7 +130,7 @@ class IDRAE(Method):
         self.draws = epoch << 32
 
     def begin_step(self, progress: float) -> None:
-        self.matched = min(1.0, progress / self.config.ramp) ** 2 if self.config.ramp else 1.0
+        self.matched = min(1.0, progress / self.config.ramp) if self.config.ramp else 1.0
         for player in self.players.values():
             set_rate(player.optimizer, self.config.learning_rate, self.config.final_rate, progress)
 
