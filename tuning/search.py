@@ -14,7 +14,7 @@ from pipelines.config import flag, option, read_yaml
 from pipelines.plan import make_plan
 from tuning import report
 from tuning.objectives import OBJECTIVES
-from tuning.space import Space, space_of
+from tuning.space import RESERVED, Space, space_of
 from tuning.study import Judged, Watcher, open_study, recover
 from tuning.trial import Setting, trial
 
@@ -94,12 +94,12 @@ def _space(config: Config) -> Space:
     return space_of(method, config.own, given, own & set(config.drawn), config.bits, COST in config.names())
 
 
-def _resources(config: Config, threads: int) -> dict[str, float]:
-    """What a trial takes of the cluster; refused where the cluster can never give it.
+def _resources(config: Config, threads: int) -> tuple[dict[str, float], int]:
+    """What a trial takes of the cluster, and how many run at once; refused where the cluster can never give it.
 
-    A trial of several workers takes nothing itself: Ray Train asks for its workers' share.
+    A trial of several workers takes nothing itself: Ray Train asks for its workers' share, so that the number is bounded here.
     """
-    total = cluster.start().cluster_resources()
+    total, room = cluster.start().cluster_resources(), []
     per = {"CPU": float(threads)} | ({"GPU": 1.0 if config.trial_workers > 1 else config.gpu_share} if config.gpu else {})
     for name, count in per.items():
         wanted, there = count * config.trial_workers, total.get(name, 0.0)
@@ -107,7 +107,8 @@ def _resources(config: Config, threads: int) -> dict[str, float]:
             raise ValueError(f"a trial needs {wanted:g} {name}s, but the cluster has {there:g}: fewer --trial-workers or --threads")
         if config.concurrency and wanted * config.concurrency > there:
             raise ValueError(f"{config.concurrency} trials at once need {wanted * config.concurrency:g} {name}s, but the cluster has {there:g}")
-    return per if config.trial_workers == 1 else {"CPU": 0.0}
+        room.append(int(there // wanted))
+    return per if config.trial_workers == 1 else {"CPU": 0.0}, config.concurrency or min(room)
 
 
 def _held(config: Config, manifest: Manifest, labels: bool) -> dict[str, dict[str, Any]]:
@@ -132,6 +133,7 @@ def run(config: Config) -> dict[str, Any]:
     folder = config.folder().resolve()
     manifest = Manifest.read(Path(config.dataset))
     space = _space(config)
+    config.own, config.bits = {name: space.fixed[name] for name in config.own}, space.fixed[RESERVED]  # a file's fixed values are every trial's
     kind = find(config.method)
     method = kind(kind.Config(**config.own), tuple(manifest.shape), len(manifest.classes), config.bits)
     for name in config.names():
@@ -142,7 +144,7 @@ def run(config: Config) -> dict[str, Any]:
             raise ValueError(f"objective {name} needs a source: take density")
     cores = int(cluster.start().cluster_resources().get("CPU", 1))
     config.threads = config.threads or max(1, cores // ((config.concurrency or 2) * config.trial_workers))
-    share = _resources(config, config.threads)
+    share, at_once = _resources(config, config.threads)
     options = {each.name: getattr(config, each.name) for each in fields(train.Config) if each.init and each.name not in ("own", "resume")}
     options |= config.own | {"workers": config.trial_workers if config.trial_workers > 1 else 0, "dataset": str(Path(config.dataset).resolve()), "plots": False}
     make_plan(train.make_config(options), manifest, folder, config.threads)
@@ -162,6 +164,7 @@ def run(config: Config) -> dict[str, Any]:
     if left > 0:
         oracle = "each" if any(name in ORACLES for name in config.names()) else "last" if config.oracle else ""
         setting = Setting(options, str(folder), oracle)
+        config.concurrency = at_once
         _search(config, setting, study, space, left, share, _held(config, manifest, method.wants.source_labels), tracker)
     return report.conclude(config, study, folder, tracker)
 
@@ -195,7 +198,7 @@ def _search(config: Config, setting: Setting, study: Any, space: Space, left: in
         tune.with_resources(tune.with_parameters(trial, setting=setting, held=held), share),
         tune_config=tune.TuneConfig(
             search_alg=Judged(study, space, folder, config.names(), config.maximise(), config.epochs),
-            scheduler=stopping, num_samples=left, max_concurrent_trials=config.concurrency or None, reuse_actors=True,
+            scheduler=stopping, num_samples=left, max_concurrent_trials=config.concurrency, reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name="tune", storage_path=str(folder / "ray"), verbose=0, callbacks=[Watcher(folder, name, config.maximise()[0], config.epochs, tracker)],

@@ -190,7 +190,6 @@ class Watcher(Callback):
         place = trial_folder(self.folder, number)
         if not (place / FAILED).is_file():
             place.mkdir(parents=True, exist_ok=True)
-            text = str(trial.get_pickled_error() or trial.get_error() or "its process died") if hasattr(trial, "get_pickled_error") else "its process died"
-            (place / FAILED).write_text(" ".join(text.split())[:500])
+            (place / FAILED).write_text(" ".join(str(trial.get_error() or "its process died").split())[:500])
         self.tracker.end(number, "FAILED")
         self._note(trial, "failed: " + reason(self.folder, number)[:100])

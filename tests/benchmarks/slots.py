@@ -23,7 +23,7 @@ SHAPE, CLASSES, BITS = (1, 28, 28), 10, 64
 
 @dataclass
 class Made:
-    """Rows of a domain that are made as they are asked for; the clusters are drawn around random centres."""
+    """Rows of a domain that are made as they are asked for."""
 
     total: int
 

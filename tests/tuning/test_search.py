@@ -1,14 +1,15 @@
 """Searches: finished, extended, killed and resumed, with trials that fail; and what a search may not ask."""
 
+import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -35,7 +36,9 @@ def searched(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Storage of a search of four trials, of which those with the wrong values fail."""
     storage = tmp_path_factory.mktemp("searches")
     space = storage / "space.yaml"
-    space.write_text(yaml.safe_dump({"learning_rate": [0.002, 1e30], "dropout": [0.2, 5.0], "bits": [16, 32], "mmd_weight": {"low": 0.1, "high": 1.0}}))
+    space.write_text(
+        yaml.safe_dump({"learning_rate": [0.002, 1e30], "dropout": [0.2, 5.0], "bits": [16, 32], "mmd_weight": {"low": 0.1, "high": 1.0}, "final_rate": 0.5})
+    )
     assert main(line(digits, storage, "--study", "s", "--space", space, "--trials", 4, "--sampler", "random", "--seed", 25, "--oracle")) == 0
     return storage
 
@@ -57,6 +60,8 @@ def test_the_best_configuration_trains(searched: Path) -> None:
     best = max(ended, key=lambda row: row["information"])
     given = yaml.safe_load((searched / "s" / "results" / "best.yaml").read_text())
     assert given["mmd_weight"] == best["mmd_weight"] and given["bits"] == best["bits"] and given["epochs"] == 2
+    trained = json.loads((searched / "s" / f"trial-{best['number']:04d}" / "config.json").read_text())
+    assert given["final_rate"] == trained["own"]["final_rate"] == 0.5 and trained["own"]["mmd_weight"] == best["mmd_weight"]  # fixed by the file, and drawn
     assert all(0 <= row["oracle/accuracy"] <= 1 for row in ended)
     assert {each.name for each in (searched / "s" / "results").iterdir()} >= {"history.png", "slices.png", "trials.csv"}
 
@@ -118,14 +123,18 @@ def test_an_objective_of_classes_needs_a_method_that_names_some(digits: Path, tm
 
 
 def test_a_killed_search_goes_on(digits: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pipelines", *line(digits, tmp_path, "--study", "k", "--trials", 3, "--epochs", 5, "--no-asha", "--tracking", "none")]
+    searching = line(digits, tmp_path, "--study", "k", "--trials", 3, "--epochs", 5, "--concurrency", 1, "--no-asha", "--tracking", "none")
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines", *searching], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
     folder, end = tmp_path / "k", time.monotonic() + 180
-    while not (list(folder.glob("*/trial.json")) and any(not (each.parent / "trial.json").exists() for each in folder.glob("trial-*/checkpoints"))):
+    while not list((folder / "trial-0001").glob("checkpoints/*")):
         assert process.poll() is None and time.monotonic() < end, "the search ended, or hung, before it could be killed"
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
+    for each in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):
+            each.kill()  # Ray's processes too: left alone, they go on for some seconds, and end the trial
     process.wait()
     finished = {each.parent.name: each.read_text() for each in folder.glob("*/trial.json")}
     done = subprocess.run(
@@ -133,8 +142,8 @@ def test_a_killed_search_goes_on(digits: Path, tmp_path: Path) -> None:
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "goes on as another, from its last checkpoint" in done.stderr
+    assert "trial 1 was cut off: it goes on as another, from its last checkpoint" in done.stderr
     rows = trials(tmp_path, "k")
     assert len(rows) == 3 and all(row["status"] == "complete" and row["epoch"] == 5 for row in rows)
-    assert all((folder / name / "trial.json").read_text() == text for name, text in finished.items())  # none was trained again
+    assert list(finished) == ["trial-0000"] and (folder / "trial-0000" / "trial.json").read_text() == finished["trial-0000"]  # it was not trained again
     assert json.loads(done.stdout.splitlines()[-1])["trials"]["complete"] == 3
