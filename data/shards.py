@@ -124,7 +124,7 @@ class _Prepare:
 
 
 class _Write:
-    """Writes one part of the shuffle to a file and tells what is in it."""
+    """Writes one part of the shuffle to a file and tells how many rows it has, and which were left out."""
 
     def __init__(self, layout: Layout, folder: Path) -> None:
         self.layout, self.folder = layout, folder
@@ -143,23 +143,21 @@ class _Write:
         table = pa.Table.from_arrays([good["id"], order, content, good["label"]], schema=self.layout.schema())
         path = self.folder / (part.replace("/", "-") + ".parquet")
         pq.write_table(table, path)
-        labels = np.asarray(good["label"])
-        return pa.table({
-            "part": [part], "rows": [len(good)], "labels": [np.bincount(labels[labels >= 0]).tolist()],
-            "unlabelled": [int((labels < 0).sum())],
-            "rejected": [[f"{i}\n{e}" for i, e in zip(bad["id"].to_pylist(), bad["error"].to_pylist(), strict=True)]],
-        })  # fmt: skip
+        rejected = [f"{i}\n{e}" for i, e in zip(bad["id"].to_pylist(), bad["error"].to_pylist(), strict=True)]
+        return pa.table({"part": [part], "rows": [len(good)], "rejected": [rejected]})
 
 
 class _Number:
-    """Gives a part's rows their numbers and its file its place; tells the file's digest."""
+    """Gives a part's rows their numbers, up to a limit, and its file its place; tells what is in it, and its digest."""
 
-    def __init__(self, staging: Path, target: Path) -> None:
-        self.staging, self.target = staging, target
+    def __init__(self, staging: Path, target: Path, limit: int) -> None:
+        self.staging, self.target, self.limit = staging, target, limit
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         split, part = item["part"].split("/")
         table = pq.read_table(self.staging / f"{split}-{part}.parquet")
+        if self.limit:
+            table = table.slice(0, max(0, self.limit - int(item["offset"])))
         numbers = pc.add(table["row"], int(item["offset"])) if len(table) else table["row"]
         table = table.set_column(1, "row", numbers)
         path = self.target / f"split={split}" / f"part-{part}.parquet"
@@ -167,10 +165,12 @@ class _Number:
         pq.write_table(table, path, row_group_size=2048)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"part": item["part"], "sha256": digest}
+        labels = table["label"].to_numpy()
+        counts = np.bincount(labels[labels >= 0]).tolist()
+        return {"part": item["part"], "rows": len(table), "labels": counts, "unlabelled": int((labels < 0).sum()), "sha256": digest}
 
 
-def _write_parts(reader: Reader, layout: Layout, staging: Path, test_share: float) -> list[dict[str, Any]]:
+def _write_parts(reader: Reader, layout: Layout, staging: Path, test_share: float, limit: int) -> list[dict[str, Any]]:
     """Shuffle and write all rows; a description of every part, in order, with its file's digest."""
     import ray.data  # noqa: PLC0415  readers of shards do without Ray
 
@@ -192,10 +192,11 @@ def _write_parts(reader: Reader, layout: Layout, staging: Path, test_share: floa
         split = item["part"].split("/")[0]
         item["offset"] = offsets.get(split, 0)
         offsets[split] = item["offset"] + item["rows"]
+    done = [item for item in done if not limit or item["offset"] < limit]
     items = [{"part": item["part"], "offset": item["offset"]} for item in done]
-    numbered = ray.data.from_items(items).map(_Number(staging / "parts", staging / "domain").__call__).take_all()
-    digests = {item["part"]: item["sha256"] for item in numbered}
-    return [item | {"sha256": digests[item["part"]]} for item in done]
+    numbered = ray.data.from_items(items).map(_Number(staging / "parts", staging / "domain", limit).__call__).take_all()
+    told = {item["part"]: item for item in numbered}
+    return [item | told[item["part"]] for item in done]
 
 
 def _describe(reader: Reader, parts: list[dict[str, Any]], classes: int) -> Domain:
@@ -225,7 +226,7 @@ def _locked(root: Path) -> Iterator[None]:
 
 def write_domain(
     reader: Reader, root: Path, *, size: int = 0, channels: int = 0, store: str = "", seed: int = 0,
-    test_share: float = 0.0, strict: bool = False, replace: bool = False,
+    test_share: float = 0.0, limit: int = 0, strict: bool = False, replace: bool = False,
 ) -> Manifest:  # fmt: skip
     """Write a domain's shards and name it in the dataset's manifest. Ray must be running.
 
@@ -233,6 +234,7 @@ def write_domain(
         root: the dataset's folder, made where it is not.
         size, channels, store: see :func:`choose_layout`; 0 and "" for what fits.
         test_share: share of the rows that become split ``test``, chosen by their ids; only for sources without one.
+        limit: rows of a split at most, the first of its shuffle; 0 for all.
         strict: an unreadable row is an error.
         replace: write the domain anew where it exists.
 
@@ -251,7 +253,7 @@ def write_domain(
     staging = root / f".staging-{uuid.uuid4().hex[:8]}"
     try:
         classes = list(reader.classes) or (manifest.classes if manifest else [])
-        parts = _write_parts(reader, layout, staging, test_share)
+        parts = _write_parts(reader, layout, staging, test_share, limit)
         domain = _describe(reader, parts, len(classes))
         if strict and domain.rejected:
             first = domain.rejected[0]

@@ -8,7 +8,7 @@ from typing import Any
 from data.catalog import open_source
 from data.shards import write_domain
 from pipelines import cluster
-from pipelines.config import option, positional, required
+from pipelines.config import flag, option, positional, required
 
 
 @dataclass
@@ -22,6 +22,7 @@ class Config:
     channels: int = option(0, "1 for grey, 3 for RGB (default: the dataset's, else the source's)")
     store: str = option("", "raw: pixels; encoded: files as they are (default: raw up to 64 pixels)", ("raw", "encoded"))
     test_share: float = option(0.0, "share of a source without a test split that becomes one")
+    limit: int = option(0, "rows of a split at most, drawn by the seed: a subset to search on (default: all)")
     seed: int = option(0, "seed of the shuffle")
     strict: bool = option(False, "an image that cannot be read is an error")
     replace: bool = option(False, "write a domain anew that the dataset has already")
@@ -34,8 +35,9 @@ class Config:
             raise ValueError(f"--channels is {self.channels}, but must be 1 or 3")
         if not 0 <= self.test_share < 1:
             raise ValueError(f"--test-share is {self.test_share}, but must be at least 0 and below 1")
-        if self.seed < 0:
-            raise ValueError(f"--seed is {self.seed}, but must not be negative")
+        for name in ("limit", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{flag(name)} is {getattr(self, name)}, but must not be negative")
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def run(config: Config) -> dict[str, Any]:
         try:
             manifest = write_domain(
                 reader, root, size=config.size, channels=config.channels, store=config.store, seed=config.seed,
-                test_share=config.test_share, strict=config.strict, replace=config.replace,
+                test_share=config.test_share, limit=config.limit, strict=config.strict, replace=config.replace,
             )  # fmt: skip
         except Exception as error:
             raise cluster.user_error(error) from error

@@ -38,7 +38,6 @@ def ingest(source: Path | str, root: Path, domain: str | None = None, **options:
 
 def test_the_parquet_contract(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = npz(tmp_path / "a.npz", rows=90)
-    monkeypatch.setattr(shards, "ROWS_PER_FILE", 40)
     reader = open_source(str(source), "a", tmp_path)[0]
     layout = shards.Layout("raw", (1, 8, 8), 0, rows_per_file=40)
     monkeypatch.setattr(shards, "choose_layout", lambda *_: layout)
@@ -95,6 +94,21 @@ def test_nested_folders_are_domains_and_a_share_becomes_the_test_split(ray_clust
     assert set(manifest.domains) == {"photo", "sketch"}
     rows = {name: split.rows for name, split in manifest.domains["photo"].splits.items()}
     assert rows["train"] + rows["test"] == 40 and 3 <= rows["test"] <= 18
+
+
+def test_a_limit_takes_the_first_rows_of_the_shuffle(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = shards.Layout("raw", (1, 8, 8), 0, rows_per_file=20)
+    monkeypatch.setattr(shards, "choose_layout", lambda *_: layout)
+    source = npz(tmp_path / "a.npz", rows=90)
+    whole, some = (ingest(source, tmp_path / name, limit=limit) for name, limit in (("whole", 0), ("some", 31)))
+    split = some.split("a", "train")
+    assert split.rows == 31 == sum(split.labels) == sum(file["rows"] for file in split.files) and len(split.files) < len(whole.split("a", "train").files)
+
+    def ids(manifest: Manifest, stop: int) -> list[str]:
+        batches = read_rows(tmp_path / manifest.dataset, manifest, "a", "train", 0, stop, ids=True)
+        return [each for batch in batches for each in batch.column("id").to_pylist()]
+
+    assert ids(some, 31) == ids(whole, 31)
 
 
 def test_a_domain_must_fit_the_dataset(ray_cluster: None, tmp_path: Path) -> None:
