@@ -2,8 +2,9 @@
 
 Symbols: x input, h feature extractor, f encoder, g decoder, b = f(h(x)) probabilities of the bits, z fair random bits.
 An autoencoder whose codes shall be distributed as z; ``matching`` names the way. It needs no label and one domain; with
-two it learns from both. Beyond the paper, each with a field whose off value is the paper's: the averaged copy, a cosine
-rate, and a weight of the matching that grows. At full weight from the start the bits settle before they differ.
+two it learns from both. Beyond the paper, each with a field whose off value is the paper's: the averaged copy, a rate
+that falls, and a weight of the matching that grows. At full weight from the start the bits settle before they differ; with
+a rate that falls to zero some stay unbalanced.
 """
 
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class IDRAEConfig:
         choices=("none", "critic", "assignment", "bitwise"),
     )  # fmt: skip
     matching_weight: float = hyper(
-        0.03, "lambda, weight of the matching beside the mean squared error; 0.01 in the paper", 1e-4, 1.0, log=True,
+        0.05, "lambda, weight of the matching beside the mean squared error; 0.01 in the paper", 1e-4, 1.0, log=True,
         when={"matching": ("critic", "assignment", "bitwise")},
     )  # fmt: skip
     ramp: float = hyper(
@@ -47,7 +48,7 @@ class IDRAEConfig:
     average: float = hyper(0.99, "decay of the averaged copy that encodes; 0 is the paper (no copy)", 0.9, 0.999)
     learning_rate: float = hyper(1e-3, "first learning rate", 1e-4, 1e-2, log=True)
     critic_rate: float = hyper(1.0, "the critic's share of the learning rate", 0.1, 10.0, log=True, when={"matching": ("critic",)})
-    final_rate: float = hyper(0.0, "last learning rate, as a share of the first: log-spaced between, cosine if 0; 1 in the paper")
+    final_rate: float = hyper(0.3, "last learning rate, as a share of the first: log-spaced between, cosine if 0; 1 in the paper")
     weight_decay: float = hyper(0.0, "weight decay", 1e-6, 1e-2, log=True)
 
     @classmethod

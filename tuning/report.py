@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import statistics
 import sys
 import warnings
 from pathlib import Path
@@ -30,13 +31,14 @@ def judged(folder: Path, number: int) -> list[dict[str, Any]]:
 
 
 def table(study: optuna.Study, folder: Path) -> list[dict[str, Any]]:
-    """A row for each trial that is over: number, status, drawn values, the last epoch's figures, and why it failed."""
+    """A row for each trial that is over: number, status, start-up in seconds, drawn values, the last epoch's figures, and why it failed."""
     gone, rows = cut_off(study), []
     for each in study.trials:
         if each.number in gone or not each.state.is_finished():
             continue
         last = (judged(folder, each.number) or [{}])[-1]
-        rows.append({"number": each.number, "status": STATES[each.state]} | last | each.params | {"reason": reason(folder, each.number)})
+        started = {"start_up": last.pop("began") - each.datetime_start.timestamp()} if last and each.datetime_start else {}
+        rows.append({"number": each.number, "status": STATES[each.state]} | started | last | each.params | {"reason": reason(folder, each.number)})
     return rows
 
 
@@ -107,13 +109,19 @@ def conclude(config: Any, study: optuna.Study, folder: Path, tracker: Any) -> di
     draw(study, names, out)
     values = {name: value for each in best[:1] for name, value in zip(names, each.values, strict=True)}
     tracker.finish(out, values, "FINISHED")
-    print(f"search {folder.name}: " + ", ".join(f"{count} {status}" for status, count in counts.items() if count))
+    print(f"search {folder.name}: " + ", ".join(f"{count} {status}" for status, count in counts.items() if count) + "; " + _start_up(rows))
     for each in best:
         figures = "  ".join(f"{name} {value:.4f}" for name, value in zip(names, each.values, strict=True))
         print(f"trial {each.number}: {figures}  " + " ".join(f"{name}={_short(value)}" for name, value in each.params.items()))
     print(f"table, pictures and best.yaml in {out}; train with `hashbridge train --config {out / 'best.yaml'}`")
     found = {"study": study.study_name, "trial": best[0].number, "values": values, "params": best[0].params, "trials": counts, "results": str(out)}
     return found | (_register(config, best[0], folder, tracker.uri) if config.register else {})
+
+
+def _start_up(rows: list[dict[str, Any]]) -> str:
+    """How long the trials took from their draw until they trained."""
+    taken = [row["start_up"] for row in rows if "start_up" in row]
+    return f"a trial started in {statistics.median(taken):.1f} s (median; at most {max(taken):.1f} s)"
 
 
 def _short(value: Any) -> str:

@@ -97,7 +97,7 @@ def _space(config: Config) -> Space:
 def _resources(config: Config, threads: int) -> tuple[dict[str, float], int]:
     """What a trial takes of the cluster, and how many run at once; refused where the cluster can never give it.
 
-    A trial of several workers takes nothing itself: Ray Train asks for its workers' share, so that the number is bounded here.
+    A trial of several workers takes a token (Ray refuses nothing at all): Ray Train asks for its workers' share, so that the number is bounded here.
     """
     total, room = cluster.start().cluster_resources(), []
     per = {"CPU": float(threads)} | ({"GPU": 1.0 if config.trial_workers > 1 else config.gpu_share} if config.gpu else {})
@@ -108,7 +108,7 @@ def _resources(config: Config, threads: int) -> tuple[dict[str, float], int]:
         if config.concurrency and wanted * config.concurrency > there:
             raise ValueError(f"{config.concurrency} trials at once need {wanted * config.concurrency:g} {name}s, but the cluster has {there:g}")
         room.append(int(there // wanted))
-    return per if config.trial_workers == 1 else {"CPU": 0.0}, config.concurrency or min(room)
+    return per if config.trial_workers == 1 else {"memory": 2.0**20}, config.concurrency or min(room)
 
 
 def _held(config: Config, manifest: Manifest, labels: bool) -> dict[str, dict[str, Any]]:

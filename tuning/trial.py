@@ -61,15 +61,13 @@ def _train(config: train.Config, folder: Path, number: int, setting: Setting, he
     manifest = Manifest.read(Path(config.dataset))
     plan = make_plan(config, manifest, folder, config.threads)
     plan = replace(plan, config=asdict(config))
-    started = time.monotonic()
     judge = _Judge(config, folder, manifest, setting.oracle)
-
-    judged = 0
+    began, started, judged = time.time(), time.monotonic(), 0
 
     def listen(record: dict[str, Any], method: Any) -> None:
         nonlocal judged
         judged += 1
-        told = judge(record, method) | {"number": number, "epoch": record["epoch"], "seconds": time.monotonic() - started}
+        told = judge(record, method) | {"number": number, "epoch": record["epoch"], "began": began, "seconds": time.monotonic() - started}
         with (folder / JUDGED).open("a") as file:
             file.write(json.dumps(told) + "\n")
         if record["epoch"] == config.epochs:

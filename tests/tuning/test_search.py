@@ -122,6 +122,14 @@ def test_an_objective_of_classes_needs_a_method_that_names_some(digits: Path, tm
     assert "names no classes: take density" in capsys.readouterr().err
 
 
+def test_a_trial_of_two_workers(digits: Path, tmp_path: Path) -> None:
+    arguments = line(digits, tmp_path, "--study", "w", "--trials", 1, "--epochs", 1, "--trial-workers", 2, "--concurrency", 1, "--tracking", "none")
+    assert main(arguments) == 0
+    (row,) = trials(tmp_path, "w")
+    assert row["status"] == "complete" and row["information"] > 0 and row["start_up"] > 0
+    assert json.loads((tmp_path / "w" / "trial-0000" / "config.json").read_text())["workers"] == 2
+
+
 def test_a_killed_search_goes_on(digits: Path, tmp_path: Path) -> None:
     searching = line(digits, tmp_path, "--study", "k", "--trials", 3, "--epochs", 5, "--concurrency", 1, "--no-asha", "--tracking", "none")
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
