@@ -1,4 +1,4 @@
-"""The same command as a Ray job, from a clone, on a head of its own."""
+"""The same commands as Ray jobs, from a clone, on a head of their own."""
 
 import contextlib
 import json
@@ -35,8 +35,19 @@ def wait_for(url: str, timeout: float = 60) -> None:
     raise AssertionError(f"{url} did not answer in {timeout} s")
 
 
+def submit(arguments: str, dashboard: int, clone: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a command of hashbridge as a job of the clone."""
+    command = [RAY, "job", "submit", "--address", f"http://127.0.0.1:{dashboard}", "--working-dir", ".", "--", sys.executable, "-m", "pipelines"]
+    for _ in range(20):  # the head answers some seconds before it takes jobs
+        done = subprocess.run([*command, *arguments.split()], cwd=clone, env=environment, capture_output=True, text=True, timeout=180, check=False)
+        if "No available agent" not in done.stderr:
+            break
+        time.sleep(2)
+    return done
+
+
 @pytest.mark.skipif(not Path(RAY).exists(), reason="the ray command is not installed")
-def test_train_as_a_job_from_a_clone(digits: Path, tmp_path: Path) -> None:
+def test_train_and_tune_as_jobs_from_a_clone(digits: Path, tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", "--depth", "1", ROOT.as_uri(), str(clone)], check=True)
     dashboard, short = free_port(), tempfile.mkdtemp(prefix="hb")  # a socket's path may have 107 characters
@@ -47,27 +58,18 @@ def test_train_as_a_job_from_a_clone(digits: Path, tmp_path: Path) -> None:
          *(f"--{name}={port}" for name, port in ports.items())],
         env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
+    shared = f"dah --dataset {digits} --source typeset --target handwritten --bits 16 --per-class 4 --epochs 1 --steps-per-epoch 3 --tracking none --json"
     try:
         wait_for(f"http://127.0.0.1:{dashboard}/api/version")
-        arguments = (
-            f"train dah --dataset {digits} --source typeset --target handwritten --bits 16 --per-class 4 --epochs 1 --steps-per-epoch 3 "
-            f"--storage {tmp_path}/runs --tracking none --no-plots --json"
-        )
-        submit = [RAY, "job", "submit", "--address", f"http://127.0.0.1:{dashboard}", "--working-dir", "."]
-        for _ in range(20):  # the head answers some seconds before it takes jobs
-            done = subprocess.run(
-                [*submit, "--", sys.executable, "-m", "pipelines", *arguments.split()],
-                cwd=clone, env=environment, capture_output=True, text=True, timeout=180, check=False,
-            )  # fmt: skip
-            if "No available agent" not in done.stderr:
-                break
-            time.sleep(2)
+        trained = submit(f"train {shared} --no-plots --storage {tmp_path}/runs", dashboard, clone, environment)
+        tuned = submit(f"tune {shared} --trials 2 --concurrency 2 --threads 1 --study j --storage {tmp_path}/searches", dashboard, clone, environment)
     finally:
         for process in [*psutil.Process(head.pid).children(recursive=True), head]:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         head.wait(30)
-    assert done.returncode == 0, done.stdout + done.stderr
-    result = next(tmp_path.glob("runs/*/result.json"))
-    assert json.loads(result.read_text())["epochs"] == 1
-    assert '"run_id"' in done.stdout
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    assert json.loads(next(tmp_path.glob("runs/*/result.json")).read_text())["epochs"] == 1
+    assert '"run_id"' in trained.stdout
+    assert tuned.returncode == 0, tuned.stdout + tuned.stderr
+    assert '"complete": 2' in tuned.stdout and (tmp_path / "searches" / "j" / "results" / "best.yaml").is_file()
