@@ -2,9 +2,9 @@
 
 Symbols: x input, h feature extractor, f encoder, g decoder, b = f(h(x)) probabilities of the bits, z fair random bits.
 An autoencoder whose codes shall be distributed as z; ``matching`` names the way. It needs no label and one domain; with
-two it learns from both. Beyond the paper, each with a field whose off value is the paper's: the averaged copy, a rate
-that falls, and a weight of the matching that grows. At full weight from the start the bits settle before they differ; with
-a rate that falls to zero some stay unbalanced.
+two it learns from both. Beyond the paper, each with a field whose off value is the paper's: the averaged copy, an error
+relative to the features' variance (lambda then means the same for all of them), a weight of the matching that grows (at
+full weight from the start the bits settle before they differ), and a rate that falls, not to zero (bits stay unbalanced).
 """
 
 from dataclasses import dataclass
@@ -32,13 +32,14 @@ class IDRAEConfig:
         choices=("none", "critic", "assignment", "bitwise"),
     )  # fmt: skip
     matching_weight: float = hyper(
-        0.05, "lambda, weight of the matching beside the mean squared error; 0.01 in the paper", 1e-4, 1.0, log=True,
+        0.75, "lambda, weight of the matching beside the reconstruction error; 0.01 in the paper", 1e-3, 10.0, log=True,
         when={"matching": ("critic", "assignment", "bitwise")},
     )  # fmt: skip
     ramp: float = hyper(
         0.8, "share of the training over which the matching's weight grows from zero; 0 in the paper", 0.1, 1.0,
         when={"matching": ("critic", "assignment", "bitwise")},
     )  # fmt: skip
+    relative: bool = hyper(True, "the reconstruction error is a share of the features' variance; off in the paper: a mean square")
     penalty_weight: float = hyper(10.0, "weight of the critic's gradient penalty", 1.0, 30.0, log=True, when={"matching": ("critic",)})
     extractor: str = hyper("auto", "h: none takes the input as it is", choices=("auto", "none", "alexnet", "vgg16"))
     pretrained: str = hyper("IMAGENET1K_V1", "h's weights: torchvision name, file path, or none")
@@ -54,7 +55,7 @@ class IDRAEConfig:
     @classmethod
     def paper(cls) -> Self:
         """The paper's setting: it names lambda, Adam, batches of 128 and VGG's fc7; rate and widths are readings."""
-        return cls(matching_weight=0.01, ramp=0.0, batch=128, average=0.0, final_rate=1.0)
+        return cls(matching_weight=0.01, ramp=0.0, relative=False, batch=128, average=0.0, final_rate=1.0)
 
 
 def _layers(*widths: int) -> nn.Sequential:
@@ -142,7 +143,8 @@ class IDRAE(Method):
         parts = [part.x for part in batch if part is not None]
         features = self.networks["extractor"](torch.cat(parts))
         b = self.networks["encoder"](features)
-        terms = {"reconstruction": (self.networks["decoder"](b) - features.detach()).square().mean()}
+        error = (self.networks["decoder"](b) - features.detach()).square().mean()
+        terms = {"reconstruction": error / gather(features.detach()).var(0).mean().clamp_min(1e-8) if self.config.relative else error}
         if self.config.matching != "none":
             each = b.split([len(part) for part in parts])
             terms["matching"] = self._matching(torch.cat([gather(part) for part in each]))  # in the order of one process

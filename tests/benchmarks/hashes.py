@@ -18,10 +18,10 @@ from models.encoder import HashEncoder, encode_all
 from pipelines import ablate, evaluate, train
 from pipelines.cli import quiet
 
-ROWS: dict[str, tuple[str, dict[str, Any]]] = {  # the weights of the matching are those of the best mAP on USPS at 64 bits, of 0.0001 to 0.1
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {  # of the critic's and the assignment's weights, those of the best mAP on USPS at 64 bits
     "LSH": ("lsh", {}), "SpecHash": ("spectral", {}), "ITQ": ("itq", {}), "KMH": ("kmeans-hash", {}),
-    "AE": ("idr-ae", {"matching": "none"}), "WGAN-AE": ("idr-ae", {"matching": "critic", "matching_weight": 0.001}),
-    "OT-AE": ("idr-ae", {"matching": "assignment", "matching_weight": 0.001}), "IDR-AE": ("idr-ae", {}),
+    "AE": ("idr-ae", {"matching": "none"}), "WGAN-AE": ("idr-ae", {"matching": "critic", "matching_weight": 0.01}),
+    "OT-AE": ("idr-ae", {"matching": "assignment", "matching_weight": 0.01}), "IDR-AE": ("idr-ae", {}),
 }  # fmt: skip
 
 
