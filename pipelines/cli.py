@@ -24,6 +24,7 @@ COMMANDS = {
     "index": "codes to a search index",
     "search": "find the nearest images of an index",
     "translate": "source images in the target's style",
+    "submit": "run a command as a job of a Ray cluster",
     "methods": "the methods, with papers, needs and defaults",
     "datasets": "the datasets known by name",
 }
@@ -56,12 +57,16 @@ def parse(argv: list[str]) -> tuple[str, Any, argparse.Namespace]:
     extra = getattr(stage, "method_fields", None)
     if extra:
         add_fields(parser.add_argument_group("the method's own fields (see `hashbridge methods`)"), extra(argv))
-    given, unknown = top.parse_known_args(argv)
+    cut = argv.index("--") if name == "submit" and "--" in argv else len(argv)
+    given, unknown = top.parse_known_args(argv[:cut])
     if unknown:
         known = [text for action in parser._actions for text in action.option_strings]
         raise ValueError(f"no option {unknown[0]}{nearest(unknown[0].split('=')[0], known)}")
     values = {k: v for k, v in vars(given).items() if k not in {"command", "config", "json", "verbose"}}
     values = (read_yaml(given.config) if given.config else {}) | values
+    if name == "submit" and argv[cut + 1 :]:
+        parse(argv[cut + 1 :])  # a wrong option is better told here than by the cluster
+        values["arguments"] = argv[cut + 1 :]
     make = getattr(stage, "make_config", None)
     return name, make(values) if make else build(stage.Config, values), given
 
