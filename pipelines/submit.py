@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.config import build, option, read_yaml
 
-ENVIRONMENT = Path(__file__).resolve().parents[1] / "infra" / "runtime_env.yaml"
+ENVIRONMENT = "infra/runtime_env.yaml"  # in the checkout
 LOCAL = "http://127.0.0.1:8265"
 
 
@@ -23,7 +23,7 @@ class Config:
     address: str = option("", f"the cluster's dashboard, as http://head:8265 (default: RAY_ADDRESS, else {LOCAL})")
     checkout: str = option(".", "folder whose files the job runs: what git does not ignore is uploaded")
     max_upload_mb: int = option(100, "refuse an upload of more MiB")
-    environment: str = option("", "Ray runtime environment, a YAML file (default: infra/runtime_env.yaml)")
+    environment: str = option("", f"Ray runtime environment, a YAML file (default: {ENVIRONMENT} of the checkout)")
     python: str = option("python", "the cluster's interpreter")
     wait: bool = option(True, "follow the logs until the job ends, and end with its exit status")
     arguments: list[str] = field(default_factory=list)
@@ -76,7 +76,7 @@ def run(config: Config) -> dict[str, Any]:
         largest = ", ".join(f"{name} ({each / 2**20:.1f} MiB)" for each, name in files[:3])
         raise ValueError(f"the upload would be {size:.1f} MiB, over --max-upload-mb {config.max_upload_mb}: ignore in .gitignore {largest}, or raise it")
     address = config.address or os.environ.get("RAY_ADDRESS") or LOCAL
-    environment = read_yaml(config.environment or str(ENVIRONMENT)) | {"working_dir": str(checkout)}
+    environment = read_yaml(config.environment or str(checkout / ENVIRONMENT)) | {"working_dir": str(checkout)}
     command = shlex.join([config.python, "-m", "pipelines", *config.arguments])
     client = _connect(address)
     try:
