@@ -1,14 +1,17 @@
 """Checkpoints: safetensors for tensors, JSON for the rest. Nothing in them is ever unpickled.
 
-A checkpoint is a folder ``epoch-00012`` with ``model.safetensors``, ``optimizer.safetensors`` and ``state.json``,
-written beside its place and renamed into it, so that it is there whole or not at all. Random states need no place in
-it: every draw is a function of (seed, epoch, rank).
+A checkpoint is a folder ``epoch-00012`` with ``model.safetensors``, ``optimizer.safetensors``, ``state.json`` and the
+SHA-256 of each in ``digests.json``. It is written beside its place and renamed into it, so that it is there whole or not
+at all; one that storage has damaged since is passed over. Random states need no place in it: every draw is a function of
+(seed, epoch, rank).
 """
 
+import hashlib
 import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,9 @@ from torch import Tensor
 
 from models.method import Method
 
-FORMAT = 1
+FORMAT = 2  # of 1 there were no digests
+FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+DIGESTS = "digests.json"
 
 
 def _flatten(value: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
@@ -68,7 +73,8 @@ def save(folder: Path, method: Method, epoch: int, config: dict[str, Any]) -> Pa
             "bits": method.bits, "optimizers": optimizers, "config": config,
         }  # fmt: skip
         (partial / "state.json").write_text(json.dumps(state))
-        for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
+        (partial / DIGESTS).write_text(json.dumps(_digests(partial)))
+        for name in (*FILES, DIGESTS):
             with (partial / name).open("rb") as file:
                 os.fsync(file.fileno())
         shutil.rmtree(place, ignore_errors=True)
@@ -82,10 +88,38 @@ def save(folder: Path, method: Method, epoch: int, config: dict[str, Any]) -> Pa
     return place
 
 
+def _digests(place: Path) -> dict[str, str]:
+    found = {}
+    for name in FILES:
+        with (place / name).open("rb") as file:
+            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def whole(place: Path) -> bool:
+    """Whether a checkpoint's files are as they were written."""
+    try:
+        if not (place / DIGESTS).exists():
+            return read_state(place)["format"] == 1
+        return json.loads((place / DIGESTS).read_text()) == _digests(place)
+    except (OSError, ValueError):
+        return False
+
+
 def latest(folder: Path) -> Path | None:
-    """The checkpoint of the most epochs, None where there is none."""
-    found = [each for each in folder.glob("epoch-*") if re.fullmatch(r"epoch-\d{5}", each.name)]
-    return max(found, key=lambda each: each.name, default=None)
+    """The checkpoint of the most epochs that is whole, None where there is none at all.
+
+    Raises:
+        ValueError: there are some, and all are damaged.
+    """
+    found = sorted((each for each in folder.glob("epoch-*") if re.fullmatch(r"epoch-\d{5}", each.name)), reverse=True)
+    for each in found:
+        if whole(each):
+            return each
+        print(f"note: checkpoint {each} is damaged, and passed over", file=sys.stderr)
+    if found:
+        raise ValueError(f"every checkpoint in {folder} is damaged: remove them to train from the beginning")
+    return None
 
 
 def prune(folder: Path, keep: int) -> None:

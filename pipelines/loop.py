@@ -62,8 +62,8 @@ class Trainer:
     checkpoint_every: int = 1
 
     def __post_init__(self) -> None:
-        place = checkpoint.latest(self.folder)
-        self.epoch = checkpoint.load(place, self.method) if place else 0
+        self.place = checkpoint.latest(self.folder)
+        self.epoch = checkpoint.load(self.place, self.method) if self.place else 0
         self.method.to(self.device)
         self.steppers: dict[str, nn.Module] = {}
         for name, player in self.method.players.items():
@@ -83,7 +83,6 @@ class Trainer:
         Raises:
             FloatingPointError: a loss is not finite or a player has collapsed; the last checkpoint is kept.
         """
-        place = checkpoint.latest(self.folder)
         if not self.epoch:
             self.method.begin(self.source, self.target)
         while self.epoch < self.epochs:
@@ -91,13 +90,13 @@ class Trainer:
             self.epoch += 1
             last = self.epoch == self.epochs
             if rank() == 0 and (last or self.epoch % self.checkpoint_every == 0):
-                place = checkpoint.save(self.folder, self.method, self.epoch, self.config)
+                self.place = checkpoint.save(self.folder, self.method, self.epoch, self.config)
                 checkpoint.prune(self.folder, self.keep_checkpoints)
             if world_size() > 1:
                 dist.barrier()
             if rank() == 0:
                 self.report(record)
-        return place or self.folder
+        return self.place or self.folder
 
     def _batches(self) -> Iterator[Batch]:
         source = self.source.epoch(self.epoch, self.steps) if self.source else [None] * self.steps

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -124,18 +123,30 @@ def test_torchrun_gives_what_ray_gives(digits: Path, undisturbed: dict[str, torc
     assert equal(final(Path(json.loads(lines[0])["checkpoint"]).parent.parent), undisturbed)
 
 
-def test_a_plain_process_resumes_bit_identically(digits: Path, tmp_path: Path) -> None:
+def test_a_plain_process_resumes_bit_identically_past_a_damaged_checkpoint(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plain = {"workers": 0, "mmd_estimate": "linear"}
     whole = train.run(config(digits, tmp_path / "whole", **plain))
     part = train.run(config(digits, tmp_path / "part", **plain))
     folder = tmp_path / "part" / part["run_id"]
     kept = sorted((folder / "checkpoints").glob("epoch-*"))
     assert len(kept) == 2
-    shutil.rmtree(kept[-1])
-    lines = (folder / "progress.jsonl").read_text().splitlines()[:-1]
-    (folder / "progress.jsonl").write_text("\n".join(lines) + "\n")
+    damage(kept[-1])
     train.run(train.make_config({"resume": folder.name, "storage": str(folder.parent)}))
     assert equal(final(folder), final(tmp_path / "whole" / whole["run_id"]))
+    assert f"checkpoint {kept[-1]} is damaged, and passed over" in capsys.readouterr().err
+    for each in kept:
+        damage(each)
+    with pytest.raises(ValueError, match="every checkpoint in .* is damaged"):
+        train.run(train.make_config({"resume": folder.name, "storage": str(folder.parent)}))
+
+
+def damage(place: Path) -> None:
+    """Change a bit of a weight: the file can still be read."""
+    content = bytearray((place / "model.safetensors").read_bytes())
+    content[-5] ^= 1
+    (place / "model.safetensors").write_bytes(content)
 
 
 def method(bits: int = 16) -> DAH:
