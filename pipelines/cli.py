@@ -20,6 +20,7 @@ COMMANDS = {
     "ablate": "train a paper's ablation table, row by row",
     "register": "register a run's encoder, alias challenger",
     "promote": "make the challenger the champion if it is better",
+    "sync": "send a run's record to a tracking server that was away",
     "encode": "folder or Parquet to a Parquet of codes",
     "index": "codes to a search index",
     "search": "find the nearest images of an index",

@@ -1,6 +1,7 @@
 """A run's folder: ``config.json``, ``checkpoints/``, ``progress.jsonl``, ``result.json``, ``plots/``.
 
-``progress.jsonl`` has a line for each finished epoch, written by rank 0; whoever shows or tracks the run follows it.
+``progress.jsonl`` has a line for each finished epoch, written by rank 0, with its time in seconds since 1970; whoever
+shows or tracks the run follows it.
 """
 
 import contextlib
@@ -55,7 +56,7 @@ class Progress:
 
     def __call__(self, record: Record) -> None:
         with self.path.open("a") as file:
-            file.write(json.dumps(record, default=float) + "\n")
+            file.write(json.dumps(record | {"time": time.time()}, default=float) + "\n")
 
 
 class Follower(threading.Thread):

@@ -50,7 +50,7 @@ def connect(uri: str) -> Any:
     """
     for name, value in {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}.items():
         os.environ.setdefault(name, value)
-    for name in ("mlflow", "alembic", "alembic.runtime.migration"):
+    for name in ("mlflow", "alembic", "alembic.runtime.migration", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="mlflow")
     import mlflow  # noqa: PLC0415  three seconds that `--help` need not spend
@@ -110,26 +110,30 @@ class Tracker:
             mlflow.log_input(described, context="training")
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """Log a finished epoch's terms, speed and picture; may be called from any thread (MLflow's active run is one thread's own)."""
-        import mlflow  # noqa: PLC0415
-
+        """Log a finished epoch's terms, speed and picture, from any thread; twice is as good as once."""
         values = {f"loss/{name.replace(' ', '_')}": value for name, value in record["terms"].items()}
         with _one_line(self.uri):
-            mlflow.log_metrics(values | {"images_per_second": record["images_per_second"]}, step=record["epoch"], run_id=self.tracked)
+            self._log(values | {"images_per_second": record["images_per_second"]}, record["time"], record["epoch"])
             if "picture" in record:
-                mlflow.log_artifact(record["picture"], "plots", run_id=self.tracked)
+                self.client.log_artifact(self.tracked, record["picture"], "plots")
+
+    def _log(self, values: dict[str, float], seconds: float, step: int) -> None:
+        """Metrics of a moment: what has the same moment, step and value is kept once."""
+        from mlflow.entities import Metric  # noqa: PLC0415
+
+        self.client.log_batch(self.tracked, [Metric(name, value, int(seconds * 1000), step) for name, value in values.items() if np.isfinite(value)])
 
     def finish(self, metrics: dict[str, float], folder: Path) -> None:
-        """Log the final metrics, plots and files, and end the run."""
+        """Log the final metrics, plots and files, and end the run; twice is as good as once."""
         import mlflow  # noqa: PLC0415
 
         with _one_line(self.uri):
-            mlflow.log_metrics({name.replace(" ", "_"): value for name, value in metrics.items() if np.isfinite(value)})
+            self._log({name.replace(" ", "_"): value for name, value in metrics.items()}, (folder / "result.json").stat().st_mtime, 0)
             for name in ("config.json", "result.json"):
-                if (folder / name).exists():
-                    mlflow.log_artifact(str(folder / name))
+                self.client.log_artifact(self.tracked, str(folder / name))
             if (folder / "plots").is_dir():
-                mlflow.log_artifacts(str(folder / "plots"), "plots")
+                self.client.log_artifacts(self.tracked, str(folder / "plots"), "plots")
+            self.client.set_terminated(self.tracked, "FINISHED")
             mlflow.end_run()
 
     def fail(self) -> None:

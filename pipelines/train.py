@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import Field, asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from models.codes import check_bits
 from models.registry import METHODS, find
 from pipelines import checkpoint, cluster, evaluate, runs
 from pipelines.config import build, option, positional
+from pipelines.outbox import Outbox, patiently
 from pipelines.plan import Plan, make_plan
 
 STREAMS = {"source": 0, "target": 1}
@@ -41,6 +43,7 @@ class Config:
     preset: str = option("default", "default: what works best here; paper: the paper's own setting", ("default", "paper"))
     storage: str = option("runs", "folder of runs and checkpoints, seen by all workers")
     tracking: str = option("", "MLflow's tracking URI, or none (default: MLFLOW_TRACKING_URI, else SQLite in the storage)")
+    tracking_wait: int = option(90, "seconds that a run which has ended waits for a tracking server that is away")
     resume: str = option("", "go on with a run that ended before its last epoch")
     cache_mb: int = option(2048, "memory of a worker, in MiB, up to which its rows are held")
     max_failures: int = option(3, "restarts of the workers after a crash")
@@ -50,7 +53,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ValueError(f"--epochs is {self.epochs}, but must be at least 1")
-        for name in ("steps_per_epoch", "workers", "threads", "seed", "cache_mb", "max_failures"):
+        for name in ("steps_per_epoch", "workers", "threads", "seed", "cache_mb", "max_failures", "tracking_wait"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}, but must not be negative")
         check_bits(self.bits)
@@ -256,16 +259,17 @@ def _run(config: Config) -> dict[str, Any]:
         _check_resumed(config, folder)
     config = dataclasses.replace(config, threads=plan.threads)
     plan = dataclasses.replace(plan, folder=str(folder.resolve()), config=asdict(config) | {"dataset": str(root.resolve())})
-    tracker = _tracker(config, folder, manifest)
+    saved = runs.read_json(folder / "config.json")["tracked"] if config.resume else ""
+    tracker = open_tracker(config, folder, manifest, saved)
     runs.write_json(folder / "config.json", asdict(config) | {"tracked": tracker.tracked if tracker else ""})
-    started, done = time.monotonic(), 0
+    started, done, outbox = time.monotonic(), 0, Outbox()
 
     def listen(record: dict[str, Any]) -> None:
         nonlocal done
         done += 1
         print(runs.show(record | {"done_here": done}, started), file=sys.stderr, flush=True)
         if tracker:
-            tracker.epoch(record)
+            outbox(partial(tracker.epoch, record))
 
     size = f"{config.epochs} epochs of {plan.steps} steps of {plan.batch} rows a domain" if plan.steps else "fitted at once"
     print(f"run {folder.name}: {size}", file=sys.stderr, flush=True)
@@ -274,28 +278,38 @@ def _run(config: Config) -> dict[str, Any]:
             launch(plan, config.workers, config.gpu, config.max_failures)
         result = conclude(config, manifest, folder, time.monotonic() - started)
     except BaseException:
+        outbox.close(0 if tracker is None else 5)
         if tracker:
             tracker.fail()
         raise
-    if tracker:
-        tracker.finish(result["metrics"], folder)
+    sent = outbox.close(config.tracking_wait)
+    if tracker and not (sent and patiently(partial(tracker.finish, result["metrics"], folder), config.tracking_wait)):
+        tracker.fail()
+        print(f"note: run {folder.name} is not wholly tracked: `hashbridge sync {folder.name} --storage {config.storage}` sends it", file=sys.stderr)
     return result
 
 
-def _tracker(config: Config, folder: Path, manifest: Manifest) -> Any:
+def open_tracker(config: Config, folder: Path, manifest: Manifest, tracked: str) -> Any:
+    """What sends a run's record to MLflow; None where nothing is tracked. A new run's parameters are sent.
+
+    Args:
+        tracked: MLflow's id of a run to go on with; "" for a new one.
+
+    Raises:
+        ValueError: the server does not answer; the folder of a run that has not begun is removed.
+    """
     if config.tracking == "none":
         return None
     from pipelines.tracking import Tracker, default_uri  # noqa: PLC0415  mlflow is slow to import
 
-    saved = runs.read_json(folder / "config.json")["tracked"] if config.resume else ""
     try:
-        tracker = Tracker(config.tracking or default_uri(config.storage), folder.name, saved)
-        if not saved:
+        tracker = Tracker(config.tracking or default_uri(config.storage), folder.name, tracked)
+        if not tracked:
             shared = {k: v for k, v in asdict(config).items() if k not in ("own", "resume", "tracking")} | config.own
             rows = sum(manifest.split(domain, "train").rows for domain in {config.source, config.target} - {""})
             tracker.start(shared, {"name": manifest.dataset, "digest": manifest.digest(), "path": str(Path(config.dataset).resolve())}, rows)
     except ValueError:
-        if not config.resume:
+        if not (folder / "config.json").exists():
             shutil.rmtree(folder, ignore_errors=True)
         raise
     return tracker

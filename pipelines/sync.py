@@ -1,0 +1,44 @@
+"""Stage: send the record of a run that its tracking server has not, or not wholly."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.manifest import Manifest
+from pipelines import runs, train
+from pipelines.config import option, positional
+
+
+@dataclass
+class Config:
+    """Options of ``hashbridge sync``."""
+
+    run: str = positional("a run's id")
+    storage: str = option("runs", "folder of runs")
+    tracking: str = option("", "MLflow's tracking URI (default: the run's own, else MLFLOW_TRACKING_URI, else SQLite in the storage)")
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Send every epoch, the result and the plots again; what the server has already is kept once.
+
+    Raises:
+        ValueError: the run has not ended, or the server does not answer.
+    """
+    folder = runs.find_run(config.run, config.storage)
+    if not (folder / "result.json").exists():
+        raise ValueError(f"run {folder.name} has not ended: `hashbridge train --resume {folder.name}` goes on with it, and tracks it")
+    saved, result = runs.read_json(folder / "config.json"), runs.read_json(folder / "result.json")
+    own = train.Config(**{name: value for name, value in saved.items() if name != "tracked"})
+    kept = "" if own.tracking == "none" else own.tracking
+    same = not config.tracking or config.tracking == kept  # ids are one server's own
+    trained = dataclasses.replace(own, tracking=config.tracking or kept, storage=str(folder.parent))
+    tracker = train.open_tracker(trained, folder, Manifest.read(Path(own.dataset)), saved["tracked"] if same else "")
+    records = [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines()]
+    for record in records:
+        tracker.epoch(record)
+    tracker.finish(result["metrics"], folder)
+    runs.write_json(folder / "config.json", saved | {"tracked": tracker.tracked, "tracking": trained.tracking})
+    print(f"run {folder.name}: {len(records)} epochs and the result are tracked")
+    return {"run_id": folder.name, "tracked": tracker.tracked, "epochs": len(records)}
