@@ -25,7 +25,7 @@ COMMANDS = {
     "index": "codes to a search index",
     "search": "find the nearest images of an index",
     "translate": "source images in the target's style",
-    "submit": "run a command as a job of a Ray cluster: hashbridge submit [options] -- train igan ...",
+    "submit": "run a command as a Ray job: submit [options] -- train igan ...",
     "methods": "the methods, with papers, needs and defaults",
     "datasets": "the datasets known by name",
 }
