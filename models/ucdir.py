@@ -76,15 +76,16 @@ class Memory(nn.Module):
 
     slots: Tensor
     centroids: Tensor
+    members: Tensor
 
     def __init__(self, clusters: int) -> None:
         super().__init__()
         self.register_buffer("slots", torch.zeros(0, WIDTH))
         self.register_buffer("centroids", torch.zeros(clusters, WIDTH))
-        self.members = torch.empty(0, dtype=torch.int64)
+        self.register_buffer("members", torch.empty(0, dtype=torch.int64))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        self.slots = torch.zeros_like(state_dict[f"{prefix}slots"])  # as many as were saved
+        self.slots, self.members = (torch.zeros_like(state_dict[prefix + name]) for name in ("slots", "members"))  # as many as were saved
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def fill(self, rows: int, parts: Iterator[View], encode: Any) -> None:

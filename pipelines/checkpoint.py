@@ -2,8 +2,8 @@
 
 A checkpoint is a folder ``epoch-00012`` with ``model.safetensors``, ``optimizer.safetensors``, ``state.json`` and the
 SHA-256 of each in ``digests.json``. It is written beside its place and renamed into it, so that it is there whole or not
-at all; one that storage has damaged since is passed over. Random states need no place in it: every draw is a function of
-(seed, epoch, rank).
+at all; one that storage has damaged since is passed over. At an epoch's end random states need no place in it, as every
+draw is a function of (seed, epoch, rank); in the middle, ``epoch-00012-step-00000300``, it has what the loop was at.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -29,7 +29,7 @@ DIGESTS = "digests.json"
 def _flatten(value: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
     """Move the tensors of nested dicts and lists out; what is left is JSON, each tensor a ``{"tensor": name}``."""
     if isinstance(value, Tensor):
-        tensors[prefix] = value.detach().cpu().contiguous()
+        tensors[prefix] = value.detach().cpu().clone().contiguous()
         return {"tensor": prefix}
     if isinstance(value, dict):
         return {"dict": [[key, _flatten(each, f"{prefix}/{key}", tensors)] for key, each in value.items()]}
@@ -48,31 +48,54 @@ def _restore(value: Any, tensors: dict[str, Tensor]) -> Any:
     return [_restore(each, tensors) for each in value] if isinstance(value, list) else value
 
 
-def save(folder: Path, method: Method, epoch: int, config: dict[str, Any]) -> Path:
-    """Write the checkpoint of a finished epoch.
+class Snapshot(NamedTuple):
+    """What a checkpoint will hold, on the CPU and apart from what is trained on."""
+
+    name: str
+    model: dict[str, Tensor]
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+class Reached(NamedTuple):
+    """How far a checkpoint's training was: epochs done, and within the next one steps done and what the loop was at."""
+
+    epoch: int
+    step: int
+    loop: dict[str, Any]
+
+
+def snapshot(method: Method, epoch: int, config: dict[str, Any], step: int = 0, loop: dict[str, Any] | None = None) -> Snapshot:
+    """Take the state of a training.
 
     Args:
-        folder: the run's checkpoints.
         epoch: number of epochs done.
         config: the run's configuration, kept for whoever reads the checkpoint.
+        step, loop: in the middle of an epoch, its steps done, and numbers and tensors by name that the loop goes on with.
+    """
+    tensors: dict[str, Tensor] = {}
+    optimizers = {name: _flatten(player.optimizer.state_dict(), name, tensors) for name, player in method.players.items()}
+    model = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in method.kept().state_dict().items()}
+    state = {
+        "format": FORMAT, "epoch": epoch, "step": step, "loop": _flatten(loop or {}, "loop", tensors), "method": method.name,
+        "shape": list(method.shape), "classes": method.classes, "bits": method.bits, "optimizers": optimizers, "config": config,
+    }  # fmt: skip
+    return Snapshot(f"epoch-{epoch:05d}" + (f"-step-{step:08d}" if step else ""), model, tensors, state)
+
+
+def write(folder: Path, taken: Snapshot) -> Path:
+    """Write a snapshot into the run's folder of checkpoints.
 
     Raises:
         OSError: it could not be written; the checkpoints before it are untouched.
     """
-    place, partial = folder / f"epoch-{epoch:05d}", folder / f".partial-{epoch:05d}"
+    place, partial = folder / taken.name, folder / f".partial-{taken.name}"
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        tensors: dict[str, Tensor] = {}
-        optimizers = {name: _flatten(player.optimizer.state_dict(), name, tensors) for name, player in method.players.items()}
-        model = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in method.kept().state_dict().items()}
-        save_file(model, partial / "model.safetensors")
-        save_file(tensors, partial / "optimizer.safetensors")
-        state = {
-            "format": FORMAT, "epoch": epoch, "method": method.name, "shape": list(method.shape), "classes": method.classes,
-            "bits": method.bits, "optimizers": optimizers, "config": config,
-        }  # fmt: skip
-        (partial / "state.json").write_text(json.dumps(state))
+        save_file(taken.model, partial / "model.safetensors")
+        save_file(taken.tensors, partial / "optimizer.safetensors")
+        (partial / "state.json").write_text(json.dumps(taken.state))
         (partial / DIGESTS).write_text(json.dumps(_digests(partial)))
         for name in (*FILES, DIGESTS):
             with (partial / name).open("rb") as file:
@@ -107,12 +130,12 @@ def whole(place: Path) -> bool:
 
 
 def latest(folder: Path) -> Path | None:
-    """The checkpoint of the most epochs that is whole, None where there is none at all.
+    """The checkpoint that is furthest on and whole, None where there is none at all.
 
     Raises:
         ValueError: there are some, and all are damaged.
     """
-    found = sorted((each for each in folder.glob("epoch-*") if re.fullmatch(r"epoch-\d{5}", each.name)), reverse=True)
+    found = sorted((each for each in folder.glob("epoch-*") if re.fullmatch(r"epoch-\d{5}(-step-\d{8})?", each.name)), reverse=True)
     for each in found:
         if whole(each):
             return each
@@ -143,14 +166,14 @@ def read_state(place: Path) -> dict[str, Any]:
         raise ValueError(f"no readable checkpoint at {place} ({type(error).__name__}: {error})") from error
 
 
-def load(place: Path, method: Method, optimizers: bool = True) -> int:
+def load(place: Path, method: Method, optimizers: bool = True) -> Reached:
     """Bring a method to a checkpoint's state.
 
     Args:
         optimizers: whether the optimisers' states are wanted too.
 
     Returns:
-        The number of epochs done.
+        How far it is; without the optimisers, without what the loop was at.
 
     Raises:
         ValueError: it is damaged, or of another method, shape or code length.
@@ -162,13 +185,15 @@ def load(place: Path, method: Method, optimizers: bool = True) -> int:
             f"checkpoint {place} is of {is_[0]} ({is_[3]} bits, shape {is_[1]}, {is_[2]} classes), "
             f"not of {wanted[0]} ({wanted[3]} bits, shape {wanted[1]}, {wanted[2]} classes)"
         )
+    loop: dict[str, Any] = {}
     try:
         method.kept().load_state_dict(load_file(place / "model.safetensors"))
         if optimizers:
             tensors = load_file(place / "optimizer.safetensors")
             for name, player in method.players.items():
                 player.optimizer.load_state_dict(_restore(state["optimizers"][name], tensors))
+            loop = _restore(state["loop"], tensors) if state["format"] > 1 else {}
     except (SafetensorError, OSError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"checkpoint {place} is damaged or of other settings ({reason})") from error
-    return int(state["epoch"])
+    return Reached(int(state["epoch"]), int(state.get("step", 0)), loop)

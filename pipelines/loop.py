@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.batches import DomainSource
-from models.distributed import mean_over_ranks, rank, world_size
+from models.distributed import gather, mean_over_ranks, rank, world_size
 from models.method import Batch, Method
 from pipelines import checkpoint
 
@@ -46,6 +47,8 @@ class Trainer:
         folder: where checkpoints go.
         config: what the checkpoint says of the run.
         report: takes a record of each finished epoch; called on rank 0 alone.
+        checkpoint_steps: steps between two checkpoints within an epoch, written while training goes on; 0 for none but its end's.
+        keep_checkpoints: how many stay.
     """
 
     method: Method
@@ -58,12 +61,17 @@ class Trainer:
     config: dict[str, Any]
     report: Reporter
     device: torch.device = torch.device("cpu")
+    checkpoint_steps: int = 0
     keep_checkpoints: int = 2
-    checkpoint_every: int = 1
 
     def __post_init__(self) -> None:
         self.place = checkpoint.latest(self.folder)
-        self.epoch = checkpoint.load(self.place, self.method) if self.place else 0
+        self.epoch, self.first, self.loop = checkpoint.load(self.place, self.method) if self.place else checkpoint.Reached(0, 0, {})
+        if self.place and self.first:
+            self.method.begin_epoch(self.epoch, self.epochs)  # what it draws anew is then taken from the checkpoint again
+            checkpoint.load(self.place, self.method)
+        self.writer, self.writing = ThreadPoolExecutor(1), Future[Path]()
+        self.writing.set_result(self.place or self.folder)
         self.method.to(self.device)
         self.steppers: dict[str, nn.Module] = {}
         for name, player in self.method.players.items():
@@ -83,20 +91,33 @@ class Trainer:
         Raises:
             FloatingPointError: a loss is not finite or a player has collapsed; the last checkpoint is kept.
         """
-        if not self.epoch:
+        if not self.place:
             self.method.begin(self.source, self.target)
         while self.epoch < self.epochs:
             record = self._epoch()
             self.epoch += 1
-            last = self.epoch == self.epochs
-            if rank() == 0 and (last or self.epoch % self.checkpoint_every == 0):
-                self.place = checkpoint.save(self.folder, self.method, self.epoch, self.config)
-                checkpoint.prune(self.folder, self.keep_checkpoints)
+            self._save()
+            self.writing.result()
             if world_size() > 1:
                 dist.barrier()
             if rank() == 0:
                 self.report(record)
-        return self.place or self.folder
+        return self.writing.result()
+
+    def _save(self, step: int = 0, loop: dict[str, Any] | None = None) -> None:
+        """Begin to write a checkpoint, on rank 0, after the one before it is written.
+
+        Raises:
+            OSError: that one could not be.
+        """
+        if rank() == 0:
+            self.writing.result()
+            self.writing = self.writer.submit(self._write, checkpoint.snapshot(self.method, self.epoch, self.config, step, loop))
+
+    def _write(self, taken: checkpoint.Snapshot) -> Path:
+        place = checkpoint.write(self.folder, taken)
+        checkpoint.prune(self.folder, self.keep_checkpoints)
+        return place
 
     def _batches(self) -> Iterator[Batch]:
         source = self.source.epoch(self.epoch, self.steps) if self.source else [None] * self.steps
@@ -105,25 +126,60 @@ class Trainer:
             yield Batch(s and s.to(self.device), t and t.to(self.device))
 
     def _epoch(self) -> dict[str, Any]:
-        """Train one epoch; its mean terms, time and speed."""
+        """Train one epoch, or the rest of one; its mean terms, time and speed."""
         torch.manual_seed(self.seed * 1_000_003 + self.epoch * 1009 + rank())
         self.method.train()
-        self.method.begin_epoch(self.epoch, self.epochs)
-        start, images = time.perf_counter(), 0
         sums: dict[str, Tensor] = {}
+        images, before = 0, 0.0
+        if self.first:
+            sums, images, before = self._rejoin()
+        else:
+            self.method.begin_epoch(self.epoch, self.epochs)
+        start = time.perf_counter()
         for step, batch in enumerate(self._batches()):
+            if step < self.first:
+                continue
             self.method.begin_step((self.epoch + step / self.steps) / self.epochs)
             for name in filter(self.method.plays, self.steppers):
                 for term, value in self.step(name, batch).items():
                     sums[term] = sums.get(term, torch.zeros((), device=self.device)) + value
             self.method.end_step()
             images += sum(len(part.x) for part in batch if part is not None)
-        means = mean_over_ranks(torch.stack([*sums.values()])) / self.steps if sums else torch.empty(0)
-        terms = dict(zip(sums, means.tolist(), strict=True))
+            if self.checkpoint_steps and (step + 1) % self.checkpoint_steps == 0 and step + 1 < self.steps:
+                self._checkpoint(step + 1, sums, images, before + time.perf_counter() - start)
+        self.first = 0
+        terms = self._means(sums)
         self._check(terms)
-        seconds = time.perf_counter() - start
+        seconds = before + time.perf_counter() - start
         speed = images * world_size() / seconds
         return {"epoch": self.epoch + 1, "epochs": self.epochs, "terms": terms, "seconds": seconds, "images_per_second": speed}
+
+    def _means(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """The terms' means over the epoch's steps and the ranks."""
+        means = mean_over_ranks(torch.stack([*sums.values()])) / self.steps if sums else torch.empty(0)
+        return dict(zip(sums, means.tolist(), strict=True))
+
+    def _checkpoint(self, step: int, sums: dict[str, Tensor], images: int, seconds: float) -> None:
+        """Write a checkpoint in the middle of an epoch, unless training has failed: every rank's sums and random state, the method's own counters."""
+        self._check(self._means(sums))
+        drawn = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()
+        counters = {name: value for name, value in vars(self.method).items() if isinstance(value, int | float)}
+        loop = {
+            "terms": list(sums), "sums": gather(torch.stack([*sums.values()]).unsqueeze(0)), "random": gather(drawn.to(self.device).unsqueeze(0)),
+            "images": images, "seconds": seconds, "counters": counters,
+        }  # fmt: skip
+        self._save(step, loop)
+
+    def _rejoin(self) -> tuple[dict[str, Tensor], int, float]:
+        """Sums, images and seconds of the epoch that a checkpoint was in the middle of; with as many ranks as then, each one's random state."""
+        loop, world = self.loop, len(self.loop["sums"])
+        for name, value in loop["counters"].items():
+            setattr(self.method, name, value)
+        if world == world_size():
+            drawn = loop["random"][rank()].cpu()
+            torch.cuda.set_rng_state(drawn, self.device) if self.device.type == "cuda" else torch.set_rng_state(drawn)
+        sums = loop["sums"][rank()] if world == world_size() else loop["sums"].mean(0)
+        return dict(zip(loop["terms"], sums.to(self.device).unbind(), strict=True)), loop["images"] * world // world_size(), loop["seconds"]
 
     def _check(self, terms: dict[str, float]) -> None:
         """Raise where an epoch's mean terms, which all ranks have alike, say that training has failed."""

@@ -78,10 +78,11 @@ def test_translate_says_what_it_cannot(digits: Path, tmp_path: Path, capsys: pyt
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.parametrize("step", [0, 3])
 @pytest.mark.parametrize("method", OWN)
-def test_a_run_resumes_bit_identically(method: str, digits: Path, tmp_path: Path) -> None:
-    whole = run(digits, tmp_path, method)
-    one = assert_resumes_bit_identically(whole, tmp_path)
+def test_a_run_resumes_bit_identically(method: str, step: int, digits: Path, tmp_path: Path) -> None:
+    whole = run(digits, tmp_path, method, checkpoint_steps=step)
+    one = assert_resumes_bit_identically(whole, tmp_path, step)
     parts = {"igan": {"encoder", "discriminator", "averaged"}}.get(method, {"generator", "critic", "averaged", "pretrained"})
     assert {name.split(".")[0] for name in one} == parts
 

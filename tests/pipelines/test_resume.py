@@ -84,7 +84,7 @@ def test_a_worker_killed_in_mid_epoch(digits: Path, undisturbed: dict[str, torch
 
     killer = threading.Thread(target=kill)
     killer.start()
-    result = train.run(config(digits, tmp_path))
+    result = train.run(config(digits, tmp_path, checkpoint_steps=2))
     killer.join()
     assert killed and not psutil.pid_exists(killed[0])
     assert equal(final(tmp_path / result["run_id"]), undisturbed)
@@ -159,9 +159,9 @@ def test_a_checkpoint_holds_the_optimiser(tmp_path: Path) -> None:
     optimizer = one.players["encoder"].optimizer
     sum(p.sum() for p in one.network.parameters()).backward()
     optimizer.step()
-    place = checkpoint.save(tmp_path, one, 4, {})
+    place = checkpoint.write(tmp_path, checkpoint.snapshot(one, 4, {}))
     other = method()
-    assert checkpoint.load(place, other) == 4
+    assert checkpoint.load(place, other) == (4, 0, {})
     left, right = optimizer.state_dict(), other.players["encoder"].optimizer.state_dict()
     assert left["param_groups"] == right["param_groups"]
     for key, state in left["state"].items():
@@ -169,7 +169,7 @@ def test_a_checkpoint_holds_the_optimiser(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_method_or_a_torn_one_is_said(tmp_path: Path) -> None:
-    place = checkpoint.save(tmp_path, method(), 1, {})
+    place = checkpoint.write(tmp_path, checkpoint.snapshot(method(), 1, {}))
     with pytest.raises(ValueError, match="16 bits.*not of dah .32 bits"):
         checkpoint.load(place, method(bits=32))
     weights = place / "model.safetensors"
@@ -179,14 +179,14 @@ def test_a_checkpoint_of_another_method_or_a_torn_one_is_said(tmp_path: Path) ->
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = checkpoint.save(tmp_path, method(), 1, {})
+    first = checkpoint.write(tmp_path, checkpoint.snapshot(method(), 1, {}))
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(OSError, match="No space left on device.*the one before it is kept"):
-        checkpoint.save(tmp_path, method(), 2, {})
+        checkpoint.write(tmp_path, checkpoint.snapshot(method(), 2, {}))
     assert checkpoint.latest(tmp_path) == first and [each.name for each in tmp_path.iterdir()] == [first.name]
 
 

@@ -39,10 +39,11 @@ def test_a_classic_hash_is_fitted_at_once_and_retrieves(method: str, digits: Pat
     assert both["metrics"]["target/map"] != one["metrics"]["target/map"] and both["metrics"]["cross/map"] > 0.1
 
 
+@pytest.mark.parametrize("step", [0, 3])
 @pytest.mark.parametrize("method", SMALL)
-def test_a_run_resumes_bit_identically(method: str, digits: Path, tmp_path: Path) -> None:
-    whole = run(digits, tmp_path, method)
-    one = assert_resumes_bit_identically(whole, tmp_path)
+def test_a_run_resumes_bit_identically(method: str, step: int, digits: Path, tmp_path: Path) -> None:
+    whole = run(digits, tmp_path, method, checkpoint_steps=step)
+    one = assert_resumes_bit_identically(whole, tmp_path, step)
     if method == "ucdir":
         rows = Manifest.read(digits).split("typeset", "train").rows
         assert one["memory.source.slots"].shape == (rows, 128) and one["memory.target.centroids"].norm(dim=1).allclose(torch.ones(30))
