@@ -1,6 +1,7 @@
 """A tracking server that goes away while runs tell it of themselves."""
 
 import contextlib
+import os
 import subprocess
 import sys
 import threading
@@ -14,22 +15,31 @@ import pytest
 
 from pipelines import sync, train
 from pipelines.outbox import Outbox, patiently
+from tests.conftest import ROOT
 from tests.pipelines.test_job import free_port, wait_for
+
+PASSWORD = "a password of this test"
 
 
 class Server:
-    """MLflow's own server on loopback, which can be killed and started again."""
+    """MLflow's own server on loopback, with basic auth as in infra/mlflow, which can be killed and started again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
+        auth = (ROOT / "infra" / "mlflow" / "auth.ini").read_text().replace("/var/lib/mlflow", str(folder))
+        (folder / "auth.ini").write_text(auth)
         self.start()
 
     def start(self) -> None:
-        command = ["server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
+        own = {
+            "BACKEND_STORE_URI": f"sqlite:///{self.folder}/server.db", "ARTIFACTS_DESTINATION": str(self.folder / "artifacts"),
+            "AUTH_CONFIG_PATH": str(self.folder / "auth.ini"), "AUTH_ADMIN_USERNAME": "admin", "AUTH_ADMIN_PASSWORD": PASSWORD,
+            "FLASK_SERVER_SECRET_KEY": "a key of this test",
+        }  # fmt: skip
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *command, "--artifacts-destination", str(self.folder / "artifacts")],
-            cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1", "--app-name", "basic-auth"],
+            cwd=self.folder, env=os.environ | {f"MLFLOW_{name}": value for name, value in own.items()}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         wait_for(f"{self.uri}/health")
 
@@ -44,7 +54,10 @@ class Server:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     made = Server(tmp_path_factory.mktemp("server"))
-    yield made
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+        patched.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+        yield made
     made.kill()
 
 
@@ -100,6 +113,13 @@ def test_a_server_that_stays_away_is_told_later(digits: Path, server: Server, tm
     for _ in range(2):  # the second time changes nothing
         sync.run(sync.Config(result["run_id"], storage=str(tmp_path)))
         assert told(server, result) == ("FINISHED", [1, 2, 3], pytest.approx(result["metrics"]["accuracy"]))
+
+
+def test_a_server_that_knows_us_not_is_one_line(digits: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "another")
+    with pytest.raises(ValueError, match="tracking server http.*401") as caught:
+        train.run(config(digits, tmp_path, server, 1))
+    assert "another" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
 def test_what_waits_is_sent_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
