@@ -148,20 +148,20 @@ class Trainer:
             if self.checkpoint_steps and (step + 1) % self.checkpoint_steps == 0 and step + 1 < self.steps:
                 self._checkpoint(step + 1, sums, images, before + time.perf_counter() - start)
         self.first = 0
-        terms = self._means(sums)
+        terms = self._means(sums, self.steps)
         self._check(terms)
         seconds = before + time.perf_counter() - start
         speed = images * world_size() / seconds
         return {"epoch": self.epoch + 1, "epochs": self.epochs, "terms": terms, "seconds": seconds, "images_per_second": speed}
 
-    def _means(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        """The terms' means over the epoch's steps and the ranks."""
-        means = mean_over_ranks(torch.stack([*sums.values()])) / self.steps if sums else torch.empty(0)
+    def _means(self, sums: dict[str, Tensor], steps: int) -> dict[str, float]:
+        """The terms' means over the epoch's steps so far and the ranks."""
+        means = mean_over_ranks(torch.stack([*sums.values()])) / steps if sums else torch.empty(0)
         return dict(zip(sums, means.tolist(), strict=True))
 
     def _checkpoint(self, step: int, sums: dict[str, Tensor], images: int, seconds: float) -> None:
         """Write a checkpoint in the middle of an epoch, unless training has failed: every rank's sums and random state, the method's own counters."""
-        self._check(self._means(sums))
+        self._check(self._means(sums, step))
         drawn = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()
         counters = {name: value for name, value in vars(self.method).items() if isinstance(value, int | float)}
         loop = {
