@@ -17,7 +17,7 @@ from tuning import search
 from tuning.objectives import OBJECTIVES
 from tuning.trial import JUDGED
 
-ARMS = {"random": ("random", False, 1.0), "TPE + ASHA": ("tpe", True, 2.5)}  # sampler, ASHA, how many trials for one of random's
+ARMS = {"random": ("random", False, 1.0), "TPE + ASHA": ("tpe", True, 1.9)}  # sampler, ASHA, how many trials for one of random's
 ORACLE = "oracle/target/map"
 
 
