@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable
 
 FIRST, LONGEST = 1.0, 15.0  # seconds between two tries
-PATIENCE = 90.0  # seconds that a run which has ended waits for its server
 
 
-def patiently(send: Callable[[], None], patience: float = PATIENCE, given_up: threading.Event | None = None) -> bool:
+def patiently(send: Callable[[], None], patience: float, given_up: threading.Event | None = None) -> bool:
     """Send something, again and again while the server does not take it; whether it did in time.
 
     Args:
@@ -53,7 +52,7 @@ class Outbox:
         while (send := self.waiting.get()) is not None:
             self.sent = self.sent and patiently(send, float("inf"), self.given_up)
 
-    def close(self, patience: float = PATIENCE) -> bool:
+    def close(self, patience: float) -> bool:
         """Wait for the rest to be sent, so many seconds; whether all was."""
         self.waiting.put(None)
         self.thread.join(patience)
