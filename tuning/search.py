@@ -97,7 +97,7 @@ def _space(config: Config) -> Space:
 def _resources(config: Config, threads: int) -> tuple[dict[str, float], int]:
     """What a trial takes of the cluster, and how many run at once; refused where the cluster can never give it.
 
-    A trial of several workers takes a token (Ray refuses nothing at all): Ray Train asks for its workers' share, so that the number is bounded here.
+    A trial of several workers takes a token, as Ray refuses one that takes nothing: Ray Train asks for its workers' share, so that the number is bounded here.
     """
     total, room = cluster.start().cluster_resources(), []
     per = {"CPU": float(threads)} | ({"GPU": 1.0 if config.trial_workers > 1 else config.gpu_share} if config.gpu else {})

@@ -15,14 +15,13 @@ import torch
 
 from data.manifest import Manifest
 from models.encoder import HashEncoder, encode_all
+from models.idr_ae import IDRAE
 from pipelines import ablate, evaluate, train
 from pipelines.cli import quiet
 
-ROWS: dict[str, tuple[str, dict[str, Any]]] = {  # of the critic's and the assignment's weights, those of the best mAP on USPS at 64 bits
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "LSH": ("lsh", {}), "SpecHash": ("spectral", {}), "ITQ": ("itq", {}), "KMH": ("kmeans-hash", {}),
-    "AE": ("idr-ae", {"matching": "none"}), "WGAN-AE": ("idr-ae", {"matching": "critic", "matching_weight": 0.01}),
-    "OT-AE": ("idr-ae", {"matching": "assignment", "matching_weight": 0.01}), "IDR-AE": ("idr-ae", {}),
-}  # fmt: skip
+} | {row.name.split()[0]: ("idr-ae", row.changes) for row in IDRAE.ablation}  # fmt: skip
 
 
 def balance(bits: np.ndarray) -> tuple[float, float, float]:
