@@ -4,6 +4,7 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.places import path_of
 from data.readers import Reader, digits_reader, folder_readers, npz_reader, torchvision_reader
 
 
@@ -51,9 +52,9 @@ def open_source(source: str, domain: str | None, cache: Path) -> list[Reader]:
         ValueError: there is no such thing, or it is not what it should be.
     """
     name, _, path = source.partition("=")
-    if name in CATALOG and not Path(source).exists():
+    if name in CATALOG and not path_of(source).exists():
         return _catalogued(name, path, domain, cache)
-    given = Path(source)
+    given = path_of(source)
     if not given.exists():
         near = difflib.get_close_matches(source, CATALOG, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -70,12 +71,13 @@ def _catalogued(name: str, path: str, domain: str | None, cache: Path) -> list[R
     if entry.source == "folder":
         if not path:
             raise ValueError(f"{name} is read from a folder: give its path as {name}=FOLDER, with {'/'.join(entry.domains)} in it")
-        if not Path(path).is_dir():
+        folder = path_of(path)
+        if not folder.is_dir():
             raise ValueError(f"{name}: no folder at {path}")
-        missing = [each for each in entry.domains if not (Path(path) / each).is_dir()]
+        missing = [each for each in entry.domains if not (folder / each).is_dir()]
         if missing and len(entry.domains) > 1 and domain not in entry.domains:
             raise ValueError(f"{name} at {path} lacks the domain folder {', '.join(missing)}")
-        return folder_readers(Path(path), domain, entry.classes)
+        return folder_readers(folder, domain, entry.classes)
     if entry.source == "embedded":
         wanted = [domain] if domain else list(entry.domains)
         unknown = set(wanted) - set(entry.domains)

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
+
+from data.places import write_text
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -73,15 +74,7 @@ class Manifest:
 
     def write(self, root: Path) -> None:
         """Write to ``root/manifest.json``, all or nothing."""
-        partial = root / f".{NAME}.{os.getpid()}"
-        try:
-            with partial.open("w") as file:
-                json.dump(asdict(self), file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(root / NAME)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_text(root / NAME, json.dumps(asdict(self), indent=1))
 
     @classmethod
     def read(cls, root: Path) -> Self:

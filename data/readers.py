@@ -4,7 +4,6 @@ A reader knows how many rows there are without reading them; ``read`` gives the 
 """
 
 import hashlib
-import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import numpy as np
 
 from data import digits
 from data.images import SUFFIXES
+from data.places import files, path_of
 
 ARRAY_CHUNK, FILE_CHUNK = 8192, 512
 
@@ -95,7 +95,7 @@ class NpzReader(Reader):
     path: str = ""
 
     def read(self, chunk: Chunk) -> Iterator[Row]:
-        with np.load(self.path, allow_pickle=False) as arrays:
+        with path_of(self.path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             rows = arrays[f"x_{chunk.split}"][chunk.start : chunk.stop]
             name = f"y_{chunk.split}"
             labels = arrays[name][chunk.start : chunk.stop] if name in arrays.files else np.full(len(rows), -1)
@@ -110,7 +110,7 @@ def npz_reader(path: Path, domain: str) -> Reader:
         ValueError: it is no such file, or its arrays do not fit together.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             splits = [name[2:] for name in arrays.files if name.startswith("x_")]
             if not splits:
                 raise ValueError(f"{path} has no x_<split> array: it has {', '.join(arrays.files) or 'none'}")
@@ -169,16 +169,20 @@ class FolderReader(Reader):
         ]
 
     def read(self, chunk: Chunk) -> Iterator[Row]:
-        root = Path(self.path)
+        root = path_of(self.path)
         folder = root / self.classes[chunk.label] if self.classes else root
-        for path in _image_files(folder)[chunk.start : chunk.stop]:
-            yield Row(path.relative_to(root).as_posix(), chunk.label, path.read_bytes())
+        for path in image_files(folder)[chunk.start : chunk.stop]:
+            yield Row(printable(path.relative_to(root).as_posix()), chunk.label, path.read_bytes())
 
 
-def _image_files(folder: Path) -> list[Path]:
-    """Image files below a folder, sorted; links that leave the folder are not followed into other folders."""
-    found = [Path(top) / name for top, _, names in os.walk(folder) for name in names]
-    return sorted(path for path in found if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+def image_files(folder: Path) -> list[Path]:
+    """Image files below a folder, sorted; hidden ones are none."""
+    return [path for path in files(folder) if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+
+
+def printable(name: str) -> str:
+    """A file's name as text: bytes of it that are none in UTF-8 are replaced."""
+    return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _folders(path: Path) -> list[Path]:
@@ -210,16 +214,16 @@ def folder_readers(path: Path, domain: str | None, classes: int | None = None) -
 def _folder_reader(path: Path, domain: str, classes: int | None) -> Reader:
     folders = _folders(path)
     parts = folders or [path]
-    files = tuple(len(_image_files(part)) for part in parts)
-    empty = [part.name for part, count in zip(parts, files, strict=True) if not count]
-    if not sum(files):
+    counts = tuple(len(image_files(part)) for part in parts)
+    empty = [part.name for part, count in zip(parts, counts, strict=True) if not count]
+    if not sum(counts):
         raise ValueError(f"{path} holds no image file ({', '.join(sorted(SUFFIXES))})")
     if empty:
         raise ValueError(f"{path}: no image in class {', '.join(empty[:5])}: remove the folder or add images")
     if classes is not None and len(folders) != classes:
         raise ValueError(f"{path} has {len(folders)} class folders, but this dataset has {classes}: is the copy whole?")
     names = tuple(folder.name for folder in folders)
-    return FolderReader(domain, names, (), 0, {"train": sum(files)}, {"name": path.name}, str(path), files)
+    return FolderReader(domain, names, (), 0, {"train": sum(counts)}, {"name": path.name}, str(path), counts)
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,9 @@ A domain is built in a staging folder, moved into place whole, and named in the 
 the manifest, never sees a part of it.
 """
 
-import fcntl
 import hashlib
-import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -22,6 +19,7 @@ import pyarrow.parquet as pq
 
 from data.images import decode, resize_arrays
 from data.manifest import Domain, Manifest, Split
+from data.places import locked, move, open_parquet, read_table, remove, written
 from data.readers import Chunk, Reader
 
 ROWS_PER_FILE = 8192
@@ -141,8 +139,8 @@ class _Write:
             content = good["content"]
         order = pa.array(range(len(good)), pa.int64())
         table = pa.Table.from_arrays([good["id"], order, content, good["label"]], schema=self.layout.schema())
-        path = self.folder / (part.replace("/", "-") + ".parquet")
-        pq.write_table(table, path)
+        with written(self.folder / (part.replace("/", "-") + ".parquet")) as path:
+            pq.write_table(table, path)
         rejected = [f"{i}\n{e}" for i, e in zip(bad["id"].to_pylist(), bad["error"].to_pylist(), strict=True)]
         return pa.table({"part": [part], "rows": [len(good)], "rejected": [rejected]})
 
@@ -155,16 +153,15 @@ class _Number:
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         split, part = item["part"].split("/")
-        table = pq.read_table(self.staging / f"{split}-{part}.parquet")
+        table = read_table(self.staging / f"{split}-{part}.parquet")
         if self.limit:
             table = table.slice(0, max(0, self.limit - int(item["offset"])))
         numbers = pc.add(table["row"], int(item["offset"])) if len(table) else table["row"]
         table = table.set_column(1, "row", numbers)
-        path = self.target / f"split={split}" / f"part-{part}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, path, row_group_size=2048)
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        with written(self.target / f"split={split}" / f"part-{part}.parquet") as path:
+            pq.write_table(table, path, row_group_size=2048)
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
         labels = table["label"].to_numpy()
         counts = np.bincount(labels[labels >= 0]).tolist()
         return {"part": item["part"], "rows": len(table), "labels": counts, "unlabelled": int((labels < 0).sum()), "sha256": digest}
@@ -179,7 +176,6 @@ def _write_parts(reader: Reader, layout: Layout, staging: Path, test_share: floa
         total = sum(counts.values())
         counts = {"train": total, "test": max(1, int(total * test_share))}
     parts = {split: -(-count // layout.rows_per_file) for split, count in counts.items()}
-    (staging / "parts").mkdir(parents=True)
     chunks = [{"chunk": index} for index in range(len(reader.chunks()))]
     prepared = ray.data.from_items(chunks, override_num_blocks=min(len(chunks), 200)).map_batches(
         _Prepare(reader, layout, parts, test_share).__call__, batch_size=1
@@ -214,14 +210,6 @@ def _describe(reader: Reader, parts: list[dict[str, Any]], classes: int) -> Doma
             identity, _, reason = line.partition("\n")
             domain.rejected.append({"id": identity, "reason": reason})
     return domain
-
-
-@contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """Hold the dataset's lock; it ends with the process, however that ends."""
-    with (root / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def write_domain(
@@ -261,12 +249,12 @@ def write_domain(
         if not any(split.rows for split in domain.splits.values()):
             first = domain.rejected[0]
             raise ValueError(f"{reader.domain}: not one row can be read; the first is {first['id']!r} ({first['reason']})")
-        with _locked(root):
+        with locked(root / ".lock"):
             return _commit(root, staging / "domain", reader, layout, domain, classes)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        remove(staging)
         if created and not (root / "manifest.json").exists():
-            shutil.rmtree(root, ignore_errors=True)
+            remove(root)
 
 
 def _commit(root: Path, built: Path, reader: Reader, layout: Layout, domain: Domain, classes: list[str]) -> Manifest:
@@ -281,8 +269,8 @@ def _commit(root: Path, built: Path, reader: Reader, layout: Layout, domain: Dom
     if reader.domain in manifest.domains:  # from here until the new manifest, the domain does not exist
         del manifest.domains[reader.domain]
         manifest.write(root)
-    shutil.rmtree(place, ignore_errors=True)
-    built.rename(place)
+    remove(place)
+    move(built, place)
     manifest.domains[reader.domain] = domain
     manifest.classes = manifest.classes or classes
     for split in (split for each in manifest.domains.values() for split in each.splits.values()):
@@ -312,7 +300,7 @@ def read_rows(
             continue
         path = root / files[index]["path"]
         try:
-            with pq.ParquetFile(path) as file:
+            with open_parquet(path) as file:
                 if file.metadata.num_rows != files[index]["rows"]:
                     raise ValueError(f"{path} has {file.metadata.num_rows} rows, the manifest says {files[index]['rows']}: ingest the domain again")
                 for batch in file.iter_batches(batch_size=2048, columns=columns):

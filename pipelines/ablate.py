@@ -3,10 +3,10 @@
 import statistics
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from data.manifest import Manifest
+from data.places import path_of
 from models.method import Row
 from models.registry import METHODS, find
 from pipelines import runs, train
@@ -61,11 +61,11 @@ def _settings(config: Config, row: Row, direction: tuple[str, str], seed: int) -
 
 def result_of(wanted: train.Config) -> dict[str, Any]:
     """The result of a training: read where it is finished, else trained to its end."""
-    root = Path(wanted.dataset)
+    root = path_of(wanted.dataset)
     cut_off = None
-    for folder in sorted(each.parent for each in Path(wanted.storage).glob("*/config.json")):
+    for folder in sorted(each.parent for each in path_of(wanted.storage).glob("*/config.json")):
         saved = runs.read_json(folder / "config.json")
-        if Path(saved["dataset"]).resolve() != root.resolve() or any(saved[name] != getattr(wanted, name) for name in SAME):
+        if path_of(saved["dataset"]).resolve() != root.resolve() or any(saved[name] != getattr(wanted, name) for name in SAME):
             continue
         if not (folder / "result.json").is_file():
             cut_off = folder

@@ -1,16 +1,15 @@
 """Checkpoints: safetensors for tensors, JSON for the rest. Nothing in them is ever unpickled.
 
 A checkpoint is a folder ``epoch-00012`` with ``model.safetensors``, ``optimizer.safetensors``, ``state.json`` and the
-SHA-256 of each in ``digests.json``. It is written beside its place and renamed into it, so that it is there whole or not
-at all; one that storage has damaged since is passed over. At an epoch's end random states need no place in it, as every
-draw is a function of (seed, epoch, rank); in the middle, ``epoch-00012-step-00000300``, it has what the loop was at.
+SHA-256 of each in ``digests.json``. It is there whole or not at all: on this machine it is renamed into its place, in a
+bucket the digests come last, and without them it is none. One that storage has damaged since is passed over. At an epoch's
+end random states need no place in it, as every draw is a function of (seed, epoch, rank); in the middle,
+``epoch-00012-step-00000300``, it has what the loop was at.
 """
 
 import hashlib
 import json
-import os
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from data.places import fetched, remove, written_folder
 from models.method import Method
 
 FORMAT = 2  # of 1 there were no digests
@@ -89,25 +89,17 @@ def write(folder: Path, taken: Snapshot) -> Path:
     Raises:
         OSError: it could not be written; the checkpoints before it are untouched.
     """
-    place, partial = folder / taken.name, folder / f".partial-{taken.name}"
-    shutil.rmtree(partial, ignore_errors=True)
+    place = folder / taken.name
     try:
-        partial.mkdir(parents=True)
-        save_file(taken.model, partial / "model.safetensors")
-        save_file(taken.tensors, partial / "optimizer.safetensors")
-        (partial / "state.json").write_text(json.dumps(taken.state))
-        (partial / DIGESTS).write_text(json.dumps(_digests(partial)))
-        for name in (*FILES, DIGESTS):
-            with (partial / name).open("rb") as file:
-                os.fsync(file.fileno())
-        shutil.rmtree(place, ignore_errors=True)
-        partial.rename(place)
+        with written_folder(place, last=DIGESTS) as partial:
+            save_file(taken.model, partial / "model.safetensors")
+            save_file(taken.tensors, partial / "optimizer.safetensors")
+            (partial / "state.json").write_text(json.dumps(taken.state))
+            (partial / DIGESTS).write_text(json.dumps(_digests(partial)))
     except SafetensorError as error:
         raise OSError(f"checkpoint {place} could not be written ({error}); the one before it is kept") from error
     except OSError as error:
-        raise OSError(error.errno, f"checkpoint {place} could not be written ({error.strerror}); the one before it is kept") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(error.errno, f"checkpoint {place} could not be written ({error.strerror or error}); the one before it is kept") from error
     return place
 
 
@@ -135,7 +127,7 @@ def latest(folder: Path) -> Path | None:
     Raises:
         ValueError: there are some, and all are damaged.
     """
-    found = sorted((each for each in folder.glob("epoch-*") if re.fullmatch(r"epoch-\d{5}(-step-\d{8})?", each.name)), reverse=True)
+    found = [each for each in reversed(_all(folder)) if re.fullmatch(r"epoch-\d{5}(-step-\d{8})?", each.name)]
     for each in found:
         if whole(each):
             return each
@@ -147,8 +139,12 @@ def latest(folder: Path) -> Path | None:
 
 def prune(folder: Path, keep: int) -> None:
     """Remove all but the latest ``keep`` checkpoints."""
-    for old in sorted(folder.glob("epoch-*"))[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    for old in _all(folder)[:-keep]:
+        remove(old)
+
+
+def _all(folder: Path) -> list[Path]:
+    return sorted(folder.glob("epoch-*"), key=lambda each: each.name)
 
 
 def read_state(place: Path) -> dict[str, Any]:
@@ -164,6 +160,11 @@ def read_state(place: Path) -> dict[str, Any]:
         return state
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"no readable checkpoint at {place} ({type(error).__name__}: {error})") from error
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    with fetched(path) as file:
+        return load_file(file)
 
 
 def load(place: Path, method: Method, optimizers: bool = True) -> Reached:
@@ -187,9 +188,9 @@ def load(place: Path, method: Method, optimizers: bool = True) -> Reached:
         )
     loop: dict[str, Any] = {}
     try:
-        method.kept().load_state_dict(load_file(place / "model.safetensors"))
+        method.kept().load_state_dict(_tensors(place / "model.safetensors"))
         if optimizers:
-            tensors = load_file(place / "optimizer.safetensors")
+            tensors = _tensors(place / "optimizer.safetensors")
             for name, player in method.players.items():
                 player.optimizer.load_state_dict(_restore(state["optimizers"][name], tensors))
             loop = _restore(state["loop"], tensors) if state["format"] > 1 else {}

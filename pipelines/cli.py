@@ -9,6 +9,7 @@ import sys
 from dataclasses import fields
 from typing import Any
 
+from infra import storage
 from pipelines.config import Parser, add_fields, build, nearest, read_yaml
 
 COMMANDS = {
@@ -30,6 +31,7 @@ COMMANDS = {
     "datasets": "the datasets known by name",
 }
 PLACES = {"tune": "tuning.search"}  # commands that are not of pipelines
+WRITTEN = {"ingest": "dataset"} | dict.fromkeys(("train", "tune", "ablate", "sync"), "storage")  # by command, what it writes to besides --out and --grid
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 
@@ -92,6 +94,7 @@ def main(argv: list[str] | None = None) -> int:
         from pipelines import cluster  # noqa: PLC0415
 
         cluster.verbose(verbose)
+        check_buckets(name, config)
         with contextlib.redirect_stdout(sys.stderr) if common.json else contextlib.nullcontext():
             result = stage.run(config)
         if common.json and result:
@@ -102,9 +105,26 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"hashbridge: {one_line(error)}", file=sys.stderr)
         return 2
+    except Exception as error:
+        if verbose or not type(error).__module__.startswith("botocore."):
+            raise
+        print(f"hashbridge: bucket: {one_line(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("hashbridge: interrupted", file=sys.stderr)
         return 130
+
+
+def check_buckets(name: str, config: Any) -> None:
+    """Ask each bucket that a command is given whether the command can do its work there.
+
+    Raises:
+        ValueError: one of them does not let it.
+    """
+    for each in fields(config):
+        value = getattr(config, each.name)
+        if isinstance(value, str) and value.startswith(storage.SCHEME):
+            storage.check(value.partition("#")[0], each.name in ("out", "grid", WRITTEN.get(name)))
 
 
 def one_line(error: BaseException) -> str:

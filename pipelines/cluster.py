@@ -2,7 +2,11 @@
 
 import logging
 import os
+import sys
+from pathlib import Path
 from typing import Any
+
+from data.places import is_local
 
 _VERBOSE = "HASHBRIDGE_VERBOSE"
 
@@ -36,6 +40,22 @@ def start() -> Any:
     return ray
 
 
+def nodes() -> int:
+    """Nodes of the cluster that this process is connected to; 0 where it is to none."""
+    ray = sys.modules.get("ray")
+    return sum(node["Alive"] for node in ray.nodes()) if ray and ray.is_initialized() else 0
+
+
+def storage(folder: Path) -> dict[str, Any]:
+    """Where Ray keeps what it writes of its own, as options of its ``RunConfig``."""
+    if is_local(folder):
+        return {"storage_path": str(folder.resolve())}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem  # noqa: PLC0415
+
+    remote: Any = folder
+    return {"storage_path": remote.path, "storage_filesystem": PyFileSystem(FSSpecHandler(remote.fs))}
+
+
 def user_error(error: Exception) -> Exception:
     """The user's error inside an exception that Ray wrapped around it, or the exception itself."""
     seen: BaseException | None = error
@@ -45,5 +65,7 @@ def user_error(error: Exception) -> Exception:
                 return OSError(inner.errno, inner.strerror, inner.filename)
             if isinstance(inner, ValueError | FloatingPointError | OSError):
                 return type(inner)(*inner.args)
+            if type(inner).__module__.startswith("botocore."):
+                return OSError(f"bucket: {inner}")
         seen = seen.__cause__ or getattr(seen, "cause", None)
     return error

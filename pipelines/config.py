@@ -4,10 +4,11 @@ import argparse
 import difflib
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, field, fields
-from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+
+from data.places import path_of
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -97,7 +98,7 @@ def read_yaml(path: str) -> dict[str, Any]:
         ValueError: it is missing or no mapping.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.safe_load(path_of(path).read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"config {path} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):

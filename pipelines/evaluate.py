@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from data.manifest import Manifest
+from data.places import path_of
 from data.shards import read_rows, to_arrays
 from models.encoder import HashEncoder, encode_all
 from models.method import Method
@@ -215,10 +216,10 @@ def run(config: Config) -> dict[str, Any]:
 
 def _run_run(config: Config, protocols: tuple[str, ...]) -> dict[str, Any]:
     folder = runs.find_run(config.model, config.storage)
-    root = Path(config.dataset or runs.read_json(folder / "config.json")["dataset"])
+    root = path_of(config.dataset or runs.read_json(folder / "config.json")["dataset"])
     manifest = Manifest.read(root)
     if not config.query:
-        out = Path(config.out) if config.out else None
+        out = path_of(config.out) if config.out else None
         return {"model": folder.name} | evaluate_run(folder, root, manifest, protocols, config.ties, True, out)
     method = load_method(folder, manifest)
     encoder = HashEncoder(method.encoder()).eval()
@@ -238,7 +239,7 @@ def _run_model(config: Config, protocols: tuple[str, ...]) -> dict[str, Any]:
 
     if not config.dataset:
         raise ValueError("--dataset is missing: a registered model does not carry its data")
-    root = Path(config.dataset)
+    root = path_of(config.dataset)
     manifest = Manifest.read(root)
     encoder = RegisteredEncoder(config.model, config.tracking or default_uri(config.storage))
     if list(encoder.shape) != manifest.shape:
@@ -246,5 +247,5 @@ def _run_model(config: Config, protocols: tuple[str, ...]) -> dict[str, Any]:
     if config.query:
         return {"model": config.model} | _pair(encoder, root, manifest, config)
     tags = encoder.tags(config.model)
-    out = Path(config.out) if config.out else None
+    out = path_of(config.out) if config.out else None
     return {"model": config.model} | _evaluate(encoder, root, manifest, tags["source"], tags["target"], protocols, config.ties, None, out)

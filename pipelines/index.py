@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.places import fetched, path_of, read_table, written
 from pipelines.config import option, positional, required
 from pipelines.encode import read_codes
 
@@ -56,26 +57,26 @@ def build(codes: np.ndarray, kind: str, neighbours: int = 32, lists: int = 0) ->
 
 def run(config: Config) -> dict[str, Any]:
     """Build and write the index; returns its size."""
-    table, codes, meta = read_codes(Path(config.codes))
-    out = Path(config.out)
+    table, codes, meta = read_codes(path_of(config.codes))
+    out = path_of(config.out)
     if out.is_dir():
         raise ValueError(f"{out} is a folder: give a file's name")
     index = build(codes, config.kind, config.neighbours, config.lists)
-    out.parent.mkdir(parents=True, exist_ok=True)
     rows = table.drop_columns(["code"]).replace_schema_metadata({**meta, "kind": config.kind})
-    partial = [out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.partial.parquet")]
     try:
-        faiss.write_index_binary(index, str(partial[0]))
-        pq.write_table(rows, partial[1])
-        partial[1].replace(f"{out}.parquet")
-        partial[0].replace(out)
+        with written(out) as file, written(beside(out)) as side:
+            faiss.write_index_binary(index, str(file))
+            pq.write_table(rows, side)
+            size = file.stat().st_size
     except RuntimeError as error:
         raise OSError(f"index {out} could not be written: {str(error).splitlines()[0]}") from error
-    finally:
-        for each in partial:
-            each.unlink(missing_ok=True)
-    print(f"{config.kind} index of {len(codes):,} codes of {codes.shape[1] * 8} bits in {out} ({out.stat().st_size:,} bytes)")
+    print(f"{config.kind} index of {len(codes):,} codes of {codes.shape[1] * 8} bits in {out} ({size:,} bytes)")
     return {"out": str(out), "kind": config.kind, "codes": len(codes), "bits": codes.shape[1] * 8}
+
+
+def beside(path: Path) -> Path:
+    """The file of an index's rows."""
+    return path.with_name(f"{path.name}.parquet")
 
 
 def read(path: Path) -> tuple[faiss.IndexBinary, pa.Table, dict[str, str]]:
@@ -84,11 +85,12 @@ def read(path: Path) -> tuple[faiss.IndexBinary, pa.Table, dict[str, str]]:
     Raises:
         ValueError: there is none, or it cannot be read.
     """
-    side = Path(f"{path}.parquet")
+    side = beside(path)
     if not path.is_file() or not side.is_file():
         raise ValueError(f"no index at {path} with {side.name} beside it: make one with `hashbridge index`")
     try:
-        index, rows = faiss.read_index_binary(str(path)), pq.read_table(side)
+        with fetched(path) as file:
+            index, rows = faiss.read_index_binary(str(file)), read_table(side)
     except (RuntimeError, pa.ArrowException, OSError) as error:
         raise ValueError(f"index {path} cannot be read ({str(error).splitlines()[0][:200]}): build it again") from error
     if index.ntotal != len(rows):

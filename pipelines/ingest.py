@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data.catalog import open_source
+from data.places import path_of
 from data.shards import write_domain
 from pipelines import cluster
 from pipelines.config import flag, option, positional, required
@@ -42,7 +43,7 @@ class Config:
 
 def run(config: Config) -> dict[str, Any]:
     """Ingest every domain of the source; returns the rows of each split."""
-    root = Path(config.dataset)
+    root = path_of(config.dataset)
     readers = open_source(config.source, config.domain or None, Path(config.cache))
     cluster.start()
     result: dict[str, Any] = {"dataset": str(root), "domains": {}}

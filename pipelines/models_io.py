@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from data.manifest import Manifest
+from data.places import path_of
 from models.encoder import HashEncoder
 from pipelines import runs
 from pipelines.evaluate import load_method
@@ -27,7 +28,7 @@ class RunEncoder:
 
     def __init__(self, folder: Path) -> None:
         saved = runs.read_json(folder / "config.json")
-        method = load_method(folder, Manifest.read(Path(saved["dataset"])))
+        method = load_method(folder, Manifest.read(path_of(saved["dataset"])))
         self.encoder, self.shape, self.bits = HashEncoder(method.encoder()).eval(), method.shape, method.bits
 
     @torch.no_grad()

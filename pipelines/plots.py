@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.colors import to_rgba
 
 from data.manifest import Manifest
+from data.places import written
 from pipelines.metrics import Encoded, histograms, precision_recall
 
 mpl.use("Agg")
@@ -17,7 +18,6 @@ RIGHT, WRONG = "#1a9850", "#d73027"
 
 def draw_all(query: Encoded, database: Encoded, manifest: Manifest, out: Path) -> None:
     """Draw what an evaluation's query and database allow, into a folder."""
-    out.mkdir(parents=True, exist_ok=True)
     if (query.labels >= 0).any():
         pr_curve(query, database, out / "precision_recall.png")
     code_map(query, database, manifest.classes, out / "codes_tsne.png")
@@ -133,5 +133,6 @@ def pairs_grid(rows: list[list[tuple[np.ndarray, np.ndarray]]], title: str, path
 
 
 def _save(figure: plt.Figure, path: Path) -> None:
-    figure.savefig(path, dpi=110)
+    with written(path) as file:
+        figure.savefig(file, dpi=110)
     plt.close(figure)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from data.manifest import Manifest
+from data.places import path_of
 from pipelines import evaluate, metrics
 from pipelines.config import option, positional
 
@@ -70,7 +71,7 @@ def compare(uri: str, config: Config, challenger: Any, champion: Any) -> dict[st
             )
     if config.protocol not in challenger[1]["protocol"].split("+"):
         raise ValueError(f"version {challenger[0]} was not measured under protocol {config.protocol}, but under {challenger[1]['protocol'] or 'none'}")
-    root = Path(config.dataset or challenger[1].get("dataset_path", ""))
+    root = path_of(config.dataset or challenger[1].get("dataset_path", ""))
     manifest = Manifest.read(root)
     if manifest.digest() != challenger[1]["dataset_digest"]:
         raise ValueError(f"dataset {root} is not the one that the versions belong to: give its folder by --dataset")

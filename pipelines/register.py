@@ -1,12 +1,12 @@
 """Stage: register a run's encoder in the MLflow registry, alias challenger."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from data.manifest import Manifest
+from data.places import path_of
 from models.encoder import HashEncoder
 from pipelines import runs
 from pipelines.config import option, positional, required
@@ -29,7 +29,7 @@ def run(config: Config) -> dict[str, Any]:
 
     folder = runs.find_run(config.run, config.storage)
     saved, result = runs.read_json(folder / "config.json"), runs.read_json(folder / "result.json")
-    manifest = Manifest.read(Path(saved["dataset"]))
+    manifest = Manifest.read(path_of(saved["dataset"]))
     if manifest.digest() != result["dataset"]:
         raise ValueError(f"dataset {saved['dataset']} has changed since run {folder.name}: train again, so that the figures belong to it")
     uri = config.tracking or tracking.default_uri(str(folder.parent))
@@ -39,7 +39,7 @@ def run(config: Config) -> dict[str, Any]:
     tags = tracking.dump({
         "method": result["method"], "bits": result["bits"], "source": result["source"], "target": result["target"], "seed": result["seed"],
         "run_id": folder.name, "dataset": manifest.dataset, "dataset_digest": result["dataset"],
-        "dataset_path": str(Path(saved["dataset"]).resolve()), "oracle": result["oracle"],
+        "dataset_path": str(path_of(saved["dataset"]).resolve()), "oracle": result["oracle"],
         "protocol": "+".join(sorted({name.split("/")[0] for name in result["metrics"] if "/" in name})),
     } | {f"metric.{name.replace('/', '.')}": f"{value:.6f}" for name, value in result["metrics"].items()})  # fmt: skip
     version = tracking.register(uri, saved["tracked"], encoder, example.numpy(), config.name, tags)

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from data.places import is_local, path_of, write_text
+
 Record = dict[str, Any]
 
 
@@ -21,10 +23,10 @@ def find_run(name: str, storage: str) -> Path:
     Raises:
         ValueError: there is none; says where it was looked for.
     """
-    for folder in (Path(storage) / name, Path(name)):
+    for folder in (path_of(name),) if "://" in name else (path_of(storage) / name, Path(name)):
         if (folder / "config.json").is_file():
             return folder
-    there = sorted((each.parent for each in Path(storage).glob("*/config.json")), key=lambda each: each.stat().st_mtime)
+    there = sorted((each.parent for each in path_of(storage).glob("*/config.json")), key=lambda each: each.stat().st_mtime)
     latest = f"; the latest there is {there[-1].name}" if there else ""
     raise ValueError(f"no run {name!r} in {storage}{latest}: give a run's id, or --storage where its folder is")
 
@@ -43,9 +45,7 @@ def read_json(path: Path) -> Record:
 
 def write_json(path: Path, value: Record) -> None:
     """Write a JSON object, all or nothing."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=1, default=float))
-    partial.replace(path)
+    write_text(path, json.dumps(value, indent=1, default=float))
 
 
 class Progress:
@@ -62,9 +62,12 @@ class Progress:
 class Follower(threading.Thread):
     """Hands the records that a run appends to a listener, as they come. A context: leaving it hands over the rest."""
 
-    def __init__(self, folder: Path, listener: Callable[[Record], None], interval: float = 0.5) -> None:
+    def __init__(self, folder: Path, listener: Callable[[Record], None], interval: float = 0) -> None:
+        """Args:
+        interval: seconds between two looks (default: 0.5, in a bucket 5).
+        """
         super().__init__(daemon=True)
-        self.path, self.listener, self.interval = folder / "progress.jsonl", listener, interval
+        self.path, self.listener, self.interval = folder / "progress.jsonl", listener, interval or (0.5 if is_local(folder) else 5)
         self.offset = self.path.stat().st_size if self.path.exists() else 0
         self.ended = threading.Event()
 

@@ -3,10 +3,10 @@
 import dataclasses
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from data.manifest import Manifest
+from data.places import path_of
 from pipelines import runs, train
 from pipelines.config import option, positional
 
@@ -34,7 +34,7 @@ def run(config: Config) -> dict[str, Any]:
     kept = "" if own.tracking == "none" else own.tracking
     same = not config.tracking or config.tracking == kept  # ids are one server's own
     trained = dataclasses.replace(own, tracking=config.tracking or kept, storage=str(folder.parent))
-    tracker = train.open_tracker(trained, folder, Manifest.read(Path(own.dataset)), saved["tracked"] if same else "")
+    tracker = train.open_tracker(trained, folder, Manifest.read(path_of(own.dataset)), saved["tracked"] if same else "")
     records = [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines()]
     for record in records:
         tracker.epoch(record)

@@ -14,13 +14,23 @@ from typing import Any
 
 import numpy as np
 
+from data.places import fetched, is_local, path_of
+from pipelines import cluster
+
 EXPERIMENT = "hashbridge"
 LEFT = 1800  # seconds after which a promotion that has not ended is taken to be dead
 
 
 def default_uri(storage: str) -> str:
-    """The tracking URI of a storage folder: the environment's, else SQLite beside the runs."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(storage).resolve()}/mlflow.db"
+    """The tracking URI of a storage folder: the environment's, else SQLite beside the runs.
+
+    Raises:
+        ValueError: the runs are in a bucket, where no SQLite can be.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if not given and not is_local(path_of(storage)):
+        raise ValueError(f"runs in {storage} need a tracking server: set MLFLOW_TRACKING_URI to one, or give --tracking")
+    return given or f"sqlite:///{Path(storage).resolve()}/mlflow.db"
 
 
 @contextlib.contextmanager
@@ -46,8 +56,13 @@ def connect(uri: str) -> Any:
     """An MLflow client of a tracking URI, checked to answer; sets it as the process's own.
 
     Raises:
-        ValueError: it cannot be reached.
+        ValueError: it cannot be reached, or is a file where the cluster has several nodes.
     """
+    if uri.startswith("sqlite:") and cluster.nodes() > 1:
+        raise ValueError(
+            f"tracking by {uri} is a file of one machine, and the cluster has {cluster.nodes()} nodes: set MLFLOW_TRACKING_URI to a server "
+            "(infra/README.md), or give --tracking none"
+        )
     for name, value in {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}.items():
         os.environ.setdefault(name, value)
     for name in ("mlflow", "alembic", "alembic.runtime.migration", "urllib3"):
@@ -115,7 +130,8 @@ class Tracker:
         with _one_line(self.uri):
             self._log(values | {"images_per_second": record["images_per_second"]}, record["time"], record["epoch"])
             if "picture" in record:
-                self.client.log_artifact(self.tracked, record["picture"], "plots")
+                with fetched(path_of(record["picture"])) as file:
+                    self.client.log_artifact(self.tracked, str(file), "plots")
 
     def _log(self, values: dict[str, float], seconds: float, step: int) -> None:
         """Metrics of a moment: what has the same moment, step and value is kept once."""
@@ -130,9 +146,11 @@ class Tracker:
         with _one_line(self.uri):
             self._log({name.replace(" ", "_"): value for name, value in metrics.items()}, (folder / "result.json").stat().st_mtime, 0)
             for name in ("config.json", "result.json"):
-                self.client.log_artifact(self.tracked, str(folder / name))
+                with fetched(folder / name) as file:
+                    self.client.log_artifact(self.tracked, str(file))
             if (folder / "plots").is_dir():
-                self.client.log_artifacts(self.tracked, str(folder / "plots"), "plots")
+                with fetched(folder / "plots") as plots:
+                    self.client.log_artifacts(self.tracked, str(plots), "plots")
             self.client.set_terminated(self.tracked, "FINISHED")
             mlflow.end_run()
 
@@ -206,8 +224,8 @@ class SearchTracker:
     def finish(self, folder: Path, values: dict[str, float], status: str) -> None:
         """The search's files and best values, and its end."""
         if self.client:
-            with self._lenient():
-                self.client.log_artifacts(self.tracked, str(folder))
+            with self._lenient(), fetched(folder) as results:
+                self.client.log_artifacts(self.tracked, str(results))
                 for name, value in values.items():
                     self.client.log_metric(self.tracked, f"best/{name}", value)
                 self.client.set_terminated(self.tracked, status)

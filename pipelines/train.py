@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import shutil
 import sys
 import time
 import uuid
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data.manifest import Manifest
+from data.places import path_of, remove, write_text
 from models.codes import check_bits
 from models.registry import METHODS, find
 from pipelines import checkpoint, cluster, evaluate, runs
@@ -117,10 +117,10 @@ def work(plan: dict[str, Any], listen: Callable[[dict[str, Any], Any], None] | N
     from pipelines.loop import Trainer  # noqa: PLC0415
 
     p = Plan(**plan)
-    config, folder = Config(**p.config), Path(p.folder)
+    config, folder, root = Config(**p.config), path_of(p.folder), path_of(p.config["dataset"])
     torch.set_num_threads(p.threads)
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()) if config.gpu else torch.device("cpu")
-    manifest = Manifest.read(Path(config.dataset))
+    manifest = Manifest.read(root)
     kind = find(config.method)
     torch.manual_seed(config.seed)
     method = kind(kind.Config(**config.own), tuple(manifest.shape), len(manifest.classes), config.bits)
@@ -128,7 +128,7 @@ def work(plan: dict[str, Any], listen: Callable[[dict[str, Any], Any], None] | N
 
     def batches(domain: str, role: str, labels: bool, per_class: int) -> DomainSource:
         return DomainSource(
-            Path(config.dataset), manifest, domain, "train", p.batch // world, per_class // world, labels, wants.views, wants.view,
+            root, manifest, domain, "train", p.batch // world, per_class // world, labels, wants.views, wants.view,
             config.seed, rank(), world, config.cache_mb, STREAMS[role], (held or {}).get(role),
         )  # fmt: skip
 
@@ -152,17 +152,17 @@ def _with_pictures(progress: runs.Progress, method: Any, manifest: Manifest, con
         return progress
     from pipelines.translate import Sampler  # noqa: PLC0415
 
-    draw = Sampler(method, Path(config.dataset), manifest, config.source, folder / "plots")
+    draw = Sampler(method, path_of(config.dataset), manifest, config.source, folder / "plots")
     return lambda record: progress(record | {"picture": str(draw(record["epoch"]))})
 
 
 def work_once(plan: dict[str, Any]) -> None:
     """:func:`work` on a worker of Ray Train, which would try again what failed: a training that diverges does so each time."""
-    failure = Path(plan["folder"]) / FAILURE
+    failure = path_of(plan["folder"]) / FAILURE
     try:
         work(plan)
     except FloatingPointError as error:
-        failure.write_text(str(error))
+        write_text(failure, str(error))
 
 
 def launch(plan: Plan, workers: int, gpu: bool, failures: int) -> None:
@@ -181,23 +181,24 @@ def launch(plan: Plan, workers: int, gpu: bool, failures: int) -> None:
     for name, count in wanted.items():
         if total.get(name, 0) < count:
             raise ValueError(f"{workers} workers need {count} {name}s, but the cluster has {total.get(name, 0):g}: fewer --workers or --threads")
+    folder = path_of(plan.folder)
     trainer = TorchTrainer(
         work_once,
         train_loop_config=asdict(plan),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=None if gpu else {"CPU": plan.threads}),
         run_config=RunConfig(
-            name=f"attempt-{uuid.uuid4().hex[:8]}", storage_path=str(Path(plan.folder).resolve() / "ray"),
+            name=f"attempt-{uuid.uuid4().hex[:8]}", **cluster.storage(folder / "ray"),
             failure_config=FailureConfig(max_failures=failures),
         ),
     )  # fmt: skip
-    failure = Path(plan.folder) / FAILURE
+    failure = folder / FAILURE
     failure.unlink(missing_ok=True)
     try:
         trainer.fit()
     except Exception as error:
         raise cluster.user_error(error) from error
     finally:
-        shutil.rmtree(Path(plan.folder) / "ray", ignore_errors=True)
+        remove(folder / "ray")
     if failure.exists():
         raise FloatingPointError(failure.read_text())
 
@@ -205,7 +206,7 @@ def launch(plan: Plan, workers: int, gpu: bool, failures: int) -> None:
 def _new_run(config: Config) -> Path:
     named = [each for each in (config.method, config.source, config.target) if each]
     name = "-".join([*named, str(config.bits), uuid.uuid4().hex[:6]]).replace(" ", "_")
-    folder = Path(config.storage) / name
+    folder = path_of(config.storage) / name
     folder.mkdir(parents=True)
     return folder
 
@@ -248,7 +249,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _run(config: Config) -> dict[str, Any]:
-    root = Path(config.dataset)
+    root = path_of(config.dataset)
     manifest = Manifest.read(root)
     method = find(config.method)
     method(method.Config(**config.own), tuple(manifest.shape), len(manifest.classes), config.bits)
@@ -256,7 +257,7 @@ def _run(config: Config) -> dict[str, Any]:
     if config.workers and not config.gpu:
         cores = int(cluster.start().cluster_resources().get("CPU", cores))
     plan = make_plan(config, manifest, Path(), cores)
-    folder = Path(config.storage) / config.resume if config.resume else _new_run(config)
+    folder = path_of(config.storage) / config.resume if config.resume else _new_run(config)
     if config.resume:
         _check_resumed(config, folder)
     config = dataclasses.replace(config, threads=plan.threads)
@@ -309,17 +310,17 @@ def open_tracker(config: Config, folder: Path, manifest: Manifest, tracked: str)
         if not tracked:
             shared = {k: v for k, v in asdict(config).items() if k not in ("own", "resume", "tracking")} | config.own
             rows = sum(manifest.split(domain, "train").rows for domain in {config.source, config.target} - {""})
-            tracker.start(shared, {"name": manifest.dataset, "digest": manifest.digest(), "path": str(Path(config.dataset).resolve())}, rows)
+            tracker.start(shared, {"name": manifest.dataset, "digest": manifest.digest(), "path": str(path_of(config.dataset).resolve())}, rows)
     except ValueError:
         if not (folder / "config.json").exists():
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
         raise
     return tracker
 
 
 def conclude(config: Config, manifest: Manifest, folder: Path, seconds: float) -> dict[str, Any]:
     """Evaluate the last epoch and write the run's result."""
-    evaluated = evaluate.evaluate_run(folder, Path(config.dataset), manifest, plots=config.plots)
+    evaluated = evaluate.evaluate_run(folder, path_of(config.dataset), manifest, plots=config.plots)
     lines = [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines()]
     speeds = [line["images_per_second"] for line in lines[1:] or lines]
     oracle = config.source == config.target

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from data.manifest import Manifest
+from data.places import path_of, written
 from data.shards import read_rows, to_arrays
 from models.method import Method
 from pipelines import checkpoint, evaluate, runs
@@ -64,7 +65,6 @@ class Sampler:
     def __call__(self, epoch: int) -> Path:
         """The picture's path."""
         path = self.folder / f"translations-{epoch:05d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
         draw(self.x, translate_all(self.method, self.x), self.labels, f"{self.source} and its translations after epoch {epoch}", path)
         return path
 
@@ -76,7 +76,7 @@ def load_generator(folder: Path) -> tuple[Method, tuple[int, ...]]:
         ValueError: it makes none.
     """
     config = runs.read_json(folder / "config.json")
-    method = evaluate.load_method(folder, Manifest.read(Path(config["dataset"])))
+    method = evaluate.load_method(folder, Manifest.read(path_of(config["dataset"])))
     if not method.generates:
         raise ValueError(f"run {folder.name} of {method.name} has no generator: train igan, sigan or dtn with its generating terms on")
     if len(method.shape) != 3:
@@ -90,8 +90,7 @@ def run(config: Config) -> dict[str, Any]:
     method, shape = load_generator(folder)
     names, x, labels = load_queries(config.images, shape)
     made = translate_all(method, x)
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = path_of(config.out)
     from PIL import Image  # noqa: PLC0415
 
     from pipelines.plots import picture  # noqa: PLC0415
@@ -99,7 +98,8 @@ def run(config: Config) -> dict[str, Any]:
     files = []
     for i, (name, image) in enumerate(zip(names, made, strict=True)):
         files.append(out / f"{i:05d}-{Path(name).stem.rpartition('#')[2]}.png")
-        Image.fromarray(image[0] if len(image) == 1 else picture(image)).save(files[-1])
+        with written(files[-1]) as file:
+            Image.fromarray(image[0] if len(image) == 1 else picture(image)).save(file)
     draw(x, made, np.array(labels), f"{len(x)} images and their translations by {folder.name}", out / "grid.png")
     epoch = checkpoint.read_state(checkpoint.latest(folder / "checkpoints") or folder)["epoch"]
     print(f"{len(files)} images translated by {folder.name} (epoch {epoch}) in {out}; {out / 'grid.png'} shows each beside its original")

@@ -1,6 +1,7 @@
 """Shared fixtures: one Ray cluster and one prepared dataset for the whole session."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -8,7 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.s3 import BUCKET, S3
+
 os.environ.update(RAY_USAGE_STATS_ENABLED="0", MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="1", RAY_worker_niceness="0")
+
+def free_port() -> int:
+    """A port of loopback that nothing listens on."""
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return int(opened.getsockname()[1])
+
+
+S3_PORT = free_port()  # what Ray's processes, which keep the environment that they are started with, must know from the beginning
+os.environ.update(AWS_ENDPOINT_URL=f"http://127.0.0.1:{S3_PORT}", AWS_ACCESS_KEY_ID="testing", AWS_SECRET_ACCESS_KEY="testing", AWS_REGION="us-east-1")
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -40,6 +53,24 @@ def shared_data() -> Path:
     if not (SHARED / "usps.npz").exists():
         pytest.skip(f"real data is not at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3]:
+    """The server that ``s3://`` leads to, with a bucket."""
+    import boto3
+
+    server = S3(S3_PORT)
+    boto3.client("s3").create_bucket(Bucket=BUCKET)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: S3) -> Iterator[S3]:
+    """The same, refusing nothing at the test's beginning and after its end."""
+    yield s3_server
+    s3_server.refuse, s3_server.refused = lambda method, path: None, 0
 
 
 @pytest.fixture

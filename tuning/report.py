@@ -17,6 +17,7 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from data.manifest import Manifest
+from data.places import path_of, write_text, written
 from pipelines import register, runs, train
 from tuning.study import STATES, cut_off, reason
 from tuning.trial import JUDGED, trial_folder
@@ -46,8 +47,10 @@ def write_table(rows: list[dict[str, Any]], out: Path) -> None:
     """The table as CSV and Parquet."""
     names = list({name: None for row in rows for name in row})
     columns = pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
-    pyarrow.csv.write_csv(columns, out / "trials.csv")
-    pyarrow.parquet.write_table(columns, out / "trials.parquet")
+    with written(out / "trials.csv") as file:
+        pyarrow.csv.write_csv(columns, file)
+    with written(out / "trials.parquet") as file:
+        pyarrow.parquet.write_table(columns, file)
 
 
 def best_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -75,16 +78,21 @@ def draw(study: optuna.Study, names: list[str], out: Path) -> None:
 
     kinds: dict[str, Any] = {"history": charts.plot_optimization_history, "importances": charts.plot_param_importances, "slices": charts.plot_slice}
     one = {"target": lambda each: each.values[0], "target_name": names[0]}
+
+    def save(name: str) -> None:
+        with written(out / f"{name}.png") as file:
+            pyplot.savefig(file, dpi=110, bbox_inches="tight")
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if len(names) == 2:
             charts.plot_pareto_front(study, target_names=names)
-            pyplot.savefig(out / "pareto.png", dpi=110, bbox_inches="tight")
+            save("pareto")
             pyplot.close("all")
         for name, chart in kinds.items():
             with contextlib.suppress(ValueError, RuntimeError):  # too few trials, or none that differ
                 chart(study, **one)
-                pyplot.savefig(out / f"{name}.png", dpi=110, bbox_inches="tight")
+                save(name)
             pyplot.close("all")
 
 
@@ -97,14 +105,13 @@ def conclude(config: Any, study: optuna.Study, folder: Path, tracker: Any) -> di
     rows, best = table(study, folder), best_trials(study)
     counts = {status: sum(row["status"] == status for row in rows) for status in STATES.values()}
     out = folder / RESULTS
-    out.mkdir(exist_ok=True)
     if rows:
         write_table(rows, out)
     if not best:
         tracker.finish(out, {}, "FAILED")
         said = next((row["reason"] for row in reversed(rows) if row["reason"]), "")
         raise ValueError(f"search {folder.name}: none of {len(rows)} trials ended" + (f"; the last failed: {said}" if said else ""))
-    (out / "best.yaml").write_text(yaml.safe_dump(options_of(config, best[0].params), sort_keys=False))
+    write_text(out / "best.yaml", yaml.safe_dump(options_of(config, best[0].params), sort_keys=False))
     names = config.names()
     draw(study, names, out)
     values = {name: value for each in best[:1] for name, value in zip(names, each.values, strict=True)}
@@ -138,7 +145,7 @@ def _register(config: Any, best: FrozenTrial, folder: Path, uri: str) -> dict[st
     else:
         place, storage = trial_folder(folder, best.number), str(folder)
         saved = train.Config(**{name: value for name, value in runs.read_json(place / "config.json").items() if name != "tracked"})
-        result = train.conclude(saved, Manifest.read(Path(saved.dataset)), place, judged(folder, best.number)[-1]["seconds"])
+        result = train.conclude(saved, Manifest.read(path_of(saved.dataset)), place, judged(folder, best.number)[-1]["seconds"])
         run_id = place.name
     version = register.run(register.Config(run_id, name=config.register, storage=storage, tracking=uri or ""))
     return {"run_id": run_id, "version": version["version"]}

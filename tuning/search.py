@@ -1,13 +1,13 @@
 """Stage: search a method's hyper-parameters with Ray Tune and Optuna, by an objective that sees no target label."""
 
 import os
-import shutil
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from data.manifest import Manifest
+from data.places import is_local, path_of, remove
 from models.registry import find
 from pipelines import cluster, runs, train
 from pipelines.config import flag, option, read_yaml
@@ -39,7 +39,7 @@ class Config(train.Config):
     concurrency: int = option(0, "trials at once (default: as many as the cluster has room for)")
     trial_workers: int = option(1, "workers of a trial; more than one start Ray Train")
     gpu_share: float = option(1.0, "with --gpu: GPUs of a trial of one worker, as 0.5")
-    study_storage: str = option("", "Optuna's storage, an RDB URL (default: SQLite in the search's folder)")
+    study_storage: str = option("", "Optuna's storage, an RDB URL (default: SQLite in the search's folder; in a bucket, a journal of objects)")
     oracle: bool = option(False, "measure the trials with the target's labels too, for comparison; nothing is chosen by it")
     resume: bool = option(False, "go on with the search of this name: finish what was cut off, or add trials")  # type: ignore[assignment]
     register: str = option("", "register the best configuration's encoder under this name, alias challenger")
@@ -71,7 +71,7 @@ class Config(train.Config):
 
     def folder(self) -> Path:
         """The search's folder."""
-        return Path(self.storage) / (self.study or "-".join(filter(None, ("tune", self.method, self.source, self.target))))
+        return path_of(self.storage) / (self.study or "-".join(filter(None, ("tune", self.method, self.source, self.target))))
 
 
 def make_config(values: dict[str, Any]) -> Config:
@@ -120,7 +120,7 @@ def _held(config: Config, manifest: Manifest, labels: bool) -> dict[str, dict[st
         return held
     for role, domain, known in (("source", config.source, labels), ("target", config.target, False)):
         if domain:
-            source = DomainSource(Path(config.dataset), manifest, domain, "train", 1, labels=known, cache_mb=config.cache_mb)
+            source = DomainSource(path_of(config.dataset), manifest, domain, "train", 1, labels=known, cache_mb=config.cache_mb)
             if not source.cached:
                 return {}
             rows = source.memory()
@@ -130,8 +130,8 @@ def _held(config: Config, manifest: Manifest, labels: bool) -> dict[str, dict[st
 
 def run(config: Config) -> dict[str, Any]:
     """Search; returns the best trial, its values and the files that tell of the search."""
-    folder = config.folder().resolve()
-    manifest = Manifest.read(Path(config.dataset))
+    folder, root = config.folder().resolve(), path_of(config.dataset).resolve()
+    manifest = Manifest.read(root)
     space = _space(config)
     config.own, config.bits = {name: space.fixed[name] for name in config.own}, space.fixed[RESERVED]  # a file's fixed values are every trial's
     kind = find(config.method)
@@ -146,7 +146,7 @@ def run(config: Config) -> dict[str, Any]:
     config.threads = config.threads or max(1, cores // ((config.concurrency or 2) * config.trial_workers))
     share, at_once = _resources(config, config.threads)
     options = {each.name: getattr(config, each.name) for each in fields(train.Config) if each.init and each.name not in ("own", "resume")}
-    options |= config.own | {"workers": config.trial_workers if config.trial_workers > 1 else 0, "dataset": str(Path(config.dataset).resolve()), "plots": False}
+    options |= config.own | {"workers": config.trial_workers if config.trial_workers > 1 else 0, "dataset": str(root), "plots": False}
     make_plan(train.make_config(options), manifest, folder, config.threads)
     if (folder / SAVED).exists() and not config.resume:
         raise ValueError(f"search {folder.name} is in {config.storage} already: go on with it by --resume, or give another --study")
@@ -155,7 +155,7 @@ def run(config: Config) -> dict[str, Any]:
     if saved["dataset_digest"] != manifest.digest():
         raise ValueError(f"dataset {config.dataset} has changed since search {folder.name} began: start another by --study")
     runs.write_json(folder / SAVED, saved | {"given": {k: v for k, v in config.drawn.items() if k != "resume"}})
-    storage = config.study_storage or f"sqlite:///{folder}/study.db"
+    storage = config.study_storage or (f"sqlite:///{folder}/study.db" if is_local(folder) else f"{folder}/study")
     study = open_study(storage, folder.name, config.maximise(), config.sampler, config.seed)
     done = recover(study, folder, config.names())
     left = config.trials - done
@@ -193,7 +193,7 @@ def _search(config: Config, setting: Setting, study: Any, space: Space, left: in
     if config.asha and len(config.names()) == 1 and config.epochs > 1:
         mode = "max" if config.maximise()[0] else "min"
         stopping = ASHAScheduler("epoch", name, mode, max_t=config.epochs, grace_period=max(1, config.epochs // 4), reduction_factor=3)
-    folder = Path(setting.folder)
+    folder = path_of(setting.folder)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(trial, setting=setting, held=held), share),
         tune_config=tune.TuneConfig(
@@ -201,10 +201,10 @@ def _search(config: Config, setting: Setting, study: Any, space: Space, left: in
             scheduler=stopping, num_samples=left, max_concurrent_trials=config.concurrency, reuse_actors=True,
         ),
         run_config=tune.RunConfig(
-            name="tune", storage_path=str(folder / "ray"), verbose=0, callbacks=[Watcher(folder, name, config.maximise()[0], config.epochs, tracker)],
+            name="tune", **cluster.storage(folder / "ray"), verbose=0, callbacks=[Watcher(folder, name, config.maximise()[0], config.epochs, tracker)],
         ),
     )  # fmt: skip
     try:
         tuner.fit()
     finally:
-        shutil.rmtree(folder / "ray", ignore_errors=True)
+        remove(folder / "ray")

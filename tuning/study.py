@@ -12,7 +12,9 @@ from optuna.trial import TrialState
 from ray.tune import Callback
 from ray.tune.search.optuna import OptunaSearch
 
+from data.places import write_text
 from pipelines import runs
+from tuning.journal import Journal
 from tuning.objectives import OBJECTIVES
 from tuning.space import Space
 from tuning.trial import ENDED, FAILED, trial_folder
@@ -46,7 +48,8 @@ def open_study(storage: str, name: str, maximise: list[bool], sampler: str, seed
 
     directions = [StudyDirection.MAXIMIZE if more else StudyDirection.MINIMIZE for more in maximise]
     try:
-        backend = optuna.storages.RDBStorage(storage)
+        remote = storage.startswith("s3://")
+        backend: Any = optuna.storages.JournalStorage(Journal(storage)) if remote else optuna.storages.RDBStorage(storage)
         study = optuna.create_study(storage=backend, study_name=name, directions=directions, load_if_exists=True)
     except (SQLAlchemyError, ImportError) as error:
         raise ValueError(f"study storage {storage.rpartition('@')[2]}: {str(error).splitlines()[0]}") from error
@@ -129,7 +132,7 @@ class Judged(OptunaSearch):
             state = TrialState.COMPLETE if result["epoch"] >= self.epochs else TrialState.PRUNED
             if not all(map(math.isfinite, values)):
                 values, state = None, TrialState.FAIL
-                (trial_folder(self.folder, trial.number) / FAILED).write_text(f"{metrics[0]} is not a number")
+                write_text(trial_folder(self.folder, trial.number) / FAILED, f"{metrics[0]} is not a number")
         assert self._ot_study is not None
         self._ot_study.tell(trial, values if state == TrialState.COMPLETE else None, state)
         self._completed_trials.add(trial_id)
@@ -189,7 +192,6 @@ class Watcher(Callback):
         number = trial.config["number"]
         place = trial_folder(self.folder, number)
         if not (place / FAILED).is_file():
-            place.mkdir(parents=True, exist_ok=True)
-            (place / FAILED).write_text(" ".join(str(trial.get_error() or "its process died").split())[:500])
+            write_text(place / FAILED, " ".join(str(trial.get_error() or "its process died").split())[:500])
         self.tracker.end(number, "FAILED")
         self._note(trial, "failed: " + reason(self.folder, number)[:100])

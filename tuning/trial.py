@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.manifest import Manifest
+from data.places import move, path_of, write_text
 from pipelines import evaluate, runs, train
 from pipelines.plan import make_plan
 from tuning.objectives import look, objectives
@@ -43,14 +44,14 @@ def trial(drawn: dict[str, Any], setting: Setting, held: dict[str, dict[str, Any
         held: of ``source`` and ``target``, the rows' arrays in Ray's object store; empty where each trial reads its own.
     """
     values = {name: value for name, value in drawn.items() if name not in ("number", "continues")}
-    folder = trial_folder(Path(setting.folder), drawn["number"])
-    if drawn["continues"] and Path(drawn["continues"]).is_dir():
-        Path(drawn["continues"]).rename(folder)
+    folder = trial_folder(path_of(setting.folder), drawn["number"])
+    if drawn["continues"] and path_of(drawn["continues"]).is_dir():
+        move(path_of(drawn["continues"]), folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         _train(train.make_config(setting.options | values), folder, drawn["number"], setting, held)
     except Exception as error:
-        (folder / FAILED).write_text(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        write_text(folder / FAILED, f"{type(error).__name__}: {' '.join(str(error).split())}")
         raise
 
 
@@ -58,7 +59,7 @@ def _train(config: train.Config, folder: Path, number: int, setting: Setting, he
     from ray import tune  # noqa: PLC0415
 
     runs.write_json(folder / CONFIG, asdict(config) | {"tracked": ""})
-    manifest = Manifest.read(Path(config.dataset))
+    manifest = Manifest.read(path_of(config.dataset))
     plan = make_plan(config, manifest, folder, config.threads)
     plan = replace(plan, config=asdict(config))
     judge = _Judge(config, folder, manifest, setting.oracle)
@@ -121,9 +122,9 @@ class _Judge:
     def __call__(self, record: dict[str, Any], method: Any) -> dict[str, float]:
         c = self.config
         method.train(False)
-        told = objectives(look(method, Path(c.dataset), self.manifest, c.source, c.target)) | {"bits": float(c.bits)}
+        told = objectives(look(method, path_of(c.dataset), self.manifest, c.source, c.target)) | {"bits": float(c.bits)}
         if self.oracle == "each" or (self.oracle and record["epoch"] == c.epochs):
-            found = evaluate.evaluate_run(self.folder, Path(c.dataset), self.manifest, plots=False)["metrics"]
+            found = evaluate.evaluate_run(self.folder, path_of(c.dataset), self.manifest, plots=False)["metrics"]
             told |= {f"oracle/{name}": found[name] for name in ("accuracy", "cross/map", "target/map") if name in found}
         method.train()
         return told

@@ -15,8 +15,8 @@ import pytest
 
 from pipelines import sync, train
 from pipelines.outbox import Outbox, patiently
-from tests.conftest import ROOT
-from tests.pipelines.test_job import free_port, wait_for
+from tests.conftest import ROOT, free_port
+from tests.pipelines.test_job import wait_for
 
 PASSWORD = "a password of this test"
 

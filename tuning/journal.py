@@ -1,0 +1,35 @@
+"""A study's record as objects of a bucket, which can hold no database: what Optuna appends at once is one of them."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from optuna.storages.journal import BaseJournalBackend
+
+from data.places import path_of, write_text
+
+
+class Journal(BaseJournalBackend):
+    """Optuna's log in a folder, written by one process: a search's own."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.parts = 0
+        self.logs: list[dict[str, Any]] = []
+        for part in sorted(self._path().glob("*.json"), key=lambda each: each.name):
+            self.logs += json.loads(part.read_text())
+            self.parts += 1
+
+    def _path(self) -> Path:
+        return path_of(self.folder)
+
+    def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
+        """The logs from a number on."""
+        return self.logs[log_number_from:]
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Keep logs, in the bucket first."""
+        write_text(self._path() / f"{self.parts:08d}.json", json.dumps(logs))
+        self.parts += 1
+        self.logs += json.loads(json.dumps(logs))
