@@ -8,6 +8,7 @@ from typing import Any
 
 from data.places import is_local
 
+NOTE = "\nFailed to apply UDF"  # what Ray Data adds to an error's text
 _VERBOSE = "HASHBRIDGE_VERBOSE"
 
 
@@ -34,6 +35,7 @@ def start() -> Any:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = loud
     context.print_on_execution_start = loud
+    context.raise_original_map_exception = True  # its wrapper loses what it wraps on its way here
     if not loud:
         for name in ("ray.data", "ray.train", "ray"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # errors reach the user as ours, in one line
@@ -60,11 +62,12 @@ def user_error(error: Exception) -> Exception:
     """The user's error inside an exception that Ray wrapped around it, or the exception itself."""
     seen: BaseException | None = error
     while seen is not None:
-        for inner in (seen, getattr(seen, "cause", None), *getattr(seen, "worker_failures", {}).values()):
+        for inner in (getattr(seen, "cause", None), *getattr(seen, "worker_failures", {}).values(), seen):
             if isinstance(inner, OSError) and inner.strerror:
-                return OSError(inner.errno, inner.strerror, inner.filename)
-            if isinstance(inner, ValueError | FloatingPointError | OSError):
-                return type(inner)(*inner.args)
+                return OSError(inner.errno, inner.strerror.partition(NOTE)[0], inner.filename)
+            for kind in (FloatingPointError, OSError, ValueError):
+                if isinstance(inner, kind):
+                    return kind(str(inner).partition(NOTE)[0])
             if type(inner).__module__.startswith("botocore."):
                 return OSError(f"bucket: {inner}")
         seen = seen.__cause__ or getattr(seen, "cause", None)

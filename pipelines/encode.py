@@ -25,7 +25,7 @@ from data.readers import image_files, printable
 from data.shards import read_rows, to_arrays
 from pipelines import cluster
 from pipelines.config import option, positional, required
-from pipelines.models_io import Encoder, open_encoder
+from pipelines.models_io import Encoder, open_encoder, registry
 
 BATCH, PART = 512, 65536  # rows that an encoder takes at once, and at most of a file of codes
 SCHEMA = pa.schema([("id", pa.string()), ("label", pa.int32()), ("code", pa.binary()), ("origin", pa.string())])
@@ -147,7 +147,9 @@ def run(config: Config) -> dict[str, Any]:
     import ray.data  # noqa: PLC0415
 
     staging = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
-    absolute = dataclasses.replace(config, input=str(path.resolve()), storage=str(path_of(config.storage).resolve()))  # workers may be elsewhere
+    absolute = dataclasses.replace(  # as workers may be elsewhere, with another environment
+        config, input=str(path.resolve()), storage=str(path_of(config.storage).resolve()), tracking=registry(config.model, config.storage, config.tracking)
+    )
     try:
         parts = ray.data.from_items([item | {"part": part} for part, item in enumerate(items)], override_num_blocks=len(items))
         told = parts.map(functools.partial(_encode, staging=str(staging.resolve()), config=absolute), concurrency=config.workers).take_all()

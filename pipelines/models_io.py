@@ -36,6 +36,15 @@ class RunEncoder:
         return self.encoder(torch.from_numpy(rows)).numpy()
 
 
+def registry(model: str, storage: str, tracking: str) -> str:
+    """The tracking URI of a registered model's registry; "" for a run, which needs none."""
+    if not model.startswith("models:/"):
+        return ""
+    from pipelines.tracking import default_uri  # noqa: PLC0415  mlflow is slow to import
+
+    return tracking or default_uri(storage)
+
+
 def open_encoder(model: str, storage: str, tracking: str) -> Encoder:
     """The encoder of ``models:/NAME@ALIAS`` (or ``/VERSION``), or of a run's id.
 
@@ -43,7 +52,7 @@ def open_encoder(model: str, storage: str, tracking: str) -> Encoder:
         ValueError: there is none.
     """
     if model.startswith("models:/"):
-        from pipelines.tracking import RegisteredEncoder, default_uri  # noqa: PLC0415  mlflow is slow to import
+        from pipelines.tracking import RegisteredEncoder  # noqa: PLC0415  mlflow is slow to import
 
-        return RegisteredEncoder(model, tracking or default_uri(storage))
+        return RegisteredEncoder(model, registry(model, storage, tracking))
     return RunEncoder(runs.find_run(model, storage))

@@ -1,7 +1,6 @@
 """Shared fixtures: one Ray cluster and one prepared dataset for the whole session."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -9,21 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.s3 import BUCKET, S3
+from tests.servers import BUCKET, PASSWORD, ROOT, S3, USER, Database, Tracking, free_port
 
 os.environ.update(RAY_USAGE_STATS_ENABLED="0", MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="1", RAY_worker_niceness="0")
 
-def free_port() -> int:
-    """A port of loopback that nothing listens on."""
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return int(opened.getsockname()[1])
-
-
 S3_PORT = free_port()  # what Ray's processes, which keep the environment that they are started with, must know from the beginning
 os.environ.update(AWS_ENDPOINT_URL=f"http://127.0.0.1:{S3_PORT}", AWS_ACCESS_KEY_ID="testing", AWS_SECRET_ACCESS_KEY="testing", AWS_REGION="us-east-1")
+os.environ.update(MLFLOW_TRACKING_USERNAME=USER, MLFLOW_TRACKING_PASSWORD=PASSWORD)
 
-ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 
 
@@ -64,6 +56,17 @@ def s3_server() -> Iterator[S3]:
     boto3.client("s3").create_bucket(Bucket=BUCKET)
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def tracking_server(s3_server: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracking]:
+    """A tracking server on a database, with its artifacts in the bucket."""
+    folder = tmp_path_factory.mktemp("tracking")
+    database = Database(folder)
+    server = Tracking(folder, database.uri, f"s3://{BUCKET}/mlflow")
+    yield server
+    server.kill()
+    database.stop()
 
 
 @pytest.fixture

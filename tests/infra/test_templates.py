@@ -16,7 +16,7 @@ import yaml
 from infra.render import render, sizes
 from pipelines.cli import parse
 from pipelines.submit import ENVIRONMENT
-from tests.conftest import ROOT
+from tests.servers import ROOT
 
 INFRA = ROOT / "infra"
 TEMPLATES = [*INFRA.glob("kuberay/*.yaml"), *INFRA.glob("aws/*.yaml"), INFRA / "mlflow" / "kubernetes.yaml"]

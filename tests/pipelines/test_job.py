@@ -7,28 +7,15 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.conftest import free_port
+from tests.servers import ROOT, free_port, wait_for
 
-ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "a-token-of-this-test-" + "0" * 32
 RAY = str(Path(sys.executable).parent / "ray")
-
-
-def wait_for(url: str, timeout: float = 60) -> None:
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        try:
-            urllib.request.urlopen(urllib.request.Request(url, headers={"Authorization": f"Bearer {TOKEN}"}), timeout=2).close()
-            return
-        except OSError:
-            time.sleep(0.3)
-    raise AssertionError(f"{url} did not answer in {timeout} s")
 
 
 def submit(arguments: str, dashboard: int, clone: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -56,7 +43,7 @@ def test_train_and_tune_as_jobs_from_a_clone(digits: Path, tmp_path: Path) -> No
     )  # fmt: skip
     shared = f"dah --dataset {digits} --source typeset --target handwritten --bits 16 --per-class 4 --epochs 1 --steps-per-epoch 3 --tracking none --json"
     try:
-        wait_for(f"http://127.0.0.1:{dashboard}/api/version")
+        wait_for(f"http://127.0.0.1:{dashboard}/api/version", TOKEN)
         trained = submit(f"train {shared} --no-plots --storage {tmp_path}/runs", dashboard, clone, environment)
         tuned = submit(f"tune {shared} --trials 2 --concurrency 2 --threads 1 --study j --storage {tmp_path}/searches", dashboard, clone, environment)
         failed = submit("methods --config /nowhere.yaml", dashboard, clone, environment)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from pipelines.cli import main
-from tests.conftest import ROOT
+from tests.servers import ROOT
 
 
 def line(digits: Path, storage: Path, *more: object) -> list[str]:

@@ -1,0 +1,145 @@
+"""Servers on loopback, as those of a cluster: buckets that can be told to refuse, a database, and tracking that can be killed."""
+
+import contextlib
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+from werkzeug.serving import make_server
+
+ROOT = Path(__file__).resolve().parent.parent
+USER, PASSWORD = "admin", "a password of these tests"
+
+BUCKET = "hashbridge-tests"
+BUSY = (503, "SlowDown", "Please reduce your request rate.")
+FORBIDDEN = (403, "AccessDenied", "Access Denied")
+
+
+def free_port() -> int:
+    """A port of loopback that nothing listens on."""
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return int(opened.getsockname()[1])
+
+
+def wait_for(url: str, token: str = "", timeout: float = 60) -> None:
+    """Wait until a server answers."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {}), timeout=2).close()
+            return
+        except OSError:
+            time.sleep(0.3)
+    raise AssertionError(f"{url} did not answer in {timeout} s")
+
+
+class S3:
+    """moto's server in a thread.
+
+    Attributes:
+        refuse: given a request's method and path, what it is refused with: status, code and message; None where it is not.
+        refused: requests that were.
+    """
+
+    def __init__(self, port: int) -> None:
+        from moto.server import DomainDispatcherApplication, create_backend_app
+
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        self.inner = DomainDispatcherApplication(create_backend_app)
+        self.refuse: Callable[[str, str], tuple[int, str, str] | None] = lambda method, path: None
+        self.refused = 0
+        self.server = make_server("127.0.0.1", port, self._answer, threaded=True)
+        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
+        self.thread.start()
+
+    def _answer(self, environment: dict[str, Any], start: Any) -> Any:
+        refusal = self.refuse(environment["REQUEST_METHOD"], environment["PATH_INFO"])
+        if refusal is None:
+            return self.inner(environment, start)
+        self.refused += 1
+        status, code, message = refusal
+        start(f"{status} {code}", [("Content-Type", "application/xml")])
+        return [f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()]
+
+    def stop(self) -> None:
+        """End the server."""
+        self.server.shutdown()
+        self.thread.join()
+
+
+class Database:
+    """PostgreSQL by the programs that the machine has; ``uri`` is SQLite's where it has none."""
+
+    def __init__(self, folder: Path) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self.uri = f"sqlite:///{folder}/server.db"
+        if not (shutil.which("initdb") and shutil.which("postgres")):
+            return
+        self.folder = Path(tempfile.mkdtemp(prefix="hashbridge-postgres-"))
+        other: dict[str, Any] = {}
+        if os.geteuid() == 0:  # which PostgreSQL refuses to run as
+            shutil.chown(self.folder, "nobody")
+            other = {"user": "nobody", "extra_groups": []}
+        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": self.folder} | other
+        port = free_port()
+        subprocess.run(["initdb", "-D", "data", "-U", "mlflow", "--auth=trust", "--no-sync"], check=True, **quiet)
+        options = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off"}
+        arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
+        self.process = subprocess.Popen(["postgres", "-D", "data", "-p", str(port), *arguments], **quiet)
+        self.uri = f"postgresql://mlflow@127.0.0.1:{port}/postgres"
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                return
+            time.sleep(0.1)
+        raise AssertionError("PostgreSQL did not start")
+
+    def stop(self) -> None:
+        """End the server, and remove what it kept."""
+        if self.process:
+            self.process.terminate()
+            self.process.wait(30)
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Tracking:
+    """MLflow's own server with basic auth, as in infra/mlflow, its artifacts in a bucket; it can be killed and started again."""
+
+    def __init__(self, folder: Path, database: str, artifacts: str) -> None:
+        self.folder, self.database, self.artifacts, self.port = folder, database, artifacts, free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        auth = (ROOT / "infra" / "mlflow" / "auth.ini").read_text().replace("/var/lib/mlflow", str(folder))
+        (folder / "auth.ini").write_text(auth)
+        self.start()
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        own = {
+            "BACKEND_STORE_URI": self.database, "ARTIFACTS_DESTINATION": self.artifacts, "AUTH_CONFIG_PATH": str(self.folder / "auth.ini"),
+            "AUTH_ADMIN_USERNAME": USER, "AUTH_ADMIN_PASSWORD": PASSWORD, "FLASK_SERVER_SECRET_KEY": "a key of these tests",
+        }  # fmt: skip
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1", "--app-name", "basic-auth"],
+            cwd=self.folder, env=os.environ | {f"MLFLOW_{name}": value for name, value in own.items()}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        wait_for(f"{self.uri}/health")
+
+    def kill(self) -> None:
+        """Kill it with all its processes."""
+        with contextlib.suppress(psutil.Error):
+            for each in [*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)]:
+                with contextlib.suppress(psutil.Error):
+                    each.kill()
+        self.process.wait()
