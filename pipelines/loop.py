@@ -176,7 +176,7 @@ class Trainer:
         for name, value in loop["counters"].items():
             setattr(self.method, name, value)
         if world == world_size():
-            drawn = loop["random"][rank()].cpu()
+            drawn = loop["random"][rank()].cpu().clone()  # torch takes a view for the memory that it begins in
             torch.cuda.set_rng_state(drawn, self.device) if self.device.type == "cuda" else torch.set_rng_state(drawn)
         sums = loop["sums"][rank()] if world == world_size() else loop["sums"].mean(0)
         return dict(zip(loop["terms"], sums.to(self.device).unbind(), strict=True)), loop["images"] * world // world_size(), loop["seconds"]

@@ -1,14 +1,20 @@
 """Shared fixtures: one Ray cluster and one prepared dataset for the whole session."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.servers import BUCKET, PASSWORD, ROOT, S3, USER, Database, Tracking, free_port
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 os.environ.update(RAY_USAGE_STATS_ENABLED="0", MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="1", RAY_worker_niceness="0")
 
@@ -20,17 +26,21 @@ SHARED = ROOT.parent / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """Ray with two CPUs, for all tests of the session that need it."""
+def ray_cluster() -> Iterator[Cluster]:
+    """Ray with two CPUs on one node, for all tests of the session that need it; a test may add nodes and take them away."""
     import ray
+    from ray.cluster_utils import Cluster
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
+    noticing = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 4}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False, "_system_config": noticing})
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    yield cluster
     ray.shutdown()
+    cluster.shutdown()
 
 
 @pytest.fixture(scope="session")
-def digits(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def digits(ray_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded digits, both domains, as a dataset."""
     from pipelines import ingest
 

@@ -202,6 +202,7 @@ def _search(config: Config, setting: Setting, study: Any, space: Space, left: in
         ),
         run_config=tune.RunConfig(
             name="tune", **cluster.storage(folder / "ray"), verbose=0, callbacks=[Watcher(folder, name, config.maximise()[0], config.epochs, tracker)],
+            failure_config=tune.FailureConfig(max_failures=config.max_failures),
         ),
     )  # fmt: skip
     try:

@@ -48,6 +48,8 @@ def trial(drawn: dict[str, Any], setting: Setting, held: dict[str, dict[str, Any
     if drawn["continues"] and path_of(drawn["continues"]).is_dir():
         move(path_of(drawn["continues"]), folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / FAILED).is_file():  # Tune tries again what failed, but only what its node took with it can end better
+        raise RuntimeError((folder / FAILED).read_text())
     try:
         _train(train.make_config(setting.options | values), folder, drawn["number"], setting, held)
     except Exception as error:

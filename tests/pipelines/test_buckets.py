@@ -1,8 +1,6 @@
 """Every path in a bucket, and buckets that do not answer, or do not let us."""
 
 import json
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipelines.cli import main
-from tests.servers import BUCKET, BUSY, FORBIDDEN, S3, Tracking
+from tests.servers import BUCKET, S3, Tracking
 
 ROOT = f"s3://{BUCKET}"
 TRAIN = "train dah --source typeset --target handwritten --bits 16 --per-class 4 --epochs 2 --steps-per-epoch 10 --workers 0 --threads 1"

@@ -1,0 +1,105 @@
+"""A cluster of two nodes, one of which goes in the middle of the work."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from ray.cluster_utils import Cluster
+
+from pipelines import cluster, encode, train
+from pipelines.cli import main
+from tests.pipelines.test_resume import config, equal, final, undisturbed, wait_for_epoch
+
+__all__ = ["undisturbed"]  # a fixture
+
+
+@ray.remote(num_cpus=1)
+class Ballast:
+    """Takes a CPU of the first node, so that of two workers one is on the other."""
+
+    def ready(self) -> None:
+        """Whether it is there."""
+
+
+class Second:
+    """The second node, with one CPU; when it goes, the first has room for what it did."""
+
+    def __init__(self, nodes: Cluster) -> None:
+        self.nodes, self.ballast, self.gone = nodes, Ballast.remote(), 0.0
+        ray.get(self.ballast.ready.remote())
+        self.node = nodes.add_node(num_cpus=1)
+        nodes.wait_for_nodes()
+
+    def remove(self) -> None:
+        """Kill the node and all that it does."""
+        if not self.gone:
+            self.gone = time.time()
+            self.nodes.remove_node(self.node, allow_graceful=False)
+            ray.kill(self.ballast)
+
+    def remove_when(self, ready: Callable[[], object]) -> threading.Thread:
+        """Remove it as soon as something is so."""
+
+        def watch() -> None:
+            end = time.monotonic() + 120
+            while not ready() and time.monotonic() < end:
+                time.sleep(0.01)
+            self.remove()
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        return thread
+
+
+@pytest.fixture
+def second(ray_cluster: Cluster, digits: Path) -> Iterator[Second]:
+    """The second node."""
+    node = Second(ray_cluster)
+    assert cluster.nodes() == 2
+    yield node
+    node.remove()
+    end = time.monotonic() + 60
+    while cluster.nodes() > 1 and time.monotonic() < end:
+        time.sleep(0.1)
+
+
+def test_a_node_lost_in_training(second: Second, digits: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is a file of one machine, and the cluster has 2 nodes"):
+        train.run(config(digits, tmp_path / "refused", tracking=f"sqlite:///{tmp_path}/mlflow.db"))
+    assert not list((tmp_path / "refused").iterdir())
+    thread = second.remove_when(lambda: list(tmp_path.glob("runs/*/progress.jsonl")) and wait_for_epoch(tmp_path / "runs"))
+    result = train.run(config(digits, tmp_path / "runs", checkpoint_steps=2))
+    thread.join()
+    assert second.gone and equal(final(tmp_path / "runs" / result["run_id"]), undisturbed)
+    steps = [json.loads(line)["epoch"] for line in (tmp_path / "runs" / result["run_id"] / "progress.jsonl").read_text().splitlines()]
+    assert steps[-1] == 3
+
+
+def test_a_node_lost_in_a_search(second: Second, digits: Path, tmp_path: Path) -> None:
+    thread = second.remove_when(lambda: all((tmp_path / "s" / f"trial-000{n}" / "judged.jsonl").exists() for n in (0, 1)))
+    line = f"tune dah --dataset {digits} --source typeset --target handwritten --bits 16 --per-class 4 --epochs 4 --steps-per-epoch 20 --trials 2"
+    assert main([*line.split(), *f"--study s --storage {tmp_path} --no-asha --tracking none --threads 1 --concurrency 2".split()]) == 0
+    thread.join()
+    ended = [json.loads(each.read_text()) for each in sorted(tmp_path.glob("s/*/trial.json"))]
+    assert second.gone and [each["epoch"] for each in ended] == [4, 4]
+
+
+def test_a_node_lost_in_encoding(second: Second, digits: Path, tmp_path: Path) -> None:
+    run = train.run(config(digits, tmp_path, workers=0, epochs=1))["run_id"]
+
+    def coded(name: str) -> tuple[Any, Any]:
+        encode.run(encode.Config(run, str(digits), out=str(tmp_path / name), storage=str(tmp_path), workers=2))
+        table, codes, _ = encode.read_codes(tmp_path / name)
+        return table["origin"].to_pylist(), codes
+
+    whole, codes = coded("whole")
+    thread = second.remove_when(lambda: list(tmp_path.glob(".disturbed.*/*.parquet")))
+    again, same = coded("disturbed")
+    thread.join()
+    assert second.gone and again == whole and len(set(again)) == len(again) and (codes == same).all()
