@@ -43,8 +43,19 @@ def is_local(path: Path) -> bool:
     return isinstance(path, Path)
 
 
-def _fs(path: Any) -> tuple[Any, str]:
-    return path.fs, path.path
+@contextmanager
+def _bucket(path: Any) -> Iterator[tuple[Any, str]]:
+    """The file system of a path in a bucket, and its name there; errors name the path.
+
+    Raises:
+        OSError: the bucket refuses, or does not answer.
+    """
+    try:
+        yield path.fs, path.path
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 @contextmanager
@@ -63,8 +74,17 @@ def written(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="hashbridge-") as folder:
         partial = Path(folder) / path.name
         yield partial
-        fs, name = _fs(path)
-        fs.put_file(str(partial), name)
+        with _bucket(path) as (fs, name):
+            fs.put_file(str(partial), name)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add text to a file that one process writes; in a bucket the whole of it is put again."""
+    if is_local(path):
+        with path.open("a") as file:
+            file.write(text)
+        return
+    write_text(path, (path.read_text() if path.exists() else "") + text)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -96,9 +116,9 @@ def written_folder(path: Path, last: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="hashbridge-") as folder:
         yield Path(folder)
         remove(path)
-        fs, name = _fs(path)
-        for each in sorted(Path(folder).iterdir(), key=lambda each: each.name == last):
-            fs.put_file(str(each), f"{name}/{each.name}")
+        with _bucket(path) as (fs, name):
+            for each in sorted(Path(folder).iterdir(), key=lambda each: each.name == last):
+                fs.put_file(str(each), f"{name}/{each.name}")
 
 
 def _settle(path: Path) -> None:
@@ -114,12 +134,12 @@ def fetched(path: Path) -> Iterator[Path]:
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="hashbridge-") as folder:
-        fs, name = _fs(path)
         copy = Path(folder) / path.name
-        for each in fs.find(name):
-            part = Path(f"{copy}{each.removeprefix(name)}")
-            part.parent.mkdir(parents=True, exist_ok=True)
-            fs.get_file(each, str(part))
+        with _bucket(path) as (fs, name):
+            for each in fs.find(name):
+                part = Path(f"{copy}{each.removeprefix(name)}")
+                part.parent.mkdir(parents=True, exist_ok=True)
+                fs.get_file(each, str(part))
         yield copy
 
 
@@ -128,18 +148,18 @@ def remove(path: Path) -> None:
     if is_local(path):
         shutil.rmtree(path, ignore_errors=True)
         return
-    fs, name = _fs(path)
-    found = fs.find(name)
-    if found:
-        fs.rm(found)
+    with _bucket(path) as (fs, name):
+        found = fs.find(name)
+        if found:
+            fs.rm(found)
 
 
 def files(folder: Path) -> list[Path]:
     """All files below a folder, sorted; links to other folders are not followed."""
     if is_local(folder):
         return sorted(Path(top) / name for top, _, names in os.walk(folder) for name in names)
-    fs, name = _fs(folder)
-    return [folder / each.removeprefix(f"{name}/") for each in fs.find(name)]
+    with _bucket(folder) as (fs, name):
+        return [folder / each.removeprefix(f"{name}/") for each in fs.find(name)]
 
 
 def move(source: Path, target: Path) -> None:
@@ -147,9 +167,9 @@ def move(source: Path, target: Path) -> None:
     if is_local(source):
         source.rename(target)
         return
-    (fs, old), (_, new) = _fs(source), _fs(target)
-    for each in fs.find(old):
-        fs.cp_file(each, new + each.removeprefix(old))
+    with _bucket(source) as (fs, old), _bucket(target) as (_, new):
+        for each in fs.find(old):
+            fs.cp_file(each, new + each.removeprefix(old))
     remove(source)
 
 
@@ -157,8 +177,8 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     """A Parquet file, of which no more is read than is asked for."""
     if is_local(path):
         return pq.ParquetFile(path)
-    fs, name = _fs(path)
-    return pq.ParquetFile(name, filesystem=fs)
+    with _bucket(path) as (fs, name):
+        return pq.ParquetFile(name, filesystem=fs)
 
 
 def read_table(path: Path) -> pa.Table:
@@ -181,11 +201,11 @@ def locked(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
         return
-    fs, name = _fs(path)
     begun = time.monotonic()
     while True:
         try:
-            fs.pipe_file(name, str(time.time()).encode(), mode="create")
+            with _bucket(path) as (fs, name):
+                fs.pipe_file(name, str(time.time()).encode(), mode="create")
             break
         except FileExistsError:
             if time.monotonic() - begun > PATIENCE:

@@ -24,7 +24,7 @@ def check(uri: str, write: bool = False) -> None:
 
     bucket, _, prefix = uri.removeprefix(SCHEME).partition("/")
     try:
-        client = boto3.client("s3", config=Config(retries=RETRIES, connect_timeout=10, read_timeout=30))
+        client = boto3.session.Session().client("s3", config=Config(retries=RETRIES, connect_timeout=10, read_timeout=30))
         client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
         if write:
             key = "/".join(filter(None, (prefix.rstrip("/"), f".hashbridge-check-{uuid.uuid4().hex[:8]}")))

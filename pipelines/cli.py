@@ -9,6 +9,7 @@ import sys
 from dataclasses import fields
 from typing import Any
 
+from data.places import path_of
 from infra import storage
 from pipelines.config import Parser, add_fields, build, nearest, read_yaml
 
@@ -124,7 +125,7 @@ def check_buckets(name: str, config: Any) -> None:
     for each in fields(config):
         value = getattr(config, each.name)
         if isinstance(value, str) and value.startswith(storage.SCHEME):
-            storage.check(value.partition("#")[0], each.name in ("out", "grid", WRITTEN.get(name)))
+            storage.check(str(path_of(value.partition("#")[0])), each.name in ("out", "grid", WRITTEN.get(name)))
 
 
 def one_line(error: BaseException) -> str:

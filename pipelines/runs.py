@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data.places import is_local, path_of, write_text
+from data.places import append_text, is_local, path_of, write_text
 
 Record = dict[str, Any]
 
@@ -55,8 +55,7 @@ class Progress:
         self.path = folder / "progress.jsonl"
 
     def __call__(self, record: Record) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(record | {"time": time.time()}, default=float) + "\n")
+        append_text(self.path, json.dumps(record | {"time": time.time()}, default=float) + "\n")
 
 
 class Follower(threading.Thread):

@@ -59,7 +59,7 @@ class S3:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self.inner = DomainDispatcherApplication(create_backend_app)
         self.refuse: Callable[[str, str], tuple[int, str, str] | None] = lambda method, path: None
-        self.refused = 0
+        self.refused, self.answered = 0, list[str]()
         self.server = make_server("127.0.0.1", port, self._answer, threaded=True)
         self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
         self.thread.start()
@@ -67,11 +67,16 @@ class S3:
     def _answer(self, environment: dict[str, Any], start: Any) -> Any:
         refusal = self.refuse(environment["REQUEST_METHOD"], environment["PATH_INFO"])
         if refusal is None:
+            self.answered.append(environment["PATH_INFO"])
             return self.inner(environment, start)
         self.refused += 1
         status, code, message = refusal
         start(f"{status} {code}", [("Content-Type", "application/xml")])
         return [f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()]
+
+    def seen(self, beginning: str, end: str) -> bool:
+        """Whether an object of such a name was asked for or put."""
+        return any(path.startswith(f"/{beginning}") and path.endswith(end) for path in list(self.answered))
 
     def stop(self) -> None:
         """End the server."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.manifest import Manifest
-from data.places import move, path_of, write_text
+from data.places import append_text, move, path_of, write_text
 from pipelines import evaluate, runs, train
 from pipelines.plan import make_plan
 from tuning.objectives import look, objectives
@@ -71,8 +71,7 @@ def _train(config: train.Config, folder: Path, number: int, setting: Setting, he
         nonlocal judged
         judged += 1
         told = judge(record, method) | {"number": number, "epoch": record["epoch"], "began": began, "seconds": time.monotonic() - started}
-        with (folder / JUDGED).open("a") as file:
-            file.write(json.dumps(told) + "\n")
+        append_text(folder / JUDGED, json.dumps(told) + "\n")
         if record["epoch"] == config.epochs:
             runs.write_json(folder / ENDED, told)
         tune.report(told)

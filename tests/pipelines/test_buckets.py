@@ -1,14 +1,21 @@
 """Every path in a bucket, and buckets that do not answer, or do not let us."""
 
 import json
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from data.places import fetched, files, locked, move, path_of, remove, write_text, written
+from infra.storage import _said
+from pipelines import train
 from pipelines.cli import main
-from tests.servers import BUCKET, S3, Tracking
+from tests.pipelines.test_resume import config, equal, final
+from tests.servers import BUCKET, BUSY, FORBIDDEN, S3, Tracking
 
 ROOT = f"s3://{BUCKET}"
 TRAIN = "train dah --source typeset --target handwritten --bits 16 --per-class 4 --epochs 2 --steps-per-epoch 10 --workers 0 --threads 1"
@@ -62,3 +69,115 @@ def test_the_whole_way_in_a_bucket(
     found = command(f"search {ROOT}/way/typeset.index {data}#typeset/train#3-4 --model {registered['uri']} -k 1 --grid {ROOT}/way/found.png")
     assert [query["answers"][0]["distance"] for query in found["queries"]] == [0, 0]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """Parameters of a plain process's run to its end, on this machine."""
+    return final(Path(train.run(config(digits, tmp_path_factory.mktemp("undisturbed"), workers=0))["checkpoint"]).parent.parent)
+
+
+def after(done: Callable[[], object], act: Callable[[], object]) -> threading.Thread:
+    """Act as soon as something is so."""
+
+    def watch() -> None:
+        end = time.monotonic() + 60
+        while not done() and time.monotonic() < end:
+            time.sleep(0.02)
+        act()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def test_a_bucket_that_is_busy_for_20_seconds_costs_only_time(s3: S3, digits: Path, undisturbed: dict[str, torch.Tensor]) -> None:
+    storage = path_of(f"{ROOT}/busy")
+
+    def busy() -> None:
+        s3.refuse = lambda method, path: BUSY
+        time.sleep(20)
+        s3.refuse = lambda method, path: None
+
+    thread = after(lambda: s3.seen(f"{BUCKET}/busy/", "epoch-00001/digests.json"), busy)
+    result = train.run(config(digits, storage, workers=0))
+    thread.join()
+    assert s3.refused and equal(final(storage / result["run_id"]), undisturbed)
+    assert len((storage / result["run_id"] / "progress.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_bucket_that_refuses_writes_keeps_what_it_has(
+    s3: S3, digits: Path, undisturbed: dict[str, torch.Tensor], refused: Callable[[str], str]
+) -> None:  # fmt: skip
+    storage = path_of(f"{ROOT}/refusing")
+
+    def refuse() -> None:
+        s3.refuse = lambda method, path: FORBIDDEN if method in ("PUT", "POST") and "progress" not in path else None
+
+    thread = after(lambda: s3.seen(f"{BUCKET}/refusing/", "epoch-00001/digests.json"), refuse)
+    with pytest.raises(OSError, match="checkpoint s3://.* could not be written .*the one before it is kept"):
+        train.run(config(digits, storage, workers=0))
+    thread.join()
+    assert f"{ROOT}/refusing: the credentials lack the permission s3:PutObject (AccessDenied)" in refused(f"{TRAIN} --dataset {digits} --storage {storage}")
+    s3.refuse = lambda method, path: None
+    (run,) = [each.parent.name for each in storage.glob("*/config.json")]
+    train.run(train.make_config({"resume": run, "storage": str(storage)}))
+    assert equal(final(storage / run), undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("environment", "uri", "said"),
+    [
+        ({}, "s3://no-such-bucket/x", "there is no bucket 'no-such-bucket'"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, f"{ROOT}/x", "http://127.0.0.1:9 does not answer"),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true"}, f"{ROOT}/x", "no credentials: set AWS_ACCESS_KEY_ID"),
+        ({}, "gs://bucket/x", "is no place for files"), ({}, "s3://", "is no place for files"), ({}, f"{ROOT}/x", "no dataset at"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_place_is_said(
+    environment: dict[str, str], uri: str, said: str, s3: S3, refused: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert said in refused(f"{TRAIN} --dataset {uri} --tracking none")
+
+
+def test_what_else_a_bucket_may_answer() -> None:
+    def told(status: int, code: str, operation: str = "ListObjectsV2", **headers: str) -> str:
+        return _said({"Error": {"Code": code, "Message": "m"}, "ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": headers}}, "b", operation)
+
+    assert told(301, "PermanentRedirect", **{"x-amz-bucket-region": "eu-west-1"}) == "the bucket is in another region: set AWS_REGION=eu-west-1"
+    assert "credentials are refused (InvalidAccessKeyId)" in told(403, "InvalidAccessKeyId")
+    assert "permission s3:PutObject" in told(403, "AccessDenied", "PutObject")
+    assert told(503, "SlowDown") == "ListObjectsV2 fails (SlowDown: m)"
+
+
+def test_two_writers_of_a_dataset_take_turns(s3: S3) -> None:
+    lock, held = path_of(f"{ROOT}/lock/.lock"), []
+
+    def hold(name: int) -> None:
+        with locked(lock):
+            held.append(name)
+            time.sleep(0.3)
+            held.append(name)
+
+    threads = [threading.Thread(target=hold, args=(name,)) for name in range(3)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert held[0::2] == held[1::2] and sorted(held[0::2]) == [0, 1, 2] and not lock.exists()
+
+
+def test_what_is_written_is_there_whole_or_not_at_all(s3: S3, tmp_path: Path) -> None:
+    for folder in (tmp_path / "local", path_of(f"{ROOT}/whole")):
+        write_text(folder / "a" / "b.txt", "old")
+        with pytest.raises(RuntimeError), written(folder / "a" / "b.txt") as file:
+            file.write_text("new, but only in part")
+            raise RuntimeError
+        assert (folder / "a" / "b.txt").read_text() == "old" and len(files(folder)) == 1
+        move(folder / "a", folder / "c")
+        with fetched(folder / "c") as copy:
+            assert [each.name for each in copy.iterdir()] == ["b.txt"]
+        remove(folder / "c")
+        assert not files(folder)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data.places import fetched
 from models.dah import DAH, DAHConfig
 from pipelines import checkpoint, runs, train
 
@@ -36,7 +37,8 @@ def config(digits: Path, storage: Path, **more: Any) -> train.Config:
 def final(folder: Path) -> dict[str, torch.Tensor]:
     place = checkpoint.latest(folder / "checkpoints")
     assert place is not None and place.name == f"epoch-{EPOCHS:05d}"
-    return load_file(place / "model.safetensors")
+    with fetched(place) as copy:
+        return load_file(copy / "model.safetensors")
 
 
 def equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
