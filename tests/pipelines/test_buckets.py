@@ -14,8 +14,10 @@ from data.places import fetched, files, locked, move, path_of, remove, write_tex
 from infra.storage import _said
 from pipelines import train
 from pipelines.cli import main
-from tests.pipelines.test_resume import config, equal, final
+from tests.pipelines.test_resume import config, equal, final, plain
 from tests.servers import BUCKET, BUSY, FORBIDDEN, S3, Tracking
+
+__all__ = ["plain"]  # a fixture
 
 ROOT = f"s3://{BUCKET}"
 TRAIN = "train dah --source typeset --target handwritten --bits 16 --per-class 4 --epochs 2 --steps-per-epoch 10 --workers 0 --threads 1"
@@ -71,12 +73,6 @@ def test_the_whole_way_in_a_bucket(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.fixture(scope="module")
-def undisturbed(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """Parameters of a plain process's run to its end, on this machine."""
-    return final(Path(train.run(config(digits, tmp_path_factory.mktemp("undisturbed"), workers=0))["checkpoint"]).parent.parent)
-
-
 def after(done: Callable[[], object], act: Callable[[], object]) -> threading.Thread:
     """Act as soon as something is so."""
 
@@ -91,7 +87,7 @@ def after(done: Callable[[], object], act: Callable[[], object]) -> threading.Th
     return thread
 
 
-def test_a_bucket_that_is_busy_for_20_seconds_costs_only_time(s3: S3, digits: Path, undisturbed: dict[str, torch.Tensor]) -> None:
+def test_a_bucket_that_is_busy_for_20_seconds_costs_only_time(s3: S3, digits: Path, plain: dict[str, torch.Tensor]) -> None:
     storage = path_of(f"{ROOT}/busy")
 
     def busy() -> None:
@@ -102,12 +98,12 @@ def test_a_bucket_that_is_busy_for_20_seconds_costs_only_time(s3: S3, digits: Pa
     thread = after(lambda: s3.seen(f"{BUCKET}/busy/", "epoch-00001/digests.json"), busy)
     result = train.run(config(digits, storage, workers=0))
     thread.join()
-    assert s3.refused and equal(final(storage / result["run_id"]), undisturbed)
+    assert s3.refused and equal(final(storage / result["run_id"]), plain)
     assert len((storage / result["run_id"] / "progress.jsonl").read_text().splitlines()) == 3
 
 
 def test_a_bucket_that_refuses_writes_keeps_what_it_has(
-    s3: S3, digits: Path, undisturbed: dict[str, torch.Tensor], refused: Callable[[str], str]
+    s3: S3, digits: Path, plain: dict[str, torch.Tensor], refused: Callable[[str], str]
 ) -> None:  # fmt: skip
     storage = path_of(f"{ROOT}/refusing")
 
@@ -122,7 +118,7 @@ def test_a_bucket_that_refuses_writes_keeps_what_it_has(
     s3.refuse = lambda method, path: None
     (run,) = [each.parent.name for each in storage.glob("*/config.json")]
     train.run(train.make_config({"resume": run, "storage": str(storage)}))
-    assert equal(final(storage / run), undisturbed)
+    assert equal(final(storage / run), plain)
 
 
 @pytest.mark.parametrize(

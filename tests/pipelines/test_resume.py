@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data.batches import DomainBatch, DomainSource
 from data.places import fetched
 from models.dah import DAH, DAHConfig
 from pipelines import checkpoint, runs, train
@@ -50,6 +53,12 @@ def undisturbed(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     """Parameters of two Ray workers' run to its end."""
     result = train.run(config(digits, tmp_path_factory.mktemp("undisturbed")))
     return final(Path(result["checkpoint"]).parent.parent)
+
+
+@pytest.fixture(scope="module")
+def plain(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """Parameters of a plain process's run to its end."""
+    return final(Path(train.run(config(digits, tmp_path_factory.mktemp("plain"), workers=0))["checkpoint"]).parent.parent)
 
 
 def wait_for_epoch(storage: Path, timeout: float = 120) -> Path:
@@ -190,6 +199,50 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: py
     with pytest.raises(OSError, match="No space left on device.*the one before it is kept"):
         checkpoint.write(tmp_path, checkpoint.snapshot(method(), 2, {}))
     assert checkpoint.latest(tmp_path) == first and [each.name for each in tmp_path.iterdir()] == [first.name]
+
+
+def test_a_process_killed_while_it_writes_a_checkpoint(digits: Path, plain: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    script = """
+import os, signal, sys
+from pathlib import Path
+from pipelines import checkpoint
+from tests.pipelines.test_resume import config, train
+
+def killing(tensors, path):
+    saved(tensors, path)
+    if "epoch-00002" in str(path):
+        path.write_bytes(path.read_bytes()[:100])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+saved, checkpoint.save_file = checkpoint.save_file, killing
+train.run(config(Path(sys.argv[1]), Path(sys.argv[2]), workers=0))
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(digits), str(tmp_path)], cwd=ROOT, capture_output=True, timeout=240, check=False)
+    assert done.returncode == -signal.SIGKILL
+    (run,) = [each.parent for each in tmp_path.glob("*/config.json")]
+    assert {each.name for each in (run / "checkpoints").iterdir()} == {"epoch-00001", ".partial-epoch-00002"}
+    train.run(train.make_config({"resume": run.name, "storage": str(tmp_path)}))
+    assert equal(final(run), plain)
+    assert {each.name for each in (run / "checkpoints").iterdir()} == {"epoch-00002", "epoch-00003"}
+
+
+def test_a_batch_with_a_value_that_is_no_number_ends_the_run_once(
+    digits: Path, plain: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    drawn = DomainSource.epoch
+
+    def spoiled(self: DomainSource, epoch: int, steps: int) -> Iterator[DomainBatch]:
+        for step, batch in enumerate(drawn(self, epoch, steps)):
+            yield batch._replace(views=tuple(view * math.nan for view in batch.views)) if (epoch, step) == (1, 4) else batch
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DomainSource, "epoch", spoiled)
+        with pytest.raises(FloatingPointError, match="failed in epoch 2: loss .* is not finite.*checkpoints up to epoch 1 are kept"):
+            train.run(config(digits, tmp_path, workers=0))
+    (run,) = [each.parent for each in tmp_path.glob("*/config.json")]
+    assert [each.name for each in (run / "checkpoints").iterdir()] == ["epoch-00001"]
+    train.run(train.make_config({"resume": run.name, "storage": str(tmp_path)}))
+    assert equal(final(run), plain)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(digits: Path, tmp_path: Path) -> None:

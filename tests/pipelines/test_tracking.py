@@ -46,11 +46,14 @@ def told(tracking_server: Tracking, result: dict[str, Any]) -> tuple[str, list[i
 
 
 def test_a_server_that_is_away_for_a_while_misses_nothing(digits: Path, tracking_server: Tracking, tmp_path: Path) -> None:
-    killer = when(tmp_path, "*/progress.jsonl", tracking_server.kill)
-    starter = when(tmp_path, "*/result.json", tracking_server.start)
+    def away() -> None:
+        tracking_server.kill()
+        time.sleep(30)
+        tracking_server.start()
+
+    thread = when(tmp_path, "*/progress.jsonl", away)
     result = train.run(config(digits, tmp_path, tracking_server, 90))
-    killer.join()
-    starter.join()
+    thread.join()
     assert told(tracking_server, result) == ("FINISHED", [1, 2, 3], pytest.approx(result["metrics"]["accuracy"]))
 
 
