@@ -11,7 +11,7 @@ from typing import Any
 
 from data.places import path_of
 from infra import storage
-from pipelines.config import Parser, add_fields, build, nearest, read_yaml
+from pipelines.config import Parser, add_fields, build, masked, nearest, read_yaml
 
 COMMANDS = {
     "demo": "the whole way on the embedded digits, in minutes",
@@ -65,7 +65,8 @@ def parse(argv: list[str]) -> tuple[str, Any, argparse.Namespace]:
     given, unknown = top.parse_known_args(argv[:cut])
     if unknown:
         known = [text for action in parser._actions for text in action.option_strings]
-        raise ValueError(f"no option {unknown[0]}{nearest(unknown[0].split('=')[0], known)}")
+        wrong = unknown[0].split("=")[0]
+        raise ValueError(f"no option {wrong}{nearest(wrong, known)}")
     values = {k: v for k, v in vars(given).items() if k not in {"command", "config", "json", "verbose"}}
     values = (read_yaml(given.config) if given.config else {}) | values
     if name == "submit" and argv[cut + 1 :]:
@@ -132,7 +133,7 @@ def one_line(error: BaseException) -> str:
     """An error's text on one line."""
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror}{where}".replace("\n", " ")
-    return " ".join(str(error).split()) or type(error).__name__
+        return masked(f"{error.strerror}{where}".replace("\n", " "))
+    return masked(" ".join(str(error).split())) or type(error).__name__
 
 

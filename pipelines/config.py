@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, field, fields
 from typing import Any, NoReturn
@@ -64,6 +65,23 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f": did you mean {near[0]}?" if near else ""
 
 
+_PASSWORD = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*(?=@)|(?<=[?&]password=)[^&\s]+")
+
+
+def masked(text: str) -> str:
+    """A text without the user's name and password that an address in it may carry."""
+    return _PASSWORD.sub("***", text)
+
+
+def _check_open(name: str, value: Any) -> None:
+    """Refuse a password where it would be seen in the list of processes, and kept with the run."""
+    if isinstance(value, str) and _PASSWORD.search(value):
+        raise ValueError(
+            f"{flag(name)} carries a password, which all who can see processes or runs would see: leave it out and set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or PGPASSWORD"
+        )
+
+
 def convert(each: Field, value: Any) -> Any:
     """A value as the field's type.
 
@@ -113,7 +131,8 @@ def build(kind: type, values: dict[str, Any], where: str = "option") -> Any:
         ValueError: a name is unknown, a value is of the wrong type, or a required one is missing.
     """
     known = {each.name: each for each in fields(kind) if each.init}
-    for name in values:
+    for name, value in values.items():
+        _check_open(name, value)
         if name not in known:
             raise ValueError(f"no {where} {flag(name)}{nearest(flag(name), map(flag, known))}")
     for each in known.values():

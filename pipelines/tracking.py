@@ -11,11 +11,13 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
 from data.places import fetched, is_local, path_of
 from pipelines import cluster
+from pipelines.config import masked
 
 EXPERIMENT = "hashbridge"
 LEFT = 1800  # seconds after which a promotion that has not ended is taken to be dead
@@ -44,12 +46,18 @@ def _one_line(uri: str) -> Iterator[None]:
         text = " ".join(str(error).split())
         if "Max retries exceeded" in text or "Connection" in text or "timed out" in text:
             text = "it does not answer"
-        raise ValueError(f"tracking server {_without_password(uri)}: {text[:300]} (--tracking names another, or `none`)") from error
+        raise ValueError(masked(f"tracking server {uri}: {text[:300]} (--tracking names another, or `none`)")) from error
 
 
-def _without_password(uri: str) -> str:
+def _log_in(uri: str) -> str:
+    """A tracking URI without the user and password that it may carry: they go to where MLflow reads them from, and it does not show them."""
     scheme, _, rest = uri.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}" if "@" in rest else uri
+    account, at, host = rest.rpartition("@")
+    if not (at and scheme.startswith("http")):
+        return uri
+    user, _, password = account.partition(":")
+    os.environ.update(MLFLOW_TRACKING_USERNAME=unquote(user), MLFLOW_TRACKING_PASSWORD=unquote(password))
+    return f"{scheme}://{host}"
 
 
 def connect(uri: str) -> Any:
@@ -58,11 +66,13 @@ def connect(uri: str) -> Any:
     Raises:
         ValueError: it cannot be reached, or is a file where the cluster has several nodes.
     """
+    uri = _log_in(uri)
     if uri.startswith("sqlite:") and cluster.nodes() > 1:
         raise ValueError(
             f"tracking by {uri} is a file of one machine, and the cluster has {cluster.nodes()} nodes: set MLFLOW_TRACKING_URI to a server "
             "(infra/README.md), or give --tracking none"
         )
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     for name, value in {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}.items():
         os.environ.setdefault(name, value)
     for name in ("mlflow", "alembic", "alembic.runtime.migration", "urllib3"):

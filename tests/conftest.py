@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.servers import BUCKET, PASSWORD, ROOT, S3, USER, Database, Tracking, free_port
+from tests.servers import BUCKET, PASSWORD, ROOT, S3, SECRET, USER, Database, Tracking, free_port
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 os.environ.update(RAY_USAGE_STATS_ENABLED="0", MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="1", RAY_worker_niceness="0")
 
 S3_PORT = free_port()  # what Ray's processes, which keep the environment that they are started with, must know from the beginning
-os.environ.update(AWS_ENDPOINT_URL=f"http://127.0.0.1:{S3_PORT}", AWS_ACCESS_KEY_ID="testing", AWS_SECRET_ACCESS_KEY="testing", AWS_REGION="us-east-1")
+os.environ.update(AWS_ENDPOINT_URL=f"http://127.0.0.1:{S3_PORT}", AWS_ACCESS_KEY_ID="testing", AWS_SECRET_ACCESS_KEY=SECRET, AWS_REGION="us-east-1")
 os.environ.update(MLFLOW_TRACKING_USERNAME=USER, MLFLOW_TRACKING_PASSWORD=PASSWORD)
 
 SHARED = ROOT.parent / "shared" / "data"
@@ -73,7 +73,7 @@ def tracking_server(s3_server: S3, tmp_path_factory: pytest.TempPathFactory) -> 
     """A tracking server on a database, with its artifacts in the bucket."""
     folder = tmp_path_factory.mktemp("tracking")
     database = Database(folder)
-    server = Tracking(folder, database.uri, f"s3://{BUCKET}/mlflow")
+    server = Tracking(folder, database, f"s3://{BUCKET}/mlflow")
     yield server
     server.kill()
     database.stop()

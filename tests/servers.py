@@ -19,7 +19,7 @@ import psutil
 from werkzeug.serving import make_server
 
 ROOT = Path(__file__).resolve().parent.parent
-USER, PASSWORD = "admin", "a password of these tests"
+USER, PASSWORD, SECRET = "admin", "planted-tracking-password", "planted-bucket-secret"
 
 BUCKET = "hashbridge-tests"
 BUSY = (503, "SlowDown", "Please reduce your request rate.")
@@ -111,6 +111,17 @@ class Database:
             time.sleep(0.1)
         raise AssertionError("PostgreSQL did not start")
 
+    def dump(self) -> str:
+        """Everything that is in it, as text."""
+        from sqlalchemy import MetaData, create_engine
+
+        engine, tables = create_engine(self.uri), MetaData()
+        tables.reflect(engine)
+        with engine.connect() as connection:
+            text = "\n".join(str(row) for table in tables.tables.values() for row in connection.execute(table.select()))
+        engine.dispose()
+        return text
+
     def stop(self) -> None:
         """End the server, and remove what it kept."""
         if self.process:
@@ -122,9 +133,9 @@ class Database:
 class Tracking:
     """MLflow's own server with basic auth, as in infra/mlflow, its artifacts in a bucket; it can be killed and started again."""
 
-    def __init__(self, folder: Path, database: str, artifacts: str) -> None:
+    def __init__(self, folder: Path, database: Database, artifacts: str) -> None:
         self.folder, self.database, self.artifacts, self.port = folder, database, artifacts, free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
+        self.uri, self.account = f"http://127.0.0.1:{self.port}", f"http://{USER}:{PASSWORD}@127.0.0.1:{self.port}"
         auth = (ROOT / "infra" / "mlflow" / "auth.ini").read_text().replace("/var/lib/mlflow", str(folder))
         (folder / "auth.ini").write_text(auth)
         self.start()
@@ -132,7 +143,7 @@ class Tracking:
     def start(self) -> None:
         """Start it, and wait until it answers."""
         own = {
-            "BACKEND_STORE_URI": self.database, "ARTIFACTS_DESTINATION": self.artifacts, "AUTH_CONFIG_PATH": str(self.folder / "auth.ini"),
+            "BACKEND_STORE_URI": self.database.uri, "ARTIFACTS_DESTINATION": self.artifacts, "AUTH_CONFIG_PATH": str(self.folder / "auth.ini"),
             "AUTH_ADMIN_USERNAME": USER, "AUTH_ADMIN_PASSWORD": PASSWORD, "FLASK_SERVER_SECRET_KEY": "a key of these tests",
         }  # fmt: skip
         self.process = subprocess.Popen(

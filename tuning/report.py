@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import statistics
 import sys
 import warnings
@@ -138,14 +139,15 @@ def _short(value: Any) -> str:
 def _register(config: Any, best: FrozenTrial, folder: Path, uri: str) -> dict[str, Any]:
     """The run of the best configuration, trained anew or its trial's, and the version that it became."""
     storage = config.storage
+    uri = config.tracking or ("" if os.environ.get("MLFLOW_TRACKING_URI") else uri)  # the environment's may carry a password, and stays there
     if config.retrain:
         print(f"training trial {best.number}'s configuration anew", file=sys.stderr)
-        result = train.run(train.make_config(options_of(config, best.params) | {"storage": storage, "tracking": uri or "none", "workers": 0}))
+        result = train.run(train.make_config(options_of(config, best.params) | {"storage": storage, "tracking": uri, "workers": 0}))
         run_id = result["run_id"]
     else:
         place, storage = trial_folder(folder, best.number), str(folder)
         saved = train.Config(**{name: value for name, value in runs.read_json(place / "config.json").items() if name != "tracked"})
         result = train.conclude(saved, Manifest.read(path_of(saved.dataset)), place, judged(folder, best.number)[-1]["seconds"])
         run_id = place.name
-    version = register.run(register.Config(run_id, name=config.register, storage=storage, tracking=uri or ""))
+    version = register.run(register.Config(run_id, name=config.register, storage=storage, tracking="" if uri == "none" else uri))
     return {"run_id": run_id, "version": version["version"]}

@@ -187,8 +187,11 @@ def _search(config: Config, setting: Setting, study: Any, space: Space, left: in
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     from ray import tune  # noqa: PLC0415
+    from ray.tune.execution import class_cache  # noqa: PLC0415
     from ray.tune.schedulers import ASHAScheduler  # noqa: PLC0415
 
+    # Tune would put the bucket's keys on the command lines of the trials' processes, for all to see; trials have those of their nodes
+    class_cache.ENV_VARS_TO_PROPAGATE = {each for each in class_cache.ENV_VARS_TO_PROPAGATE if not each.startswith("AWS_")}
     stopping, name = None, config.names()[0]
     if config.asha and len(config.names()) == 1 and config.epochs > 1:
         mode = "max" if config.maximise()[0] else "min"

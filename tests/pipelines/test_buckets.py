@@ -1,21 +1,24 @@
 """Every path in a bucket, and buckets that do not answer, or do not let us."""
 
+import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
+from ray.cluster_utils import Cluster
 
 from data.places import fetched, files, locked, move, path_of, remove, write_text, written
 from infra.storage import _said
 from pipelines import train
 from pipelines.cli import main
 from tests.pipelines.test_resume import config, equal, final, plain
-from tests.servers import BUCKET, BUSY, FORBIDDEN, S3, Tracking
+from tests.servers import BUCKET, BUSY, FORBIDDEN, PASSWORD, S3, SECRET, Tracking
 
 __all__ = ["plain"]  # a fixture
 
@@ -23,13 +26,44 @@ ROOT = f"s3://{BUCKET}"
 TRAIN = "train dah --source typeset --target handwritten --bits 16 --per-class 4 --epochs 2 --steps-per-epoch 10 --workers 0 --threads 1"
 
 
+class Watch(threading.Thread):
+    """Keeps what the machine's list of processes shows, and what commands print, while it is on."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.shown: set[str] = set()
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        while not self.ended.wait(0.5):
+            for process in psutil.process_iter():
+                with contextlib.suppress(psutil.Error):
+                    self.shown.add(" ".join(process.cmdline()))
+
+    def __enter__(self) -> "Watch":
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.ended.set()
+        self.join()
+
+
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Callable[[str], dict[str, Any]]:
+def watch() -> Iterator[Watch]:
+    """What is shown while a test runs."""
+    with Watch() as watching:
+        yield watching
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], watch: Watch) -> Callable[[str], dict[str, Any]]:
     """Runs a command in this process; its result."""
 
     def run(line: str) -> dict[str, Any]:
         status = main([*line.split(), "--json"])
         shown = capsys.readouterr()
+        watch.shown |= {shown.out, shown.err}
         assert status == 0, shown.err
         return json.loads(shown.out.splitlines()[-1])
 
@@ -50,10 +84,11 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[[str], str]:
 
 
 def test_the_whole_way_in_a_bucket(
-    s3: S3, ray_cluster: None, tracking_server: Tracking, command: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    s3: S3, ray_cluster: Cluster, tracking_server: Tracking, command: Callable[[str], dict[str, Any]], watch: Watch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_server.uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_server.account)
     data, runs = f"{ROOT}/way/digits", f"{ROOT}/way/runs"
     common = f"--dataset {data} --storage {runs}"
     ingested = command(f"ingest digits --dataset {data} --limit 600")
@@ -61,7 +96,7 @@ def test_the_whole_way_in_a_bucket(
     trained = command(f"{TRAIN} {common}")
     assert trained["checkpoint"] == f"{runs}/{trained['run_id']}/checkpoints/epoch-00002"
     assert command(f"evaluate {trained['run_id']} --storage {runs}")["metrics"] == trained["metrics"]
-    tuned = command(f"tune {TRAIN[6:]} {common} --trials 2 --no-asha --register best --no-retrain".replace("--workers 0 ", ""))
+    tuned = command(f"tune {TRAIN[6:]} {common} --trials 2 --no-asha".replace("--workers 0 ", ""))
     assert tuned["trials"]["complete"] == 2 and tuned["results"].startswith(runs)
     registered = command(f"register {trained['run_id']} --name digits --storage {runs}")
     assert command(f"promote digits --storage {runs}")["promoted"]
@@ -71,6 +106,31 @@ def test_the_whole_way_in_a_bucket(
     found = command(f"search {ROOT}/way/typeset.index {data}#typeset/train#3-4 --model {registered['uri']} -k 1 --grid {ROOT}/way/found.png")
     assert [query["answers"][0]["distance"] for query in found["queries"]] == [0, 0]
     assert not list(tmp_path.iterdir())
+    kept = {f"{name}": name.read_bytes() for folder in ("way", "mlflow") for name in files(path_of(f"{ROOT}/{folder}"))}
+    logs = Path(ray_cluster.head_node.get_session_dir_path())
+    kept |= {str(each): each.read_bytes() for each in logs.glob("logs/**/*") if each.is_file()}
+    kept |= {"database": tracking_server.database.dump().encode(), "shown": "\n".join(watch.shown).encode()}
+    assert len(kept) > 50 and b"dah" in kept["database"] and b"pytest" in kept["shown"]
+    assert not [name for name, content in kept.items() for secret in (PASSWORD, SECRET) if secret.encode() in content]
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["--tracking http://me:{}@127.0.0.1:9", "--storage s3://key:{}@bucket/runs", "--study-storage postgresql://me:{}@127.0.0.1:9/studies",
+     "--study-storage postgresql://127.0.0.1:9/studies?user=me&password={}", "--trackin=http://me:{}@127.0.0.1:9"],
+)  # fmt: skip
+def test_a_password_on_a_command_line_is_refused_and_not_repeated(options: str, refused: Callable[[str], str]) -> None:
+    said = refused(f"tune {TRAIN[6:].replace('--workers 0 ', '')} --dataset nowhere {options.format(PASSWORD)}")
+    assert PASSWORD not in said and ("carries a password" in said or "no option --trackin" in said)
+
+
+def test_no_message_repeats_a_password(digits: Path, tmp_path: Path, refused: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{PASSWORD}@127.0.0.1:9")
+    said = refused(f"{TRAIN} --dataset {digits} --storage {tmp_path}")
+    assert "http://127.0.0.1:9: it does not answer" in said and PASSWORD not in said and not list(tmp_path.iterdir())
 
 
 def after(done: Callable[[], object], act: Callable[[], object]) -> threading.Thread:
