@@ -3,13 +3,18 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
+from data import records
 from data.places import write_text
 
 FORMAT = 1
 NAME = "manifest.json"
+STORES = ("raw", "encoded", "feature")
+SPLIT: dict[str, Any] = {"rows": int, "labels": [int], "unlabelled": int, "files": [{"path": str, "rows": int, "sha256": str}]}
+DOMAIN = {"origin": {str: str}, "splits": {str: SPLIT}, "rejected": [{"id": str, "reason": str}]}
+FORM = {"dataset": str, "classes": [str], "store": str, "shape": [int], "seed": int, "domains": {str: DOMAIN}, "format": int}
 
 
 @dataclass
@@ -89,15 +94,42 @@ class Manifest:
         if not path.is_file():
             raise ValueError(f"no dataset at {root}: it has no {NAME}; give the folder that `hashbridge ingest --dataset` wrote")
         try:
-            values = json.loads(path.read_text())
+            values = records.parse(path.read_text())
+            records.check(values, {"format": int})
             if values["format"] > FORMAT:
-                raise ValueError(
-                    f"{path} is of format {values['format']}, newer than this version reads ({FORMAT}): update hashbridge"
-                )
+                newer = f"{path} is of format {values['format']}, newer than this version reads ({FORMAT}): update hashbridge"
+                raise NotImplementedError(newer)
+            records.check(values, FORM)
             domains = {
-                name: Domain(d["origin"], {s: Split(**v) for s, v in d["splits"].items()}, d["rejected"])
-                for name, d in values.pop("domains").items()
+                name: Domain(d["origin"], {s: Split(*(v[each] for each in SPLIT)) for s, v in d["splits"].items()}, d["rejected"])
+                for name, d in values["domains"].items()
             }
-            return cls(**values, domains=domains)
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): ingest the dataset again") from error
+            manifest = cls(**{name: values[name] for name in FORM} | {"domains": domains})
+            manifest._check()
+        except NotImplementedError as error:
+            raise ValueError(str(error)) from error
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}): ingest the dataset again") from error
+        return manifest
+
+    def _check(self) -> None:
+        """Check that the parts of a manifest fit together, and that no path leads out of the dataset.
+
+        Raises:
+            ValueError: they do not; says which.
+        """
+        sizes = (range(1, 1 << 20),) if self.store == "feature" else ((1, 3), range(1, 4097), range(1, 4097))
+        if self.store not in STORES or len(self.shape) != len(sizes) or any(n not in of for n, of in zip(self.shape, sizes, strict=True)):
+            raise ValueError(f"store {self.store[:20]!r} with shape {self.shape[:5]} is none")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("a class is named twice")
+        for name, domain in self.domains.items():
+            for split, part in domain.splits.items():
+                counts = [part.rows, part.unlabelled, *part.labels, *(file["rows"] for file in part.files)]
+                whole = part.rows == sum(part.labels) + part.unlabelled == sum(file["rows"] for file in part.files)
+                if min(counts) < 0 or not whole or len(part.labels) != len(self.classes):
+                    raise ValueError(f"the counts of {name}/{split} do not fit together")
+                for file in part.files:
+                    steps = PurePosixPath(file["path"]).parts
+                    if steps[:2] != (f"domain={name}", f"split={split}") or len(steps) != 3 or steps[2] == "..":
+                        raise ValueError(f"a shard of {name}/{split} lies elsewhere: {file['path'][:200]!r}")

@@ -4,7 +4,9 @@ A reader knows how many rows there are without reading them; ``read`` gives the 
 """
 
 import hashlib
+import math
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,8 @@ from data.images import SUFFIXES
 from data.places import files, path_of
 
 ARRAY_CHUNK, FILE_CHUNK = 8192, 512
+MOST_CLASSES = 1_000_000
+BOMB_BYTES, BOMB_RATIO = 256 << 20, 200  # an array that unpacks to more than both is taken for a bomb
 
 
 class Row(NamedTuple):
@@ -111,19 +115,38 @@ def npz_reader(path: Path, domain: str) -> Reader:
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            _check_sizes(path, arrays)
             splits = [name[2:] for name in arrays.files if name.startswith("x_")]
             if not splits:
                 raise ValueError(f"{path} has no x_<split> array: it has {', '.join(arrays.files) or 'none'}")
             counts, native, channels, classes = _check_arrays(path, arrays, splits)
-    except (zipfile.BadZipFile, EOFError, KeyError) as error:
-        raise ValueError(f"{path} is no readable .npz file ({error})") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, OSError, NotImplementedError, RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no readable .npz file ({str(error)[:200]})") from error
     except ValueError as error:
         if str(path) in str(error):
             raise
         raise ValueError(f"{path} is no readable .npz file of plain arrays ({error})") from error
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return NpzReader(domain, classes, native, channels, counts, {"name": path.name, "sha256": digest}, str(path))
+    return NpzReader(domain, classes, native, channels, counts, {"name": path.name, "sha256": digest}, str(path.resolve()))
+
+
+def _check_sizes(path: Path, arrays: Any) -> None:
+    """Refuse, before an array is read, what would fill the memory: headers that claim more than there is, and archives that unpack to far more.
+
+    Raises:
+        ValueError: there is such an array.
+    """
+    for each in arrays.zip.infolist():
+        if each.file_size > BOMB_BYTES and each.file_size > BOMB_RATIO * max(each.compress_size, 1):
+            raise ValueError(f"{path}: {each.filename[:80]!r} would unpack to {each.file_size:,} bytes from {each.compress_size:,}: pack it less tightly")
+        with arrays.zip.open(each) as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file)
+            claimed = math.prod(shape) * dtype.itemsize
+            if claimed != each.file_size - file.tell():
+                raise ValueError(f"{path}: {each.filename[:80]!r} claims {claimed:,} bytes and has {each.file_size - file.tell():,}")
 
 
 def _check_arrays(path: Path, arrays: Any, splits: list[str]) -> tuple[dict[str, int], tuple[int, ...], int, tuple[str, ...]]:
@@ -137,6 +160,8 @@ def _check_arrays(path: Path, arrays: Any, splits: list[str]) -> tuple[dict[str,
             raise ValueError(f"{path}: x_{split} is empty")
         if labels is not None and (labels.shape != (len(x),) or not np.issubdtype(labels.dtype, np.integer)):
             raise ValueError(f"{path}: y_{split} is {labels.dtype} {list(labels.shape)}, not {len(x)} integers")
+        if labels is not None and not -1 <= labels.min() <= labels.max() < MOST_CLASSES:
+            raise ValueError(f"{path}: y_{split} has labels from {labels.min()} to {labels.max()}, but they are class indices from 0, or -1 for none")
         top = max(top, int(labels.max()) if labels is not None else -1)
         counts[split] = len(x)
         shapes.add(x.shape[1:])
@@ -181,8 +206,9 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def printable(name: str) -> str:
-    """A file's name as text: bytes of it that are none in UTF-8 are replaced."""
-    return name.encode(errors="surrogateescape").decode(errors="replace")
+    """A file's name as text to keep and to show: what is no character of UTF-8, or would steer a terminal, is replaced."""
+    text = name.encode(errors="surrogateescape").decode(errors="replace")
+    return "".join(each if each.isprintable() else "\ufffd" for each in text)
 
 
 def _folders(path: Path) -> list[Path]:
@@ -223,7 +249,7 @@ def _folder_reader(path: Path, domain: str, classes: int | None) -> Reader:
     if classes is not None and len(folders) != classes:
         raise ValueError(f"{path} has {len(folders)} class folders, but this dataset has {classes}: is the copy whole?")
     names = tuple(folder.name for folder in folders)
-    return FolderReader(domain, names, (), 0, {"train": sum(counts)}, {"name": path.name}, str(path), counts)
+    return FolderReader(domain, names, (), 0, {"train": sum(counts)}, {"name": path.name}, str(path.resolve()), counts)
 
 
 @dataclass(frozen=True)

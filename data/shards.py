@@ -6,7 +6,7 @@ the manifest, never sees a part of it.
 
 import hashlib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -23,6 +23,7 @@ from data.places import locked, move, open_parquet, read_table, remove, written
 from data.readers import Chunk, Reader
 
 ROWS_PER_FILE = 8192
+SMALL = 64 << 20  # values of a domain up to which one process shards it by itself
 RAW_LIMIT = 64  # pixels a side up to which images are stored raw by default
 
 
@@ -167,22 +168,20 @@ class _Number:
         return {"part": item["part"], "rows": len(table), "labels": counts, "unlabelled": int((labels < 0).sum()), "sha256": digest}
 
 
-def _write_parts(reader: Reader, layout: Layout, staging: Path, test_share: float, limit: int) -> list[dict[str, Any]]:
+def _write_parts(
+    reader: Reader, layout: Layout, staging: Path, test_share: float, limit: int, start: Callable[[], object]
+) -> list[dict[str, Any]]:  # fmt: skip
     """Shuffle and write all rows; a description of every part, in order, with its file's digest."""
-    import ray.data  # noqa: PLC0415  readers of shards do without Ray
-
     counts = dict(reader.counts)
     if test_share:
         total = sum(counts.values())
         counts = {"train": total, "test": max(1, int(total * test_share))}
     parts = {split: -(-count // layout.rows_per_file) for split, count in counts.items()}
-    chunks = [{"chunk": index} for index in range(len(reader.chunks()))]
-    prepared = ray.data.from_items(chunks, override_num_blocks=min(len(chunks), 200)).map_batches(
-        _Prepare(reader, layout, parts, test_share).__call__, batch_size=1
-    )
-    grouped = prepared.groupby("part", num_partitions=min(sum(parts.values()), 200))
-    written = grouped.map_groups(_Write(layout, staging / "parts").__call__, batch_format="pyarrow")
-    done = sorted(written.take_all(), key=lambda item: item["part"])
+    prepare, write = _Prepare(reader, layout, parts, test_share), _Write(layout, staging / "parts")
+    large = sum(counts.values()) * int(np.prod(layout.shape)) > SMALL
+    if large:
+        start()
+    done = sorted((_shuffle if large else _shuffle_here)(len(reader.chunks()), prepare, write, sum(parts.values())), key=lambda item: item["part"])
     offsets: dict[str, int] = {}
     for item in done:
         split = item["part"].split("/")[0]
@@ -190,9 +189,32 @@ def _write_parts(reader: Reader, layout: Layout, staging: Path, test_share: floa
         offsets[split] = item["offset"] + item["rows"]
     done = [item for item in done if not limit or item["offset"] < limit]
     items = [{"part": item["part"], "offset": item["offset"]} for item in done]
-    numbered = ray.data.from_items(items).map(_Number(staging / "parts", staging / "domain", limit).__call__).take_all()
-    told = {item["part"]: item for item in numbered}
+    number = _Number(staging / "parts", staging / "domain", limit)
+    told = {item["part"]: item for item in (_each(items, number) if large else map(number, items))}
     return [item | told[item["part"]] for item in done]
+
+
+def _shuffle(chunks: int, prepare: _Prepare, write: _Write, parts: int) -> list[dict[str, Any]]:
+    """Prepare all chunks and write all parts, on Ray Data."""
+    import ray.data  # noqa: PLC0415  readers of shards do without Ray
+
+    items = ray.data.from_items([{"chunk": index} for index in range(chunks)], override_num_blocks=min(chunks, 200))
+    grouped = items.map_batches(prepare.__call__, batch_size=1).groupby("part", num_partitions=min(parts, 200))
+    return grouped.map_groups(write.__call__, batch_format="pyarrow").take_all()
+
+
+def _each(items: list[dict[str, Any]], number: _Number) -> list[dict[str, Any]]:
+    """Number all parts, on Ray Data."""
+    import ray.data  # noqa: PLC0415
+
+    return ray.data.from_items(items).map(number.__call__).take_all()
+
+
+def _shuffle_here(chunks: int, prepare: _Prepare, write: _Write, parts: int) -> list[dict[str, Any]]:
+    """The same in this process, which is done with few rows before Ray has begun."""
+    rows = pa.concat_tables([prepare({"chunk": np.array([index])}) for index in range(chunks)])
+    written = [write(rows.filter(pc.equal(rows["part"], part))) for part in rows["part"].unique()]
+    return [row for table in written for row in table.to_pylist()]
 
 
 def _describe(reader: Reader, parts: list[dict[str, Any]], classes: int) -> Domain:
@@ -214,9 +236,9 @@ def _describe(reader: Reader, parts: list[dict[str, Any]], classes: int) -> Doma
 
 def write_domain(
     reader: Reader, root: Path, *, size: int = 0, channels: int = 0, store: str = "", seed: int = 0,
-    test_share: float = 0.0, limit: int = 0, strict: bool = False, replace: bool = False,
+    test_share: float = 0.0, limit: int = 0, strict: bool = False, replace: bool = False, start: Callable[[], object] = lambda: None,
 ) -> Manifest:  # fmt: skip
-    """Write a domain's shards and name it in the dataset's manifest. Ray must be running.
+    """Write a domain's shards and name it in the dataset's manifest.
 
     Args:
         root: the dataset's folder, made where it is not.
@@ -225,6 +247,7 @@ def write_domain(
         limit: rows of a split at most, the first of its shuffle; 0 for all.
         strict: an unreadable row is an error.
         replace: write the domain anew where it exists.
+        start: starts Ray, which is used for a domain of more than a few rows.
 
     Raises:
         ValueError: the domain does not fit the dataset, is there already, or (``strict``) has an unreadable row.
@@ -241,7 +264,7 @@ def write_domain(
     staging = root / f".staging-{uuid.uuid4().hex[:8]}"
     try:
         classes = list(reader.classes) or (manifest.classes if manifest else [])
-        parts = _write_parts(reader, layout, staging, test_share, limit)
+        parts = _write_parts(reader, layout, staging, test_share, limit, start)
         domain = _describe(reader, parts, len(classes))
         if strict and domain.rejected:
             first = domain.rejected[0]
@@ -303,13 +326,37 @@ def read_rows(
             with open_parquet(path) as file:
                 if file.metadata.num_rows != files[index]["rows"]:
                     raise ValueError(f"{path} has {file.metadata.num_rows} rows, the manifest says {files[index]['rows']}: ingest the domain again")
+                stored = Layout(manifest.store, tuple(manifest.shape), manifest.seed).schema()
+                if any(name not in file.schema_arrow.names or file.schema_arrow.field(name).type != stored.field(name).type for name in columns):
+                    raise ValueError(f"shard {path} has not the columns of the manifest's {manifest.store}: ingest the domain again")
                 for batch in file.iter_batches(batch_size=2048, columns=columns):
+                    if reason := _wrong(batch, manifest, first):
+                        raise ValueError(f"shard {path} is damaged ({reason}): ingest the domain again")
                     low, high = max(0, start - first), min(len(batch), stop - first)
                     if high > low:
                         yield batch.slice(low, high - low)
                     first += len(batch)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"shard {path} cannot be read ({str(error).splitlines()[0]}): ingest the domain again") from error
+
+
+def _wrong(batch: pa.RecordBatch, manifest: Manifest, first: int) -> str:
+    """What a shard's rows from number ``first`` on have that no ingest wrote; "" where all is well."""
+    if any(column.null_count for column in batch.columns):
+        return "a value is missing"
+    if not np.array_equal(batch.column("row").to_numpy(), np.arange(first, first + len(batch))):
+        return "its rows are not numbered in order"
+    if "label" in batch.schema.names:
+        labels = batch.column("label").to_numpy()
+        if len(labels) and not -1 <= labels.min() <= labels.max() < max(len(manifest.classes), 1):
+            return "a label is of no class"
+    if manifest.store == "raw" and len(batch) and pc.min_max(pc.binary_length(batch.column("image"))) != _both(int(np.prod(manifest.shape))):
+        return "an image has another size"
+    return ""
+
+
+def _both(length: int) -> pa.StructScalar:
+    return pa.scalar({"min": length, "max": length}, pa.struct([("min", pa.int32()), ("max", pa.int32())]))
 
 
 def to_arrays(batch: pa.RecordBatch, manifest: Manifest) -> np.ndarray:

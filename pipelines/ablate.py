@@ -64,13 +64,13 @@ def result_of(wanted: train.Config) -> dict[str, Any]:
     root = path_of(wanted.dataset)
     cut_off = None
     for folder in sorted(each.parent for each in path_of(wanted.storage).glob("*/config.json")):
-        saved = runs.read_json(folder / "config.json")
+        saved = runs.read_config(folder)
         if path_of(saved["dataset"]).resolve() != root.resolve() or any(saved[name] != getattr(wanted, name) for name in SAME):
             continue
         if not (folder / "result.json").is_file():
             cut_off = folder
             continue
-        result = runs.read_json(folder / "result.json")
+        result = runs.read_result(folder)
         if result["dataset"] == Manifest.read(root).digest():  # not of rows that were ingested anew since
             print(f"run {folder.name} is there")
             return result

@@ -18,12 +18,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from data import records
 from data.places import fetched, remove, written_folder
 from models.method import Method
 
 FORMAT = 2  # of 1 there were no digests
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 DIGESTS = "digests.json"
+FORM = {"epoch": int, "method": str, "shape": [int], "classes": int, "bits": int, "optimizers": dict, "config": dict}
 
 
 def _flatten(value: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
@@ -116,7 +118,7 @@ def whole(place: Path) -> bool:
     try:
         if not (place / DIGESTS).exists():
             return read_state(place)["format"] == 1
-        return json.loads((place / DIGESTS).read_text()) == _digests(place)
+        return records.parse((place / DIGESTS).read_text()) == _digests(place)
     except (OSError, ValueError):
         return False
 
@@ -154,12 +156,15 @@ def read_state(place: Path) -> dict[str, Any]:
         ValueError: there is none, it is damaged, or of a newer format.
     """
     try:
-        state = json.loads((place / "state.json").read_text())
-        if state["format"] > FORMAT:
-            raise ValueError(f"checkpoint {place} is of format {state['format']}, newer than this version reads: update hashbridge")
-        return state
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        state = records.parse((place / "state.json").read_text())
+        records.check(state, {"format": int})
+        if state["format"] <= FORMAT:
+            records.check(state, FORM)
+    except (OSError, ValueError) as error:
         raise ValueError(f"no readable checkpoint at {place} ({type(error).__name__}: {error})") from error
+    if state["format"] > FORMAT:
+        raise ValueError(f"checkpoint {place} is of format {state['format']}, newer than this version reads: update hashbridge")
+    return state
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -194,7 +199,7 @@ def load(place: Path, method: Method, optimizers: bool = True) -> Reached:
             for name, player in method.players.items():
                 player.optimizer.load_state_dict(_restore(state["optimizers"][name], tensors))
             loop = _restore(state["loop"], tensors) if state["format"] > 1 else {}
-    except (SafetensorError, OSError, KeyError, RuntimeError) as error:
+    except (SafetensorError, OSError, KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"checkpoint {place} is damaged or of other settings ({reason})") from error
     return Reached(int(state["epoch"]), int(state.get("step", 0)), loop)

@@ -133,7 +133,12 @@ def one_line(error: BaseException) -> str:
     """An error's text on one line."""
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
-        return masked(f"{error.strerror}{where}".replace("\n", " "))
-    return masked(" ".join(str(error).split())) or type(error).__name__
+        return _plain(f"{error.strerror}{where}")
+    return _plain(str(error)) or type(error).__name__
+
+
+def _plain(text: str) -> str:
+    """A text on one line, without passwords, and without what would steer a terminal."""
+    return "".join(each if each.isprintable() else "\ufffd" for each in masked(" ".join(text.split())))
 
 

@@ -2,7 +2,9 @@
 
 import argparse
 import difflib
+import math
 import re
+import reprlib
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, field, fields
 from typing import Any, NoReturn
@@ -90,7 +92,7 @@ def convert(each: Field, value: Any) -> Any:
     """
     kind: type = type(each.default)
     meant = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
-    wrong = ValueError(f"{flag(each.name)} is {value!r}, but must be {meant}")
+    wrong = ValueError(f"{flag(each.name)} is {reprlib.repr(value)}, but must be {meant}")
     if kind is bool:
         if isinstance(value, bool):
             return value
@@ -101,8 +103,10 @@ def convert(each: Field, value: Any) -> Any:
         raise wrong
     try:
         converted = kind(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise wrong from None
+    if kind is float and not math.isfinite(converted):
+        raise wrong
     choices = each.metadata.get("choices")
     if choices and converted not in choices:
         raise ValueError(f"{flag(each.name)} is {value!r}, but must be one of {', '.join(choices)}{nearest(str(value), choices)}")
@@ -116,9 +120,12 @@ def read_yaml(path: str) -> dict[str, Any]:
         ValueError: it is missing or no mapping.
     """
     try:
-        values = yaml.safe_load(path_of(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"config {path} cannot be read: {str(error).splitlines()[0]}") from error
+        text = path_of(path).read_text()
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError("it refers to itself by an alias")  # a few of these can stand for more than the memory holds
+        values = yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"config {path} cannot be read: {(str(error).splitlines() or [''])[0][:300]}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ValueError(f"config {path} must hold names with values, as `bits: 64`")
     return {key.replace("-", "_"): value for key, value in values.items()}

@@ -15,7 +15,7 @@ from models.encoder import HashEncoder, encode_all
 from models.method import Method
 from models.registry import find
 from pipelines import checkpoint, metrics, runs
-from pipelines.config import option, positional
+from pipelines.config import build, option, positional
 from pipelines.metrics import Encoded
 
 Encode = Callable[[np.ndarray], np.ndarray]
@@ -37,23 +37,23 @@ class Config:
     out: str = option("", "folder for the plots (default: the run's own; none for a model)")
 
 
-def load_method(folder: Path, manifest: Manifest) -> Method:
-    """The trained method of a run.
+def load_method(folder: Path, manifest: Manifest | None = None) -> Method:
+    """The trained method of a run, for a dataset where one is given.
 
     Raises:
         ValueError: it has no checkpoint, or one of other data.
     """
-    config = runs.read_json(folder / "config.json")
+    config = runs.read_config(folder)
     place = checkpoint.latest(folder / "checkpoints")
     if place is None:
         raise ValueError(f"run {folder.name} has no checkpoint yet")
     state = checkpoint.read_state(place)
-    if state["shape"] != manifest.shape:
+    if manifest and state["shape"] != manifest.shape:
         raise ValueError(f"run {folder.name} takes rows of shape {state['shape']}, dataset {manifest.dataset!r} has {manifest.shape}")
     kind = find(state["method"])
     if "pretrained" in config["own"]:
         config["own"]["pretrained"] = "none"  # the checkpoint holds the weights
-    method = kind(kind.Config(**config["own"]), tuple(state["shape"]), state["classes"], state["bits"])
+    method = kind(build(kind.Config, config["own"]), tuple(state["shape"]), state["classes"], state["bits"])
     checkpoint.load(place, method, optimizers=False)
     return method.train(False)
 
@@ -122,7 +122,7 @@ def evaluate_run(
     """Metrics of a run by protocol, its recognition accuracy, and its plots."""
     method = load_method(folder, manifest)
     encoder = HashEncoder(method.encoder()).eval()
-    config = runs.read_json(folder / "config.json")
+    config = runs.read_config(folder)
     return _evaluate(
         lambda x: encode_all(encoder, torch.from_numpy(x)).numpy(), root, manifest, config["source"], config["target"], protocols,
         ties, method, (out or folder / "plots") if plots else None,
@@ -216,7 +216,7 @@ def run(config: Config) -> dict[str, Any]:
 
 def _run_run(config: Config, protocols: tuple[str, ...]) -> dict[str, Any]:
     folder = runs.find_run(config.model, config.storage)
-    root = path_of(config.dataset or runs.read_json(folder / "config.json")["dataset"])
+    root = path_of(config.dataset or runs.read_config(folder)["dataset"])
     manifest = Manifest.read(root)
     if not config.query:
         out = path_of(config.out) if config.out else None

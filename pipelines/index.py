@@ -1,5 +1,6 @@
 """Stage: codes to a FAISS binary index. Beside FILE lies FILE.parquet, with the ids, labels and origins of its rows."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 
 from data.places import fetched, path_of, read_table, written
 from pipelines.config import option, positional, required
-from pipelines.encode import read_codes
+from pipelines.encode import SCHEMA, read_codes
 
 KINDS = ("flat", "hnsw", "ivf")
 
@@ -62,16 +63,21 @@ def run(config: Config) -> dict[str, Any]:
     if out.is_dir():
         raise ValueError(f"{out} is a folder: give a file's name")
     index = build(codes, config.kind, config.neighbours, config.lists)
-    rows = table.drop_columns(["code"]).replace_schema_metadata({**meta, "kind": config.kind})
     try:
         with written(out) as file, written(beside(out)) as side:
             faiss.write_index_binary(index, str(file))
-            pq.write_table(rows, side)
+            meta |= {"kind": config.kind, "sha256": _digest(file)}
+            pq.write_table(table.drop_columns(["code"]).replace_schema_metadata(meta), side)
             size = file.stat().st_size
     except RuntimeError as error:
         raise OSError(f"index {out} could not be written: {str(error).splitlines()[0]}") from error
     print(f"{config.kind} index of {len(codes):,} codes of {codes.shape[1] * 8} bits in {out} ({size:,} bytes)")
     return {"out": str(out), "kind": config.kind, "codes": len(codes), "bits": codes.shape[1] * 8}
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def beside(path: Path) -> Path:
@@ -89,10 +95,17 @@ def read(path: Path) -> tuple[faiss.IndexBinary, pa.Table, dict[str, str]]:
     if not path.is_file() or not side.is_file():
         raise ValueError(f"no index at {path} with {side.name} beside it: make one with `hashbridge index`")
     try:
+        rows = read_table(side)
+        wanted = [each for each in SCHEMA if each.name != "code"]
+        if [(each.name, each.type) for each in rows.schema] != [(each.name, each.type) for each in wanted] or any(c.null_count for c in rows.columns):
+            raise ValueError(f"{side.name} has other columns")
+        meta = {key.decode(): value.decode() for key, value in (rows.schema.metadata or {}).items()}
         with fetched(path) as file:
-            index, rows = faiss.read_index_binary(str(file)), read_table(side)
-    except (RuntimeError, pa.ArrowException, OSError) as error:
-        raise ValueError(f"index {path} cannot be read ({str(error).splitlines()[0][:200]}): build it again") from error
+            if not {"bits", "model", "sha256"} <= set(meta) or _digest(file) != meta["sha256"]:  # FAISS itself trusts what it reads
+                raise ValueError("it is not the file that was written")
+            index = faiss.read_index_binary(str(file))
+    except (RuntimeError, pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        raise ValueError(f"index {path} cannot be read ({(str(error).splitlines() or [''])[0][:200]}): build it again") from error
     if index.ntotal != len(rows):
         raise ValueError(f"index {path} has {index.ntotal} codes, {side.name} has {len(rows)} rows: build it again")
-    return index, rows, {key.decode(): value.decode() for key, value in (rows.schema.metadata or {}).items()}
+    return index, rows, meta

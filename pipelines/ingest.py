@@ -45,14 +45,14 @@ def run(config: Config) -> dict[str, Any]:
     """Ingest every domain of the source; returns the rows of each split."""
     root = path_of(config.dataset)
     readers = open_source(config.source, config.domain or None, Path(config.cache))
-    cluster.start()
     result: dict[str, Any] = {"dataset": str(root), "domains": {}}
     for reader in readers:
         print(f"{reader.domain}: {sum(reader.counts.values()):,} rows to read ...", file=sys.stderr, flush=True)
         try:
             manifest = write_domain(
-                reader, root, size=config.size, channels=config.channels, store=config.store, seed=config.seed,
+                reader, root.resolve(), size=config.size, channels=config.channels, store=config.store, seed=config.seed,
                 test_share=config.test_share, limit=config.limit, strict=config.strict, replace=config.replace,
+                start=cluster.start,
             )  # fmt: skip
         except Exception as error:
             raise cluster.user_error(error) from error

@@ -6,8 +6,6 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from data.manifest import Manifest
-from data.places import path_of
 from models.encoder import HashEncoder
 from pipelines import runs
 from pipelines.evaluate import load_method
@@ -27,8 +25,7 @@ class RunEncoder:
     """The encoder of a run's last checkpoint."""
 
     def __init__(self, folder: Path) -> None:
-        saved = runs.read_json(folder / "config.json")
-        method = load_method(folder, Manifest.read(path_of(saved["dataset"])))
+        method = load_method(folder)
         self.encoder, self.shape, self.bits = HashEncoder(method.encoder()).eval(), method.shape, method.bits
 
     @torch.no_grad()

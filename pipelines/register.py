@@ -28,7 +28,7 @@ def run(config: Config) -> dict[str, Any]:
     from pipelines import tracking  # noqa: PLC0415  mlflow is slow to import
 
     folder = runs.find_run(config.run, config.storage)
-    saved, result = runs.read_json(folder / "config.json"), runs.read_json(folder / "result.json")
+    saved, result = runs.read_config(folder), runs.read_result(folder)
     manifest = Manifest.read(path_of(saved["dataset"]))
     if manifest.digest() != result["dataset"]:
         raise ValueError(f"dataset {saved['dataset']} has changed since run {folder.name}: train again, so that the figures belong to it")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from data import records
 from data.places import append_text, is_local, path_of, write_text
 
 Record = dict[str, Any]
@@ -31,16 +32,60 @@ def find_run(name: str, storage: str) -> Path:
     raise ValueError(f"no run {name!r} in {storage}{latest}: give a run's id, or --storage where its folder is")
 
 
-def read_json(path: Path) -> Record:
+CONFIG: Record = {"method": str, "dataset": str, "source": str, "target": str, "bits": int, "own": {str: object}, "tracked": str}
+RESULT: Record = {
+    "method": str, "source": str, "target": str, "bits": int, "seed": int, "dataset": str, "oracle": bool, "metrics": {str: float}, "notes": [str],
+}  # fmt: skip
+
+
+def read_json(path: Path, form: Any = dict) -> Record:
     """A JSON object of a run's folder.
+
+    Args:
+        form: what is needed of it (:func:`data.records.check`).
 
     Raises:
         ValueError: it is missing or damaged.
     """
     try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        value = records.parse(path.read_text())
+        records.check(value, form)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+    return value
+
+
+def read_config(folder: Path) -> Record:
+    """A run's options, and MLflow's id of it.
+
+    Raises:
+        ValueError: they are missing or damaged.
+    """
+    return read_json(folder / "config.json", CONFIG)
+
+
+def read_result(folder: Path) -> Record:
+    """A run's result.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    return read_json(folder / "result.json", RESULT)
+
+
+def read_progress(folder: Path) -> list[Record]:
+    """The records of a run's epochs.
+
+    Raises:
+        ValueError: they are missing or damaged.
+    """
+    path = folder / "progress.jsonl"
+    try:
+        found = [records.parse(line) for line in path.read_text().splitlines()]
+        records.check(found, [{"epoch": int, "epochs": int, "terms": {str: float}, "images_per_second": float, "time": float}])
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    return found
 
 
 def write_json(path: Path, value: Record) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from data.images import decode
 from data.manifest import Manifest
 from data.places import path_of
-from data.readers import image_files
+from data.readers import image_files, printable
 from data.shards import read_rows, to_arrays
 from pipelines import index as indexes
 from pipelines.config import option, positional
@@ -52,11 +52,11 @@ def load_queries(images: str, shape: tuple[int, ...]) -> tuple[list[str], np.nda
     for file in files:
         try:
             decoded.append(decode(file.read_bytes(), shape[0], shape[1]))
-            names.append(str(file))
+            names.append(printable(str(file)))
         except ValueError as error:
             if len(files) == 1:
                 raise ValueError(f"{file} cannot be read: {error}") from None
-            print(f"  left out {file}: {error}")
+            print(f"  left out {printable(str(file))}: {error}")
     if not decoded:
         raise ValueError(f"not one image in {path} can be read")
     return names, np.stack(decoded), [-1] * len(names)

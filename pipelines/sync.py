@@ -1,14 +1,13 @@
 """Stage: send the record of a run that its tracking server has not, or not wholly."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from data.manifest import Manifest
 from data.places import path_of
 from pipelines import runs, train
-from pipelines.config import option, positional
+from pipelines.config import build, option, positional
 
 
 @dataclass
@@ -29,16 +28,20 @@ def run(config: Config) -> dict[str, Any]:
     folder = runs.find_run(config.run, config.storage)
     if not (folder / "result.json").exists():
         raise ValueError(f"run {folder.name} has not ended: `hashbridge train --resume {folder.name}` goes on with it, and tracks it")
-    saved, result = runs.read_json(folder / "config.json"), runs.read_json(folder / "result.json")
-    own = train.Config(**{name: value for name, value in saved.items() if name != "tracked"})
+    saved, result = runs.read_config(folder), runs.read_result(folder)
+    own: train.Config = build(train.Config, {name: value for name, value in saved.items() if name != "tracked"})
+    records = runs.read_progress(folder)
     kept = "" if own.tracking == "none" else own.tracking
     same = not config.tracking or config.tracking == kept  # ids are one server's own
     trained = dataclasses.replace(own, tracking=config.tracking or kept, storage=str(folder.parent))
     tracker = train.open_tracker(trained, folder, Manifest.read(path_of(own.dataset)), saved["tracked"] if same else "")
-    records = [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines()]
-    for record in records:
-        tracker.epoch(record)
-    tracker.finish(result["metrics"], folder)
+    try:
+        for record in records:
+            tracker.epoch(record)
+        tracker.finish(result["metrics"], folder)
+    except BaseException:
+        tracker.fail()
+        raise
     runs.write_json(folder / "config.json", saved | {"tracked": tracker.tracked, "tracking": trained.tracking})
     print(f"run {folder.name}: {len(records)} epochs and the result are tracked")
     return {"run_id": folder.name, "tracked": tracker.tracked, "epochs": len(records)}

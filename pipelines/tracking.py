@@ -66,6 +66,8 @@ def connect(uri: str) -> Any:
     Raises:
         ValueError: it cannot be reached, or is a file where the cluster has several nodes.
     """
+    if "://" not in uri and uri != "databricks":
+        raise ValueError(f"--tracking is {uri!r}, but must be a server's address, as http://host:5000, or sqlite:///FILE")
     uri = _log_in(uri)
     if uri.startswith("sqlite:") and cluster.nodes() > 1:
         raise ValueError(

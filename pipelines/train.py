@@ -1,7 +1,6 @@
 """Stage: train a method on a source and a target, evaluate it, and track the run."""
 
 import dataclasses
-import json
 import os
 import sys
 import time
@@ -74,7 +73,7 @@ def make_config(values: dict[str, Any], kind: type[Config] = Config) -> Any:
     """
     if values.get("resume"):
         folder = runs.find_run(str(values["resume"]), str(values.get("storage", "runs")))
-        saved = runs.read_json(folder / "config.json")
+        saved = runs.read_config(folder)
         saved = {k: v for k, v in saved.items() if k not in ("own", "tracked")} | saved["own"]
         values = saved | values | {"resume": folder.name, "storage": str(folder.parent)}
     if not values.get("method"):
@@ -262,9 +261,9 @@ def _run(config: Config) -> dict[str, Any]:
         _check_resumed(config, folder)
     config = dataclasses.replace(config, threads=plan.threads)
     plan = dataclasses.replace(plan, folder=str(folder.resolve()), config=asdict(config) | {"dataset": str(root.resolve())})
-    saved = runs.read_json(folder / "config.json")["tracked"] if config.resume else ""
+    saved = runs.read_config(folder)["tracked"] if config.resume else ""
     tracker = open_tracker(config, folder, manifest, saved)
-    runs.write_json(folder / "config.json", asdict(config) | {"tracked": tracker.tracked if tracker else ""})
+    runs.write_json(folder / "config.json", plan.config | {"tracked": tracker.tracked if tracker else ""})
     started, done, outbox = time.monotonic(), 0, Outbox()
 
     def listen(record: dict[str, Any]) -> None:
@@ -305,6 +304,7 @@ def open_tracker(config: Config, folder: Path, manifest: Manifest, tracked: str)
         return None
     from pipelines.tracking import Tracker, default_uri  # noqa: PLC0415  mlflow is slow to import
 
+    tracker = None
     try:
         tracker = Tracker(config.tracking or default_uri(config.storage), folder.name, tracked)
         if not tracked:
@@ -312,6 +312,8 @@ def open_tracker(config: Config, folder: Path, manifest: Manifest, tracked: str)
             rows = sum(manifest.split(domain, "train").rows for domain in {config.source, config.target} - {""})
             tracker.start(shared, {"name": manifest.dataset, "digest": manifest.digest(), "path": str(path_of(config.dataset).resolve())}, rows)
     except ValueError:
+        if tracker:
+            tracker.fail()
         if not (folder / "config.json").exists():
             remove(folder)
         raise
@@ -321,7 +323,7 @@ def open_tracker(config: Config, folder: Path, manifest: Manifest, tracked: str)
 def conclude(config: Config, manifest: Manifest, folder: Path, seconds: float) -> dict[str, Any]:
     """Evaluate the last epoch and write the run's result."""
     evaluated = evaluate.evaluate_run(folder, path_of(config.dataset), manifest, plots=config.plots)
-    lines = [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines()]
+    lines = runs.read_progress(folder)
     speeds = [line["images_per_second"] for line in lines[1:] or lines]
     oracle = config.source == config.target
     result = {

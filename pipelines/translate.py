@@ -75,8 +75,7 @@ def load_generator(folder: Path) -> tuple[Method, tuple[int, ...]]:
     Raises:
         ValueError: it makes none.
     """
-    config = runs.read_json(folder / "config.json")
-    method = evaluate.load_method(folder, Manifest.read(path_of(config["dataset"])))
+    method = evaluate.load_method(folder)
     if not method.generates:
         raise ValueError(f"run {folder.name} of {method.name} has no generator: train igan, sigan or dtn with its generating terms on")
     if len(method.shape) != 3:
@@ -97,7 +96,7 @@ def run(config: Config) -> dict[str, Any]:
 
     files = []
     for i, (name, image) in enumerate(zip(names, made, strict=True)):
-        files.append(out / f"{i:05d}-{Path(name).stem.rpartition('#')[2]}.png")
+        files.append(out / f"{i:05d}-{Path(name).stem.rpartition('#')[2][:60]}.png")
         with written(files[-1]) as file:
             Image.fromarray(image[0] if len(image) == 1 else picture(image)).save(file)
     draw(x, made, np.array(labels), f"{len(x)} images and their translations by {folder.name}", out / "grid.png")

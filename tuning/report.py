@@ -146,7 +146,7 @@ def _register(config: Any, best: FrozenTrial, folder: Path, uri: str) -> dict[st
         run_id = result["run_id"]
     else:
         place, storage = trial_folder(folder, best.number), str(folder)
-        saved = train.Config(**{name: value for name, value in runs.read_json(place / "config.json").items() if name != "tracked"})
+        saved = train.Config(**{name: value for name, value in runs.read_config(place).items() if name != "tracked"})
         result = train.conclude(saved, Manifest.read(path_of(saved.dataset)), place, judged(folder, best.number)[-1]["seconds"])
         run_id = place.name
     version = register.run(register.Config(run_id, name=config.register, storage=storage, tracking="" if uri == "none" else uri))

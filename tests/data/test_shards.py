@@ -59,10 +59,12 @@ def test_the_parquet_contract(ray_cluster: None, tmp_path: Path, monkeypatch: py
     assert np.array_equal(ranged, whole[35:85])
 
 
-def test_the_same_seed_gives_the_same_dataset(ray_cluster: None, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_dataset_by_one_process_and_by_ray(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = npz(tmp_path / "a.npz")
     digests = [ingest(source, tmp_path / str(i) / "set", "a", seed=seed).digest() for i, seed in enumerate((0, 0, 1))]
-    assert digests[0] == digests[1] != digests[2]
+    monkeypatch.setattr("data.shards.SMALL", 0)
+    by_ray = [ingest(source, tmp_path / f"ray{seed}" / "set", "a", seed=seed).digest() for seed in (0, 1)]
+    assert digests[0] == digests[1] == by_ray[0] != digests[2] == by_ray[1]
 
 
 def test_unreadable_images_are_left_out_counted_and_named(ray_cluster: None, tmp_path: Path) -> None:

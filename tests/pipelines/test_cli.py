@@ -44,7 +44,7 @@ TRAIN = "train dah --dataset {digits} --source typeset --target handwritten --st
         (TRAIN + " --bits many", "must be a whole number"),
         (TRAIN + " --epochs 0", "at least 1"),
         (TRAIN + " --like-weight -1", "must not be negative"),
-        (TRAIN + " --like-weight nan", "must not be negative"),
+        (TRAIN + " --like-weight nan", "must be a number"),
         (TRAIN + " --optimizer adamm", "did you mean adam?"),
         (TRAIN + " --source typset", "has no domain 'typset'"),
         (TRAIN + " --target typeset", "source and target are both 'typeset'"),

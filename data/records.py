@@ -1,0 +1,43 @@
+"""JSON that may have been damaged, or written by someone else: read with the types that its reader trusts in."""
+
+import json
+from typing import Any
+
+NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "an object", list: "a list"}
+
+
+def parse(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is none, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def check(value: Any, form: Any, where: str = "it") -> None:
+    """Check that a JSON value has a form.
+
+    Args:
+        form: a type; ``[form]`` for a list; ``{name: form}`` for an object that has these names, others may be there;
+            ``{str: form}`` for an object of any names.
+
+    Raises:
+        ValueError: it has another; says where.
+    """
+    kind = form if isinstance(form, type) else type(form)
+    numeric = kind is float and isinstance(value, int)
+    if not (isinstance(value, kind) or numeric) or (isinstance(value, bool) and kind not in (bool, object)):
+        raise ValueError(f"{where} is not {NAMES[kind]}")
+    if isinstance(form, list):
+        for index, each in enumerate(value):
+            check(each, form[0], f"{where}[{index}]")
+    if isinstance(form, dict):
+        every = form.get(str)
+        for name in value if every else form:
+            if name not in value:
+                raise ValueError(f"{where} has no {name!r}")
+            check(value[name], every or form[name], f"{where}.{name[:80]}")
