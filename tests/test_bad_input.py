@@ -360,7 +360,8 @@ YAML = [
     "!!python/object/apply:os.system ['touch unpickled']", "bits: !!python/object/new:os.system ['touch unpickled']", "a: &a [x, x]\nb: [*a, *a, *a]",
     "a: &a {<<: *a}", "[" * 5000, "{" * 5000, "bits: [64", "- 1\n- 2", "bits", "", "null", "42", "bits: {a: 1}", "bits: [1, 2]", "bits: null", "bits: 1.5",
     "bits: " + "9" * 5000, "bits: .inf", "bits: 2024-13-45", "epochs: -1", "epochs: yes", "1: 2", "? [a]\n: b", "method: [dah]", "method: igor", "\x00",
-    "\xff\xfe", "bits: !!binary aGVsbG8=", "seed: !!int x", "seed: 0x", "storage: {}", "%YAML 9.9\n---\nbits: 8", "--- 1\n--- 2", "bits: 64\nbits: 32x", "own: {}", "drawn: {}",
+    "\xff\xfe", "bits: !!binary aGVsbG8=", "seed: !!int x", "seed: 0x", "storage: {}", "%YAML 9.9\n---\nbits: 8",
+    "--- 1\n--- 2", "bits: 64\nbits: 32x", "own: {}", "drawn: {}",
     "workers: 1e9", "tracking: [http://x]", "config: other.yaml", "json: true", "help: 1", "plots: 'no'", "preset: best", "a" * 100_000, "source: 'a\x01b'",
 ]  # fmt: skip
 
