@@ -27,6 +27,7 @@ test: lint types
 bench: setup
 	$(BIN)/python -m tests.benchmarks.evaluation
 	$(BIN)/python -m tests.benchmarks.throughput
+	$(BIN)/python -m tests.benchmarks.encoding
 
 clean:
 	rm -rf .venv build dist *.egg-info runs

@@ -39,12 +39,11 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        mnist = ROOT.parent / "shared" / "data" / "mnist.npz"
-        config = ingest.Config(str(mnist), dataset=str(root / "set"), domain="mnist", size=options.size, limit=options.rows)
-        ingest.run(config)
+        dataset, mnist = str(root / "set"), str(ROOT.parent / "shared" / "data" / "mnist.npz")
+        ingest.run(ingest.Config(mnist, dataset=dataset, domain="mnist", size=options.size, limit=options.rows))
         made = train.run(train.make_config({
-            "method": "dpsh", "dataset": str(root / "set"), "source": "mnist", "target": "mnist", "epochs": 1, "steps_per_epoch": 2, "workers": 0, "tracking": "none",
-            "plots": False, "storage": str(root / "runs"),
+            "method": "dpsh", "dataset": dataset, "source": "mnist", "target": "mnist", "epochs": 1, "steps_per_epoch": 2, "workers": 0,
+            "tracking": "none", "plots": False, "storage": str(root / "runs"),
         }))  # fmt: skip
         manifest = Manifest.read(root / "set")
         x = np.concatenate([to_arrays(batch, manifest) for batch in read_rows(root / "set", manifest, "mnist", "train")])
