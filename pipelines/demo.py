@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.places import is_local, path_of
 from models.registry import METHODS, find
 from pipelines import encode, index, ingest, promote, register, search, train
 from pipelines.config import option
@@ -25,6 +26,10 @@ class Config:
     epochs: int = option(16, "epochs of both trainings")
     steps: int = option(50, "steps of an epoch")
     seed: int = option(0, "seed")
+
+    def __post_init__(self) -> None:
+        if not is_local(path_of(self.out)):
+            raise ValueError(f"--out is {self.out}, but the demo's must be a folder of this machine")
 
 
 def _train(method: str, config: Config, dataset: Path, runs: Path) -> dict[str, Any]:

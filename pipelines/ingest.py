@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data.catalog import open_source
-from data.places import path_of
+from data.places import is_local, path_of
 from data.shards import write_domain
 from pipelines import cluster
 from pipelines.config import flag, option, positional, required
@@ -36,6 +36,8 @@ class Config:
             raise ValueError(f"--channels is {self.channels}, but must be 1 or 3")
         if not 0 <= self.test_share < 1:
             raise ValueError(f"--test-share is {self.test_share}, but must be at least 0 and below 1")
+        if not is_local(path_of(self.cache)):
+            raise ValueError(f"--cache is {self.cache}, but must be a folder of this machine")
         for name in ("limit", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{flag(name)} is {getattr(self, name)}, but must not be negative")

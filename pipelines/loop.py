@@ -19,6 +19,7 @@ from models.distributed import gather, mean_over_ranks, rank, world_size
 from models.method import Batch, Method
 from pipelines import checkpoint
 
+LOOK = 5  # steps between two looks at the clock
 Reporter = Callable[[dict[str, Any]], None]
 
 
@@ -48,6 +49,7 @@ class Trainer:
         config: what the checkpoint says of the run.
         report: takes a record of each finished epoch; called on rank 0 alone.
         checkpoint_steps: steps between two checkpoints within an epoch, written while training goes on; 0 for none but its end's.
+        checkpoint_seconds: seconds after which another is written, looked at every ``LOOK`` steps; 0 for never.
         keep_checkpoints: how many stay.
     """
 
@@ -62,6 +64,7 @@ class Trainer:
     report: Reporter
     device: torch.device = torch.device("cpu")
     checkpoint_steps: int = 0
+    checkpoint_seconds: float = 0
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
@@ -72,6 +75,7 @@ class Trainer:
             checkpoint.load(self.place, self.method)
         self.writer, self.writing = ThreadPoolExecutor(1), Future[Path]()
         self.writing.set_result(self.place or self.folder)
+        self.written = time.monotonic()
         self.method.to(self.device)
         self.steppers: dict[str, nn.Module] = {}
         for name, player in self.method.players.items():
@@ -110,6 +114,7 @@ class Trainer:
         Raises:
             OSError: that one could not be.
         """
+        self.written = time.monotonic()
         if rank() == 0:
             self.writing.result()
             self.writing = self.writer.submit(self._write, checkpoint.snapshot(self.method, self.epoch, self.config, step, loop))
@@ -145,7 +150,7 @@ class Trainer:
                     sums[term] = sums.get(term, torch.zeros((), device=self.device)) + value
             self.method.end_step()
             images += sum(len(part.x) for part in batch if part is not None)
-            if self.checkpoint_steps and (step + 1) % self.checkpoint_steps == 0 and step + 1 < self.steps:
+            if step + 1 < self.steps and self._due(step + 1):
                 self._checkpoint(step + 1, sums, images, before + time.perf_counter() - start)
         self.first = 0
         terms = self._means(sums, self.steps)
@@ -153,6 +158,14 @@ class Trainer:
         seconds = before + time.perf_counter() - start
         speed = images * world_size() / seconds
         return {"epoch": self.epoch + 1, "epochs": self.epochs, "terms": terms, "seconds": seconds, "images_per_second": speed}
+
+    def _due(self, step: int) -> bool:
+        """Whether a checkpoint is due after so many steps of the epoch; all ranks say the same, by the mean of their clocks."""
+        if self.checkpoint_seconds and step % LOOK == 0:
+            since = mean_over_ranks(torch.tensor(time.monotonic() - self.written, device=self.device))
+            if float(since) >= self.checkpoint_seconds:
+                return True
+        return bool(self.checkpoint_steps) and step % self.checkpoint_steps == 0
 
     def _means(self, sums: dict[str, Tensor], steps: int) -> dict[str, float]:
         """The terms' means over the epoch's steps so far and the ranks."""

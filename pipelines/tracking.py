@@ -74,7 +74,7 @@ def connect(uri: str) -> Any:
             f"tracking by {uri} is a file of one machine, and the cluster has {cluster.nodes()} nodes: set MLFLOW_TRACKING_URI to a server "
             "(infra/README.md), or give --tracking none"
         )
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    os.environ |= {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
     for name, value in {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}.items():
         os.environ.setdefault(name, value)
     for name in ("mlflow", "alembic", "alembic.runtime.migration", "urllib3"):
@@ -354,9 +354,11 @@ class RegisteredEncoder:
         import mlflow  # noqa: PLC0415
 
         with _one_line(uri):
-            self.loaded = mlflow.pyfunc.load_model(model)
             info = mlflow.models.get_model_info(model)
-        assert info.signature is not None
+            loader = info.flavors.get("python_function", {}).get("loader_module")
+            if loader != "mlflow.pytorch" or info.signature is None:  # others may bring code of their own
+                raise ValueError(f"{model} is no encoder that `hashbridge register` made")
+            self.loaded = mlflow.pyfunc.load_model(model)
         spec = info.signature.inputs.inputs[0]
         self.shape = tuple(spec.shape[1:])
         self.bits = int(info.signature.outputs.inputs[0].shape[-1]) * 8

@@ -39,6 +39,7 @@ class Config:
     threads: int = option(0, "CPU threads of a worker (default: the cores over the workers)")
     gpu: bool = option(False, "train on GPUs, one a worker")
     checkpoint_steps: int = option(0, "steps between two checkpoints within an epoch (default: one at each epoch's end alone)")
+    checkpoint_seconds: float = option(0.0, "seconds after which another checkpoint is written within an epoch")
     seed: int = option(0, "seed of everything drawn")
     preset: str = option("default", "default: what works best here; paper: the paper's own setting", ("default", "paper"))
     storage: str = option("runs", "folder of runs and checkpoints, seen by all workers")
@@ -53,7 +54,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ValueError(f"--epochs is {self.epochs}, but must be at least 1")
-        for name in ("steps_per_epoch", "checkpoint_steps", "workers", "threads", "seed", "cache_mb", "max_failures", "tracking_wait"):
+        for name in ("steps_per_epoch", "checkpoint_steps", "checkpoint_seconds", "workers", "threads", "seed", "cache_mb", "max_failures", "tracking_wait"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}, but must not be negative")
         check_bits(self.bits)
@@ -142,7 +143,9 @@ def work(plan: dict[str, Any], listen: Callable[[dict[str, Any], Any], None] | N
             listen(record, method)
 
     places = folder / "checkpoints"
-    Trainer(method, source, target, config.epochs, p.steps, config.seed, places, p.config, report, device, config.checkpoint_steps).fit()
+    Trainer(
+        method, source, target, config.epochs, p.steps, config.seed, places, p.config, report, device, config.checkpoint_steps, config.checkpoint_seconds
+    ).fit()
 
 
 def _with_pictures(progress: runs.Progress, method: Any, manifest: Manifest, config: Config, folder: Path) -> Callable[[dict[str, Any]], None]:

@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 import urllib.request
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,31 +86,35 @@ class S3:
 
 
 class Database:
-    """PostgreSQL by the programs that the machine has; ``uri`` is SQLite's where it has none."""
+    """PostgreSQL by the programs that the machine has; ``uri`` is SQLite's where it has none, or they do not start."""
 
     def __init__(self, folder: Path) -> None:
         self.process: subprocess.Popen[bytes] | None = None
         self.uri = f"sqlite:///{folder}/server.db"
-        if not (shutil.which("initdb") and shutil.which("postgres")):
-            return
         self.folder = Path(tempfile.mkdtemp(prefix="hashbridge-postgres-"))
+        if shutil.which("initdb") and shutil.which("postgres"):
+            try:
+                self._start(free_port())
+            except (OSError, LookupError, subprocess.SubprocessError) as error:
+                warnings.warn(f"PostgreSQL is here, and does not start ({error}): SQLite in its place", stacklevel=2)
+
+    def _start(self, port: int) -> None:
         other: dict[str, Any] = {}
         if os.geteuid() == 0:  # which PostgreSQL refuses to run as
             shutil.chown(self.folder, "nobody")
             other = {"user": "nobody", "extra_groups": []}
         quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": self.folder} | other
-        port = free_port()
         subprocess.run(["initdb", "-D", "data", "-U", "mlflow", "--auth=trust", "--no-sync"], check=True, **quiet)
         options = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off"}
         arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         self.process = subprocess.Popen(["postgres", "-D", "data", "-p", str(port), *arguments], **quiet)
-        self.uri = f"postgresql://mlflow@127.0.0.1:{port}/postgres"
         end = time.monotonic() + 60
-        while time.monotonic() < end:
+        while time.monotonic() < end and self.process.poll() is None:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                self.uri = f"postgresql://mlflow@127.0.0.1:{port}/postgres"
                 return
             time.sleep(0.1)
-        raise AssertionError("PostgreSQL did not start")
+        raise OSError("its port stays closed")
 
     def dump(self) -> str:
         """Everything that is in it, as text."""
@@ -127,7 +132,7 @@ class Database:
         if self.process:
             self.process.terminate()
             self.process.wait(30)
-            shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Tracking:

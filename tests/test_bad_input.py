@@ -378,6 +378,46 @@ def test_configs_that_are_none(good: Path, tally: Tally) -> None:
     tally.check(130)
 
 
+class Evil:
+    """A model that is not ours, as MLflow takes one."""
+
+    def predict(self, model_input: Any) -> Any:
+        """As MLflow asks for."""
+        return model_input
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch unpickled",)
+
+
+def test_models_that_would_be_unpickled(good: Path, tally: Tally) -> None:
+    from pipelines import tracking
+
+    client = tracking.connect(f"sqlite:///{good}/runs/mlflow.db")
+    import mlflow
+
+    folder = good / "out" / "evil"
+    for number, loader in enumerate(("mlflow.pyfunc.model", "mlflow.pytorch", "os")):
+        place = folder / str(number)
+        (place / "data").mkdir(parents=True)
+        for name in ("python_model.pkl", "data/model.pth"):
+            (place / name).write_bytes(pickle.dumps(Evil()))
+        (place / "MLmodel").write_text(json.dumps({
+            "flavors": {
+                "python_function": {"loader_module": loader, "python_model": "python_model.pkl", "data": "data", "python_version": "3.11.0", "env": {}},
+                "pytorch": {"model_data": "data", "pytorch_version": "2.15.0", "code": None},
+            },
+            "signature": {"inputs": json.dumps([{"type": "tensor", "tensor-spec": {"dtype": "uint8", "shape": [-1, 1, 28, 28]}}]),
+                          "outputs": json.dumps([{"type": "tensor", "tensor-spec": {"dtype": "uint8", "shape": [-1, 2]}}])},
+        }))  # fmt: skip
+        with contextlib.suppress(mlflow.exceptions.MlflowException):
+            client.create_registered_model("evil")
+        client.create_model_version("evil", place.resolve().as_uri())
+    for number in (1, 2, 3):
+        tally("model", f"search i.index images --model models:/evil/{number}")
+    assert tally.refused == 3
+    tally.check(3)
+
+
 def test_words_that_are_no_command_line(good: Path, tally: Tally) -> None:
     draw = random.Random(5)
     words = [

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -151,6 +152,14 @@ def test_a_plain_process_resumes_bit_identically_past_a_damaged_checkpoint(
         damage(each)
     with pytest.raises(ValueError, match="every checkpoint in .* is damaged"):
         train.run(train.make_config({"resume": folder.name, "storage": str(folder.parent)}))
+
+
+def test_checkpoints_within_an_epoch_by_the_clock(digits: Path, plain: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    run = tmp_path / train.run(config(digits, tmp_path, workers=0, checkpoint_seconds=0.001))["run_id"]
+    assert sorted(each.name for each in (run / "checkpoints").iterdir()) == ["epoch-00002-step-00000005", "epoch-00003"]
+    shutil.rmtree(run / "checkpoints" / "epoch-00003")
+    train.run(train.make_config({"resume": run.name, "storage": str(tmp_path)}))
+    assert equal(final(run), plain)
 
 
 def damage(place: Path) -> None:
