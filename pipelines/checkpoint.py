@@ -25,7 +25,7 @@ from models.method import Method
 FORMAT = 2  # of 1 there were no digests
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 DIGESTS = "digests.json"
-FORM = {"epoch": int, "method": str, "shape": [int], "classes": int, "bits": int, "optimizers": dict, "config": dict}
+FORM = {"epoch": int, "step": int, "method": str, "shape": [int], "classes": int, "bits": int, "optimizers": dict, "config": dict}
 
 
 def _flatten(value: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
@@ -159,7 +159,7 @@ def read_state(place: Path) -> dict[str, Any]:
         state = records.parse((place / "state.json").read_text())
         records.check(state, {"format": int})
         if state["format"] <= FORMAT:
-            records.check(state, FORM)
+            records.check({"step": 0} | state, FORM)
     except (OSError, ValueError) as error:
         raise ValueError(f"no readable checkpoint at {place} ({type(error).__name__}: {error})") from error
     if state["format"] > FORMAT:

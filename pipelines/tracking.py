@@ -213,7 +213,7 @@ class SearchTracker:
 
     def begin(self, drawn: dict[str, Any]) -> None:
         """A trial's run, with its values."""
-        if self.client:
+        if self.client and drawn["number"] not in self.trials:  # it has one where it is tried again
             values = {name: value for name, value in drawn.items() if name not in ("number", "continues")}
             with self._lenient():
                 self.trials[drawn["number"]] = self._new(f"{self.name}-{drawn['number']:04d}", {"mlflow.parentRunId": self.tracked}, values)

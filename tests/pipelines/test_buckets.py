@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
+from PIL import Image
 from ray.cluster_utils import Cluster
 
 from data.places import fetched, files, locked, move, path_of, remove, write_text, written
@@ -93,7 +95,7 @@ def test_the_whole_way_in_a_bucket(
     common = f"--dataset {data} --storage {runs}"
     ingested = command(f"ingest digits --dataset {data} --limit 600")
     assert ingested["domains"]["typeset"]["rows"]["train"] == 600
-    trained = command(f"{TRAIN} {common}")
+    trained = command(f"{TRAIN} {common} --no-plots")
     assert trained["checkpoint"] == f"{runs}/{trained['run_id']}/checkpoints/epoch-00002"
     assert command(f"evaluate {trained['run_id']} --storage {runs}")["metrics"] == trained["metrics"]
     tuned = command(f"tune {TRAIN[6:]} {common} --trials 2 --no-asha".replace("--workers 0 ", ""))
@@ -206,6 +208,24 @@ def test_what_else_a_bucket_may_answer() -> None:
     assert "credentials are refused (InvalidAccessKeyId)" in told(403, "InvalidAccessKeyId")
     assert "permission s3:PutObject" in told(403, "AccessDenied", "PutObject")
     assert told(503, "SlowDown") == "ListObjectsV2 fails (SlowDown: m)"
+
+
+def test_sources_and_configs_in_a_bucket_are_those_of_this_machine(s3: S3, tmp_path: Path, command: Callable[[str], dict[str, Any]]) -> None:
+    np.savez(tmp_path / "a.npz", x_train=np.random.default_rng(0).integers(0, 256, (40, 12, 12), np.uint8), y_train=np.arange(40) % 4)
+    for label in range(4):
+        for number in range(3):
+            (tmp_path / "pets" / str(label)).mkdir(parents=True, exist_ok=True)
+            Image.new("L", (12, 12), 20 * label + number).save(tmp_path / "pets" / str(label) / f"{number}.png")
+    (tmp_path / "c.yaml").write_text("size: 12\nchannels: 1\n")
+    there = path_of(f"{ROOT}/sources")
+    for each in files(tmp_path):
+        with written(there / each.relative_to(tmp_path).as_posix()) as copy:
+            copy.write_bytes(each.read_bytes())
+    digests = {
+        command(f"ingest {folder}/{source} --domain d --dataset {folder}/set-{source} --config {folder}/c.yaml")["digest"]
+        for source in ("a.npz", "pets") for folder in (tmp_path, there)
+    }  # fmt: skip
+    assert len(digests) == 2
 
 
 def test_two_writers_of_a_dataset_take_turns(s3: S3) -> None:
