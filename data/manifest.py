@@ -96,20 +96,26 @@ class Manifest:
         try:
             values = records.parse(path.read_text())
             records.check(values, {"format": int})
-            if values["format"] > FORMAT:
-                newer = f"{path} is of format {values['format']}, newer than this version reads ({FORMAT}): update hashbridge"
-                raise NotImplementedError(newer)
-            records.check(values, FORM)
-            domains = {
-                name: Domain(d["origin"], {s: Split(*(v[each] for each in SPLIT)) for s, v in d["splits"].items()}, d["rejected"])
-                for name, d in values["domains"].items()
-            }
-            manifest = cls(**{name: values[name] for name in FORM} | {"domains": domains})
-            manifest._check()
-        except NotImplementedError as error:
-            raise ValueError(str(error)) from error
+            if values["format"] <= FORMAT:
+                return cls._of(values)
         except ValueError as error:
             raise ValueError(f"{path} is damaged ({error}): ingest the dataset again") from error
+        raise ValueError(f"{path} is of format {values['format']}, newer than this version reads ({FORMAT}): update hashbridge")
+
+    @classmethod
+    def _of(cls, values: dict[str, Any]) -> Self:
+        """The manifest of a JSON object.
+
+        Raises:
+            ValueError: it is none; says why.
+        """
+        records.check(values, FORM)
+        domains = {
+            name: Domain(d["origin"], {s: Split(*(v[each] for each in SPLIT)) for s, v in d["splits"].items()}, d["rejected"])
+            for name, d in values["domains"].items()
+        }
+        manifest = cls(**{name: values[name] for name in FORM} | {"domains": domains})
+        manifest._check()
         return manifest
 
     def _check(self) -> None:
