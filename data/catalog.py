@@ -4,8 +4,12 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.places import path_of
-from data.readers import Reader, digits_reader, folder_readers, npz_reader, torchvision_reader
+from data.filesystem import path_of
+from data.readers.base import Reader
+from data.readers.embedded import digits_reader
+from data.readers.folder import folder_readers
+from data.readers.npz import npz_reader
+from data.readers.torchvision import torchvision_reader
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
-from data import records
-from data.places import write_text
+from data import validation
+from data.filesystem import write_text
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -94,8 +94,8 @@ class Manifest:
         if not path.is_file():
             raise ValueError(f"no dataset at {root}: it has no {NAME}; give the folder that `hashbridge ingest --dataset` wrote")
         try:
-            values = records.parse(path.read_text())
-            records.check(values, {"format": int})
+            values = validation.parse(path.read_text())
+            validation.check(values, {"format": int})
             if values["format"] <= FORMAT:
                 return cls._of(values)
         except ValueError as error:
@@ -109,7 +109,7 @@ class Manifest:
         Raises:
             ValueError: it is none; says why.
         """
-        records.check(values, FORM)
+        validation.check(values, FORM)
         domains = {
             name: Domain(d["origin"], {s: Split(*(v[each] for each in SPLIT)) for s, v in d["splits"].items()}, d["rejected"])
             for name, d in values["domains"].items()

@@ -2,13 +2,14 @@
 
 import difflib
 
-from models.classic import ITQ, LSH, KMeansHashing, SpectralHashing
-from models.dah import DAH, DPSH
-from models.idr_ae import IDRAE
-from models.igan import IGAN
 from models.method import Method
-from models.sigan import DTN, SIGAN
-from models.ucdir import UCDIR
+from models.methods.classic import ITQ, LSH, KMeansHashing, SpectralHashing
+from models.methods.dah import DAH, DPSH
+from models.methods.dtn import DTN
+from models.methods.idr_ae import IDRAE
+from models.methods.igan import IGAN
+from models.methods.sigan import SIGAN
+from models.methods.ucdir import UCDIR
 
 ALL = (DAH, DPSH, IGAN, SIGAN, DTN, IDRAE, UCDIR, LSH, ITQ, SpectralHashing, KMeansHashing)
 METHODS: dict[str, type[Method]] = {method.name: method for method in ALL}

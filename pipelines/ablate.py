@@ -5,20 +5,22 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from typing import Any
 
+from data.filesystem import path_of
 from data.manifest import Manifest
-from data.places import path_of
 from models.method import Row
 from models.registry import METHODS, find
-from pipelines import runs, train
-from pipelines.config import option
+from pipelines import train
+from pipelines.console.config import option
+from pipelines.training import runs
+from pipelines.training.options import TrainOptions, make_options, method_fields
 
 SAME = ("method", "source", "target", "bits", "epochs", "steps_per_epoch", "seed", "own")  # what two runs of one setting share
 
-method_fields = train.method_fields
+__all__ = ["Config", "make_config", "method_fields", "run"]
 
 
 @dataclass
-class Config(train.Config):
+class Config(TrainOptions):
     """Options of ``hashbridge ablate``: those of a training, and which trainings."""
 
     both: bool = option(False, "train from target to source, too")
@@ -49,17 +51,17 @@ class Config(train.Config):
             raise ValueError(f"--seeds is {self.seeds!r}, but must be whole numbers, as 0,1,2") from None
 
 
-make_config = partial(train.make_config, kind=Config)
+make_config = partial(make_options, kind=Config)
 
 
-def _settings(config: Config, row: Row, direction: tuple[str, str], seed: int) -> train.Config:
+def _settings(config: Config, row: Row, direction: tuple[str, str], seed: int) -> TrainOptions:
     """The training of one row."""
-    given = {each.name: getattr(config, each.name) for each in fields(train.Config)}
+    given = {each.name: getattr(config, each.name) for each in fields(TrainOptions)}
     source, target = direction
-    return train.Config(**given | {"source": source, "target": target, "seed": seed, "own": config.own | row.changes})
+    return TrainOptions(**given | {"source": source, "target": target, "seed": seed, "own": config.own | row.changes})
 
 
-def result_of(wanted: train.Config) -> dict[str, Any]:
+def result_of(wanted: TrainOptions) -> dict[str, Any]:
     """The result of a training: read where it is finished, else trained to its end."""
     root = path_of(wanted.dataset)
     cut_off = None
@@ -76,7 +78,7 @@ def result_of(wanted: train.Config) -> dict[str, Any]:
             return result
     if cut_off is None:
         return train.run(wanted)
-    return train.run(train.make_config({"resume": cut_off.name, "storage": wanted.storage, "tracking": wanted.tracking}))
+    return train.run(make_options({"resume": cut_off.name, "storage": wanted.storage, "tracking": wanted.tracking}))
 
 
 def _named(direction: tuple[str, str]) -> str:

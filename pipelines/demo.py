@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.places import is_local, path_of
+from data.filesystem import is_local, path_of
 from models.registry import METHODS, find
 from pipelines import encode, index, ingest, promote, register, search, train
-from pipelines.config import option
+from pipelines.console.config import option
 
 NAME = "hashbridge-demo"
 BASELINES = {  # whether the method needs the source's labels: what it is shown beside

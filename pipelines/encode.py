@@ -1,12 +1,8 @@
-"""Stage: a folder, a dataset or Parquet files to a Parquet of codes, in bulk on Ray Data.
+"""Command: encode a folder of images or a dataset in bulk on Ray Data, to a Parquet of codes."""
 
-Columns: ``id`` string, ``label`` int32 (-1 where unknown), ``code`` binary of bits / 8 bytes, ``origin`` string (the
-image's file, or DATASET#DOMAIN/SPLIT#ROW).
-"""
 
 import dataclasses
 import functools
-import hashlib
 import json
 import uuid
 from collections.abc import Iterator
@@ -18,17 +14,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.filesystem import move, path_of, remove, written
 from data.images import SUFFIXES, decode
 from data.manifest import Manifest
-from data.places import move, path_of, read_table, remove, written
-from data.readers import image_files, printable
+from data.readers.base import printable
+from data.readers.folder import image_files
 from data.shards import read_rows, to_arrays
-from pipelines import cluster
-from pipelines.config import option, positional, required
-from pipelines.models_io import Encoder, open_encoder, registry
+from pipelines.console import cluster
+from pipelines.console.config import option, positional, required
+from pipelines.registry.encoders import Encoder, open_encoder, registry_uri
+from pipelines.retrieval.code_files import SCHEMA
 
 BATCH, PART = 512, 65536  # rows that an encoder takes at once, and at most of a file of codes
-SCHEMA = pa.schema([("id", pa.string()), ("label", pa.int32()), ("code", pa.binary()), ("origin", pa.string())])
 
 
 @dataclass
@@ -148,7 +145,7 @@ def run(config: Config) -> dict[str, Any]:
 
     staging = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
     absolute = dataclasses.replace(  # as workers may be elsewhere, with another environment
-        config, input=str(path.resolve()), storage=str(path_of(config.storage).resolve()), tracking=registry(config.model, config.storage, config.tracking)
+        config, input=str(path.resolve()), storage=str(path_of(config.storage).resolve()), tracking=registry_uri(config.model, config.storage, config.tracking)
     )
     try:
         parts = ray.data.from_items([item | {"part": part} for part, item in enumerate(items)], override_num_blocks=len(items))
@@ -169,27 +166,3 @@ def run(config: Config) -> dict[str, Any]:
 
 def _part(item: dict[str, Any]) -> int:
     return item["part"]
-
-
-def read_codes(folder: Path) -> tuple[pa.Table, np.ndarray, dict[str, str]]:
-    """A folder of codes: its table, the packed codes (n, bits / 8) uint8, and ``bits`` and ``model``.
-
-    Raises:
-        ValueError: there are none, or they cannot be read.
-    """
-    if not folder.is_dir() or not list(folder.glob("*.parquet")):
-        raise ValueError(f"no codes at {folder}: give the folder that `hashbridge encode --out` wrote")
-    try:
-        table = pa.concat_tables([read_table(part) for part in sorted(folder.glob("*.parquet"), key=lambda each: each.name)])
-        if [(each.name, each.type) for each in table.schema] != [(each.name, each.type) for each in SCHEMA] or any(c.null_count for c in table.columns):
-            raise ValueError("the columns are not those that encode writes")
-        meta = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-        codes = np.frombuffer(b"".join(table["code"].to_pylist()), np.uint8).reshape(len(table), -1)
-        return table, codes, {"bits": str(codes.shape[1] * 8), "model": meta["model"]}
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise ValueError(f"codes at {folder} cannot be read ({str(error).splitlines()[0]}): encode again") from error
-
-
-def digest(codes: np.ndarray) -> str:
-    """SHA-256 of packed codes; 16 hex digits."""
-    return hashlib.sha256(codes.tobytes()).hexdigest()[:16]

@@ -1,18 +1,12 @@
-"""Stage: codes to a FAISS binary index. Beside FILE lies FILE.parquet, with the ids, labels and origins of its rows."""
+"""Command: build a search index of codes."""
 
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import faiss
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from data.places import fetched, path_of, read_table, written
-from pipelines.config import option, positional, required
-from pipelines.encode import SCHEMA, read_codes
+from data.filesystem import path_of
+from pipelines.console.config import option, positional, required
+from pipelines.retrieval import search_index
+from pipelines.retrieval.code_files import read_codes
 
 KINDS = ("flat", "hnsw", "ivf")
 
@@ -28,84 +22,13 @@ class Config:
     lists: int = option(0, "ivf: number of lists (default: square root of the rows)")
 
 
-def build(codes: np.ndarray, kind: str, neighbours: int = 32, lists: int = 0) -> faiss.IndexBinary:
-    """An index of packed codes (n, bits / 8) uint8.
-
-    Raises:
-        ValueError: there are too few codes for the lists.
-    """
-    bits = codes.shape[1] * 8
-    index: Any
-    if kind == "flat":
-        index = faiss.IndexBinaryFlat(bits)
-    elif kind == "hnsw":
-        index = faiss.IndexBinaryHNSW(bits, neighbours)
-        index.hnsw.efConstruction, index.hnsw.efSearch = 200, 128
-    else:
-        lists = lists or max(1, int(len(codes) ** 0.5))
-        if lists > len(codes):
-            raise ValueError(f"--lists is {lists}, but there are only {len(codes)} codes")
-        coarse: Any = faiss.IndexBinaryFlat(bits)
-        index = faiss.IndexBinaryIVF(coarse, bits, lists)
-        index.own_fields = True
-        coarse.this.disown()
-        index.cp.min_points_per_centroid = 1
-        index.nprobe = max(1, lists // 8)
-        index.train(codes)
-    index.add(codes)
-    return index
-
-
 def run(config: Config) -> dict[str, Any]:
     """Build and write the index; returns its size."""
     table, codes, meta = read_codes(path_of(config.codes))
     out = path_of(config.out)
     if out.is_dir():
         raise ValueError(f"{out} is a folder: give a file's name")
-    index = build(codes, config.kind, config.neighbours, config.lists)
-    try:
-        with written(out) as file, written(beside(out)) as side:
-            faiss.write_index_binary(index, str(file))
-            meta |= {"kind": config.kind, "sha256": _digest(file)}
-            pq.write_table(table.drop_columns(["code"]).replace_schema_metadata(meta), side)
-            size = file.stat().st_size
-    except RuntimeError as error:
-        raise OSError(f"index {out} could not be written: {str(error).splitlines()[0]}") from error
+    index = search_index.build(codes, config.kind, config.neighbours, config.lists)
+    size = search_index.write(index, config.kind, table, meta, out)
     print(f"{config.kind} index of {len(codes):,} codes of {codes.shape[1] * 8} bits in {out} ({size:,} bytes)")
     return {"out": str(out), "kind": config.kind, "codes": len(codes), "bits": codes.shape[1] * 8}
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def beside(path: Path) -> Path:
-    """The file of an index's rows."""
-    return path.with_name(f"{path.name}.parquet")
-
-
-def read(path: Path) -> tuple[faiss.IndexBinary, pa.Table, dict[str, str]]:
-    """An index, the rows it is of, and ``bits``, ``model`` and ``kind``.
-
-    Raises:
-        ValueError: there is none, or it cannot be read.
-    """
-    side = beside(path)
-    if not path.is_file() or not side.is_file():
-        raise ValueError(f"no index at {path} with {side.name} beside it: make one with `hashbridge index`")
-    try:
-        rows = read_table(side)
-        wanted = [each for each in SCHEMA if each.name != "code"]
-        if [(each.name, each.type) for each in rows.schema] != [(each.name, each.type) for each in wanted] or any(c.null_count for c in rows.columns):
-            raise ValueError(f"{side.name} has other columns")
-        meta = {key.decode(): value.decode() for key, value in (rows.schema.metadata or {}).items()}
-        with fetched(path) as file:
-            if not {"bits", "model", "sha256"} <= set(meta) or _digest(file) != meta["sha256"]:  # FAISS itself trusts what it reads
-                raise ValueError("it is not the file that was written")
-            index = faiss.read_index_binary(str(file))
-    except (RuntimeError, pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        raise ValueError(f"index {path} cannot be read ({(str(error).splitlines() or [''])[0][:200]}): build it again") from error
-    if index.ntotal != len(rows):
-        raise ValueError(f"index {path} has {index.ntotal} codes, {side.name} has {len(rows)} rows: build it again")
-    return index, rows, meta

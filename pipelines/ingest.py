@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from data.catalog import open_source
-from data.places import is_local, path_of
-from data.shards import write_domain
-from pipelines import cluster
-from pipelines.config import flag, option, positional, required
+from data.filesystem import is_local, path_of
+from data.ingestion import write_domain
+from pipelines.console import cluster
+from pipelines.console.config import flag, option, positional, required
 
 
 @dataclass

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from models.registry import METHODS, find
-from pipelines.config import positional
+from pipelines.console.config import positional
 
 
 @dataclass

@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from data.filesystem import path_of
 from data.manifest import Manifest
-from data.places import path_of
-from pipelines import evaluate, metrics
-from pipelines.config import option, positional
+from pipelines.console.config import option, positional
+from pipelines.registry import versions
+from pipelines.registry.connection import default_uri
+from pipelines.registry.encoders import RegisteredEncoder
+from pipelines.retrieval import evaluation, metrics
 
 SAME = ("dataset_digest", "source", "target")
 RESAMPLES = 2000
@@ -22,7 +25,7 @@ class Config:
 
     name: str = positional("name of the registered model")
     dataset: str = option("", "folder of the dataset that both are measured on (default: the one that the challenger was trained on)")
-    protocol: str = option("target", "target or cross: the queries and the database that decide", evaluate.PROTOCOLS)
+    protocol: str = option("target", "target or cross: the queries and the database that decide", evaluation.PROTOCOLS)
     margin: float = option(0.0, "mAP by which the challenger must be better at the lower end of the interval")
     confidence: float = option(0.95, "confidence of the interval, by a paired bootstrap over the queries")
     seed: int = option(0, "seed of the bootstrap")
@@ -45,11 +48,9 @@ def interval(differences: np.ndarray, confidence: float, seed: int) -> tuple[flo
 
 def _precisions(uri: str, name: str, version: int, root: Path, manifest: Manifest, tags: dict[str, str], protocol: str) -> np.ndarray:
     """Average precision of each query by one version's codes; nan where nothing is relevant."""
-    from pipelines.tracking import RegisteredEncoder  # noqa: PLC0415
-
     encoder = RegisteredEncoder(f"models:/{name}/{version}", uri)
-    query, database = evaluate.protocol_splits(manifest, tags["source"], tags["target"], protocol)
-    splits = {each: evaluate.encode_split(encoder, root, manifest, *each.rsplit("/", 1)) for each in {query, database}}
+    query, database = evaluation.protocol_splits(manifest, tags["source"], tags["target"], protocol)
+    splits = {each: evaluation.encode_split(encoder, root, manifest, *each.rsplit("/", 1)) for each in {query, database}}
     q, d = splits[query], splits[database]
     return metrics.average_precisions(metrics.histograms(q.codes, q.labels, d.codes, d.labels, own=query == database))
 
@@ -91,24 +92,20 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         ValueError: there is no challenger, or the two cannot be compared, or another promotion goes on.
     """
-    from pipelines import tracking  # noqa: PLC0415  mlflow is slow to import
-
-    uri = config.tracking or tracking.default_uri(config.storage)
-    with tracking.promotion(uri, config.name):
-        champion = tracking.version_tags(uri, config.name, "champion")
+    uri = config.tracking or default_uri(config.storage)
+    with versions.promotion(uri, config.name):
+        champion = versions.version_tags(uri, config.name, "champion")
         return _roll_back(uri, config.name, champion) if config.rollback else _promote(uri, config, champion)
 
 
 def _promote(uri: str, config: Config, champion: Any) -> dict[str, Any]:
-    from pipelines import tracking  # noqa: PLC0415
-
     name = config.name
-    challenger = tracking.version_tags(uri, name, "challenger")
+    challenger = versions.version_tags(uri, name, "challenger")
     if challenger is None:
         raise ValueError(f"model {name!r} has no challenger: `hashbridge register RUN --name {name}` makes one")
     decision: dict[str, Any] = {"name": name, "challenger": challenger[0], "champion": champion and champion[0]}
     if champion is None:
-        tracking.set_champion(uri, name, challenger[0], {"champion_before": "", "decided": _now()})
+        versions.set_champion(uri, name, challenger[0], {"champion_before": "", "decided": _now()})
         print(f"{name}: no champion yet: version {challenger[0]} is the champion now")
         return decision | {"promoted": True}
     if champion[0] == challenger[0]:
@@ -119,9 +116,9 @@ def _promote(uri: str, config: Config, champion: Any) -> dict[str, Any]:
     told = {f"promotion.{key}": f"{value:.6g}" for key, value in found.items()}
     told |= {"promotion.protocol": config.protocol, "promotion.against": str(champion[0]), "promotion.promoted": str(better), "decided": _now()}
     if better:
-        tracking.set_champion(uri, name, challenger[0], told | {"champion_before": str(champion[0])})
+        versions.set_champion(uri, name, challenger[0], told | {"champion_before": str(champion[0])})
     else:
-        tracking.tag_version(uri, name, challenger[0], told)
+        versions.tag_version(uri, name, challenger[0], told)
     print(
         f"{name}: {config.protocol}/map of challenger {challenger[0]} {found['challenger']:.4f}, of champion {champion[0]} {found['champion']:.4f}; "
         f"difference {found['difference']:+.4f}, {100 * config.confidence:g} % interval {found['low']:+.4f} to {found['high']:+.4f} "
@@ -131,12 +128,10 @@ def _promote(uri: str, config: Config, champion: Any) -> dict[str, Any]:
 
 
 def _roll_back(uri: str, name: str, champion: Any) -> dict[str, Any]:
-    from pipelines import tracking  # noqa: PLC0415
-
     before = champion[1].get("champion_before") if champion else ""
     if not champion or not before:
         raise ValueError(f"model {name!r} has no champion before the present one to go back to")
-    tracking.set_champion(uri, name, int(before), {"rolled_back_from": str(champion[0]), "decided": _now()})
+    versions.set_champion(uri, name, int(before), {"rolled_back_from": str(champion[0]), "decided": _now()})
     print(f"{name}: version {before} is the champion again, in place of {champion[0]}")
     return {"name": name, "champion": int(before), "rolled_back": champion[0], "promoted": False}
 

@@ -5,12 +5,14 @@ from typing import Any
 
 import torch
 
+from data.filesystem import path_of
 from data.manifest import Manifest
-from data.places import path_of
 from models.encoder import HashEncoder
-from pipelines import runs
-from pipelines.config import option, positional, required
-from pipelines.evaluate import load_method
+from pipelines.console.config import option, positional, required
+from pipelines.registry import versions
+from pipelines.registry.connection import default_uri
+from pipelines.training import runs
+from pipelines.training.restore import load_method
 
 
 @dataclass
@@ -25,23 +27,21 @@ class Config:
 
 def run(config: Config) -> dict[str, Any]:
     """Register; returns name, version and tags."""
-    from pipelines import tracking  # noqa: PLC0415  mlflow is slow to import
-
     folder = runs.find_run(config.run, config.storage)
     saved, result = runs.read_config(folder), runs.read_result(folder)
     manifest = Manifest.read(path_of(saved["dataset"]))
     if manifest.digest() != result["dataset"]:
         raise ValueError(f"dataset {saved['dataset']} has changed since run {folder.name}: train again, so that the figures belong to it")
-    uri = config.tracking or tracking.default_uri(str(folder.parent))
+    uri = config.tracking or default_uri(str(folder.parent))
     encoder = HashEncoder(load_method(folder, manifest).encoder()).eval()
     shape = (4, *manifest.shape)
     example = torch.rand(shape) if manifest.store == "feature" else torch.randint(0, 256, shape, dtype=torch.uint8)
-    tags = tracking.dump({
+    tags = versions.dump({
         "method": result["method"], "bits": result["bits"], "source": result["source"], "target": result["target"], "seed": result["seed"],
         "run_id": folder.name, "dataset": manifest.dataset, "dataset_digest": result["dataset"],
         "dataset_path": str(path_of(saved["dataset"]).resolve()), "oracle": result["oracle"],
         "protocol": "+".join(sorted({name.split("/")[0] for name in result["metrics"] if "/" in name})),
     } | {f"metric.{name.replace('/', '.')}": f"{value:.6f}" for name, value in result["metrics"].items()})  # fmt: skip
-    version = tracking.register(uri, saved["tracked"], encoder, example.numpy(), config.name, tags)
+    version = versions.register(uri, saved["tracked"], encoder, example.numpy(), config.name, tags)
     print(f"models:/{config.name}/{version} registered, alias challenger (run {folder.name})")
     return {"name": config.name, "version": version, "uri": f"models:/{config.name}@challenger", "tags": tags}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.config import build, option, read_yaml
+from pipelines.console.config import build, option, read_yaml
 
 ENVIRONMENT = "infra/runtime_env.yaml"  # in the checkout
 LOCAL = "http://127.0.0.1:8265"

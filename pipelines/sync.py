@@ -4,10 +4,12 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from data.filesystem import path_of
 from data.manifest import Manifest
-from data.places import path_of
-from pipelines import runs, train
-from pipelines.config import build, option, positional
+from pipelines.console.config import build, option, positional
+from pipelines.training import runs
+from pipelines.training.options import TrainOptions
+from pipelines.training.reporting import open_tracker
 
 
 @dataclass
@@ -29,12 +31,14 @@ def run(config: Config) -> dict[str, Any]:
     if not (folder / "result.json").exists():
         raise ValueError(f"run {folder.name} has not ended: `hashbridge train --resume {folder.name}` goes on with it, and tracks it")
     saved, result = runs.read_config(folder), runs.read_result(folder)
-    own: train.Config = build(train.Config, {name: value for name, value in saved.items() if name != "tracked"})
+    own: TrainOptions = build(TrainOptions, {name: value for name, value in saved.items() if name != "tracked"})
     records = runs.read_progress(folder)
     kept = "" if own.tracking == "none" else own.tracking
     same = not config.tracking or config.tracking == kept  # ids are one server's own
     trained = dataclasses.replace(own, tracking=config.tracking or kept, storage=str(folder.parent))
-    tracker = train.open_tracker(trained, folder, Manifest.read(path_of(own.dataset)), saved["tracked"] if same else "")
+    tracker = open_tracker(trained, folder, Manifest.read(path_of(own.dataset)), saved["tracked"] if same else "")
+    if tracker is None:
+        raise ValueError("--tracking is none, but sync needs a server: give its URI")
     try:
         for record in records:
             tracker.epoch(record)

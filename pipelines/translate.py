@@ -1,21 +1,20 @@
-"""Stage: source images in the target's style, by the methods that generate images."""
+"""Command: translate source images into the target's style, with a method that generates images."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from PIL import Image
 
-from data.manifest import Manifest
-from data.places import path_of, written
-from data.shards import read_rows, to_arrays
+from data.filesystem import path_of, written
 from models.method import Method
-from pipelines import checkpoint, evaluate, runs
-from pipelines.config import option, positional, required
-from pipelines.search import load_queries
-
-PER_CLASS, MOST = 8, 200  # pairs of a grid: of each class, and in all
+from pipelines.console.config import option, positional, required
+from pipelines.retrieval.plots import picture
+from pipelines.retrieval.queries import load_queries
+from pipelines.retrieval.translations import draw, translate_all
+from pipelines.training import checkpoint, runs
+from pipelines.training.restore import load_method
 
 
 @dataclass
@@ -28,54 +27,13 @@ class Config:
     storage: str = option("runs", "folder of runs")
 
 
-def translate_all(method: Method, x: np.ndarray, batch: int = 256) -> np.ndarray:
-    """Images of the target domain made of source images, both (n, channels, h, w) uint8."""
-    device = next(method.kept().parameters()).device
-    with torch.no_grad():
-        return torch.cat([method.translate(part.to(device)).cpu() for part in torch.from_numpy(x).split(batch)]).numpy()
-
-
-def draw(x: np.ndarray, made: np.ndarray, labels: np.ndarray, title: str, path: Path) -> None:
-    """A grid of source images, each beside its translation: a row for each class, in class order, where labels are known."""
-    from pipelines.plots import pairs_grid  # noqa: PLC0415  matplotlib is slow to import
-
-    known = np.unique(labels[labels >= 0])
-    rows = [np.flatnonzero(labels == label)[:PER_CLASS] for label in known[: MOST // PER_CLASS]]
-    if not len(known):
-        rows = [part for part in np.split(np.arange(len(x))[:MOST], range(PER_CLASS, min(len(x), MOST), PER_CLASS)) if len(part)]
-    pairs_grid([[(x[i], made[i]) for i in row] for row in rows], title, path)
-
-
-class Sampler:
-    """Draws, after an epoch, the same source images beside what they are translated into then."""
-
-    def __init__(self, method: Method, root: Path, manifest: Manifest, source: str, folder: Path) -> None:
-        """Args:
-        source: the domain whose first images of each class, of the test split where there is one, are drawn.
-        folder: where the pictures go.
-        """
-        self.method, self.folder, self.source = method, folder, source
-        split = "test" if "test" in manifest.domains[source].splits else "train"
-        batches = list(read_rows(root, manifest, source, split, 0, min(2000, manifest.split(source, split).rows)))
-        x = np.concatenate([to_arrays(batch, manifest) for batch in batches])
-        labels = np.concatenate([batch.column("label").to_numpy() for batch in batches]).astype(np.int64)
-        chosen = np.concatenate([np.flatnonzero(labels == label)[:PER_CLASS] for label in np.unique(labels)[: MOST // PER_CLASS]])
-        self.x, self.labels = x[chosen], labels[chosen]
-
-    def __call__(self, epoch: int) -> Path:
-        """The picture's path."""
-        path = self.folder / f"translations-{epoch:05d}.png"
-        draw(self.x, translate_all(self.method, self.x), self.labels, f"{self.source} and its translations after epoch {epoch}", path)
-        return path
-
-
 def load_generator(folder: Path) -> tuple[Method, tuple[int, ...]]:
     """The method of a run that makes images, and its images' shape.
 
     Raises:
         ValueError: it makes none.
     """
-    method = evaluate.load_method(folder)
+    method = load_method(folder)
     if not method.generates:
         raise ValueError(f"run {folder.name} of {method.name} has no generator: train igan, sigan or dtn with its generating terms on")
     if len(method.shape) != 3:
@@ -90,10 +48,6 @@ def run(config: Config) -> dict[str, Any]:
     names, x, labels = load_queries(config.images, shape)
     made = translate_all(method, x)
     out = path_of(config.out)
-    from PIL import Image  # noqa: PLC0415
-
-    from pipelines.plots import picture  # noqa: PLC0415
-
     files = []
     for i, (name, image) in enumerate(zip(names, made, strict=True)):
         files.append(out / f"{i:05d}-{Path(name).stem.rpartition('#')[2][:60]}.png")

@@ -27,7 +27,7 @@ import pytest
 from PIL import Image
 
 from pipelines import encode, index, ingest, train
-from pipelines.cli import COMMANDS, main
+from pipelines.console.cli import COMMANDS, main
 
 SECONDS, MEMORY = 60, 2 << 30  # of a command; by which this process may grow in all
 EVALUATE = "evaluate run --query handwritten/test --database typeset/train"
@@ -186,7 +186,7 @@ def test_json_that_was_damaged(good: Path, tally: Tally) -> None:
     state = next(run.glob("checkpoints/*/state.json"))
 
     def again() -> None:
-        from pipelines import checkpoint
+        from pipelines.training import checkpoint
 
         (state.parent / "digests.json").write_text(json.dumps(checkpoint._digests(state.parent)))
 
@@ -245,7 +245,7 @@ def test_shards_codes_and_indexes_that_were_damaged(good: Path, tally: Tally) ->
 
 
 def test_weights_that_were_damaged(good: Path, tally: Tally) -> None:
-    from pipelines import checkpoint
+    from pipelines.training import checkpoint
 
     draw = random.Random(2)
     place = next((good / "runs" / "run" / "checkpoints").glob("epoch-*"))
@@ -390,9 +390,9 @@ class Evil:
 
 
 def test_models_that_would_be_unpickled(good: Path, tally: Tally) -> None:
-    from pipelines import tracking
+    from pipelines.registry.connection import connect
 
-    client = tracking.connect(f"sqlite:///{good}/runs/mlflow.db")
+    client = connect(f"sqlite:///{good}/runs/mlflow.db")
     import mlflow
 
     folder = good / "out" / "evil"

@@ -7,7 +7,7 @@ from typing import Any
 
 from optuna.storages.journal import BaseJournalBackend
 
-from data.places import path_of, write_text
+from data.filesystem import path_of, write_text
 
 
 class Journal(BaseJournalBackend):

@@ -18,7 +18,7 @@ from data.manifest import Manifest
 from data.shards import read_rows, to_arrays
 from models.codes import pack
 from models.method import Method
-from pipelines import metrics
+from pipelines.retrieval import metrics
 
 ROWS = 4096  # of a split that are looked at, the first of the shuffled rows
 NEIGHBOURS = 0.05  # temperature of the soft neighbourhood density, the paper's

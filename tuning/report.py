@@ -7,6 +7,7 @@ import os
 import statistics
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ import pyarrow.parquet
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
-from data.manifest import Manifest
-from data.places import path_of, write_text, written
-from pipelines import register, runs, train
+from data.filesystem import write_text, written
+from pipelines import register, train
+from pipelines.training import runs
+from pipelines.training.options import TrainOptions, make_options
+from pipelines.training.plan import make_plan, prepare
 from tuning.study import STATES, cut_off, reason
 from tuning.trial import JUDGED, trial_folder
 
@@ -142,12 +145,13 @@ def _register(config: Any, best: FrozenTrial, folder: Path, uri: str) -> dict[st
     uri = config.tracking or ("" if os.environ.get("MLFLOW_TRACKING_URI") else uri)  # the environment's may carry a password, and stays there
     if config.retrain:
         print(f"training trial {best.number}'s configuration anew", file=sys.stderr)
-        result = train.run(train.make_config(options_of(config, best.params) | {"storage": storage, "tracking": uri, "workers": 0}))
+        result = train.run(make_options(options_of(config, best.params) | {"storage": storage, "tracking": uri, "workers": 0}))
         run_id = result["run_id"]
     else:
         place, storage = trial_folder(folder, best.number), str(folder)
-        saved = train.Config(**{name: value for name, value in runs.read_config(place).items() if name != "tracked"})
-        result = train.conclude(saved, Manifest.read(path_of(saved.dataset)), place, judged(folder, best.number)[-1]["seconds"])
+        setup = prepare(TrainOptions(**{name: value for name, value in runs.read_config(place).items() if name != "tracked"}))
+        plan = replace(make_plan(setup, setup.options.threads), folder=str(place))
+        train.conclude(plan, setup, judged(folder, best.number)[-1]["seconds"])
         run_id = place.name
     version = register.run(register.Config(run_id, name=config.register, storage=storage, tracking="" if uri == "none" else uri))
     return {"run_id": run_id, "version": version["version"]}

@@ -6,12 +6,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from data.filesystem import is_local, path_of, remove
 from data.manifest import Manifest
-from data.places import is_local, path_of, remove
 from models.registry import find
-from pipelines import cluster, runs, train
-from pipelines.config import flag, option, read_yaml
-from pipelines.plan import make_plan
+from pipelines.console import cluster
+from pipelines.console.config import flag, option, read_yaml
+from pipelines.training import runs
+from pipelines.training.options import TrainOptions, make_options, method_fields
+from pipelines.training.plan import make_plan, prepare
 from tuning import report
 from tuning.objectives import OBJECTIVES
 from tuning.space import RESERVED, Space, space_of
@@ -23,11 +25,11 @@ ORACLES = ("oracle/accuracy", "oracle/cross/map", "oracle/target/map")
 COST = "bits"  # the one second objective that is not of the quality
 SAVED = "search.json"
 
-method_fields = train.method_fields
+__all__ = ["Config", "make_config", "method_fields", "run"]
 
 
 @dataclass
-class Config(train.Config):
+class Config(TrainOptions):
     """Options of ``hashbridge tune``: those of a training, each method's field fixed where it is given, and the search's."""
 
     trials: int = option(20, "trials in all; with --resume, those of before among them")
@@ -81,7 +83,7 @@ def make_config(values: dict[str, Any]) -> Config:
         plain = Config(**{name: str(values.get(name, "")) for name in ("method", "source", "target", "study")} | {"storage": values.get("storage", "runs")})
         saved = runs.read_json(plain.folder() / SAVED)
         named = saved["given"] | values
-    config: Config = train.make_config({name: value for name, value in named.items() if name != "resume"}, Config)
+    config: Config = make_options({name: value for name, value in named.items() if name != "resume"}, Config)
     config.resume = bool(values.get("resume"))
     config.drawn = named
     return config
@@ -145,9 +147,9 @@ def run(config: Config) -> dict[str, Any]:
     cores = int(cluster.start().cluster_resources().get("CPU", 1))
     config.threads = config.threads or max(1, cores // ((config.concurrency or 2) * config.trial_workers))
     share, at_once = _resources(config, config.threads)
-    options = {each.name: getattr(config, each.name) for each in fields(train.Config) if each.init and each.name not in ("own", "resume")}
+    options = {each.name: getattr(config, each.name) for each in fields(TrainOptions) if each.init and each.name not in ("own", "resume")}
     options |= config.own | {"workers": config.trial_workers if config.trial_workers > 1 else 0, "dataset": str(root), "plots": False}
-    make_plan(train.make_config(options), manifest, folder, config.threads)
+    make_plan(prepare(make_options(options)), config.threads)
     if (folder / SAVED).exists() and not config.resume:
         raise ValueError(f"search {folder.name} is in {config.storage} already: go on with it by --resume, or give another --study")
     folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +173,8 @@ def run(config: Config) -> dict[str, Any]:
 
 def _tracker(config: Config, folder: Path) -> Any:
     """What tells MLflow of the search; a search that goes on has the run of before."""
-    from pipelines.tracking import SearchTracker, default_uri  # noqa: PLC0415  mlflow is slow to import
+    from pipelines.registry.connection import default_uri  # noqa: PLC0415  mlflow is slow to import
+    from pipelines.registry.search_tracking import SearchTracker  # noqa: PLC0415  mlflow is slow to import
 
     saved = runs.read_json(folder / SAVED)
     uri = "" if config.tracking == "none" else config.tracking or default_uri(config.storage)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from models.codes import check_bits
-from pipelines.config import convert, flag, nearest
+from pipelines.console.config import convert, flag, nearest
 
 BITS = (16, 32, 64, 128)
 RESERVED = "bits"

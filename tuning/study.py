@@ -12,8 +12,8 @@ from optuna.trial import TrialState
 from ray.tune import Callback
 from ray.tune.search.optuna import OptunaSearch
 
-from data.places import write_text
-from pipelines import runs
+from data.filesystem import write_text
+from pipelines.training import runs
 from tuning.journal import Journal
 from tuning.objectives import OBJECTIVES
 from tuning.space import Space

@@ -7,10 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data.manifest import Manifest
-from data.places import append_text, move, path_of, write_text
-from pipelines import evaluate, runs, train
-from pipelines.plan import make_plan
+from data.filesystem import append_text, move, path_of, write_text
+from pipelines.retrieval.evaluation import evaluate_run
+from pipelines.training import runs
+from pipelines.training.launch import launch, train
+from pipelines.training.options import TrainOptions, make_options
+from pipelines.training.plan import Plan, Setup, make_plan, prepare
+from pipelines.training.restore import load_method
 from tuning.objectives import look, objectives
 
 CONFIG, JUDGED, ENDED, FAILED = "config.json", "judged.jsonl", "trial.json", "failure.txt"  # files of a trial's folder
@@ -51,20 +54,19 @@ def trial(drawn: dict[str, Any], setting: Setting, held: dict[str, dict[str, Any
     if (folder / FAILED).is_file():  # Tune tries again what failed, but only what its node took with it can end better
         raise RuntimeError((folder / FAILED).read_text())
     try:
-        _train(train.make_config(setting.options | values), folder, drawn["number"], setting, held)
+        _train(make_options(setting.options | values), folder, drawn["number"], setting, held)
     except Exception as error:
         write_text(folder / FAILED, f"{type(error).__name__}: {' '.join(str(error).split())}")
         raise
 
 
-def _train(config: train.Config, folder: Path, number: int, setting: Setting, held: dict[str, dict[str, Any]]) -> None:
+def _train(options: TrainOptions, folder: Path, number: int, setting: Setting, held: dict[str, dict[str, Any]]) -> None:
     from ray import tune  # noqa: PLC0415
 
-    runs.write_json(folder / CONFIG, asdict(config) | {"tracked": ""})
-    manifest = Manifest.read(path_of(config.dataset))
-    plan = make_plan(config, manifest, folder, config.threads)
-    plan = replace(plan, config=asdict(config))
-    judge = _Judge(config, folder, manifest, setting.oracle)
+    runs.write_json(folder / CONFIG, asdict(options) | {"tracked": ""})
+    setup = prepare(options)
+    plan = replace(make_plan(setup, options.threads), folder=str(folder))
+    judge = _Judge(setup, folder, setting.oracle)
     began, started, judged = time.time(), time.monotonic(), 0
 
     def listen(record: dict[str, Any], method: Any) -> None:
@@ -72,16 +74,16 @@ def _train(config: train.Config, folder: Path, number: int, setting: Setting, he
         judged += 1
         told = judge(record, method) | {"number": number, "epoch": record["epoch"], "began": began, "seconds": time.monotonic() - started}
         append_text(folder / JUDGED, json.dumps(told) + "\n")
-        if record["epoch"] == config.epochs:
+        if record["epoch"] == options.epochs:
             runs.write_json(folder / ENDED, told)
         tune.report(told)
 
-    if config.workers > 1:
-        _train_group(plan, config, folder, manifest, listen)
+    if options.workers > 1:
+        _train_group(plan, setup, listen)
     else:
-        train.work(asdict(plan), listen, {name: _rows(arrays) for name, arrays in held.items()})
+        train(plan, setup, listen, {name: _rows(arrays) for name, arrays in held.items()})
     if not judged:  # it was cut off between its last epoch and its judgement
-        listen({"epoch": config.epochs}, evaluate.load_method(folder, manifest))
+        listen({"epoch": options.epochs}, load_method(folder, setup.manifest))
 
 
 def _rows(arrays: dict[str, Any]) -> Any:
@@ -98,15 +100,17 @@ def _rows(arrays: dict[str, Any]) -> Any:
     return Rows(**made)
 
 
-def _train_group(plan: Any, config: train.Config, folder: Path, manifest: Manifest, listen: Any) -> None:
+def _train_group(plan: Plan, setup: Setup, listen: Any) -> None:
     """Train on Ray Train's workers, and judge the checkpoints as their epochs end."""
 
+    folder = path_of(plan.folder)
+
     def judged(record: dict[str, Any]) -> None:
-        listen(record, evaluate.load_method(folder, manifest))
+        listen(record, load_method(folder, setup.manifest))
 
     follower = runs.Follower(folder, judged)
     with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(train.launch, plan, config.workers, config.gpu, config.max_failures)
+        job = pool.submit(launch, plan, setup)
         while not job.done():
             time.sleep(0.5)
             follower.poll()
@@ -117,15 +121,15 @@ def _train_group(plan: Any, config: train.Config, folder: Path, manifest: Manife
 class _Judge:
     """Objectives of a method after an epoch; with the target's labels, ``oracle/...``, where these are asked for."""
 
-    def __init__(self, config: train.Config, folder: Path, manifest: Manifest, oracle: str) -> None:
-        self.config, self.folder, self.manifest, self.oracle = config, folder, manifest, oracle
+    def __init__(self, setup: Setup, folder: Path, oracle: str) -> None:
+        self.setup, self.folder, self.oracle = setup, folder, oracle
 
     def __call__(self, record: dict[str, Any], method: Any) -> dict[str, float]:
-        c = self.config
+        options, root, manifest = self.setup.options, self.setup.root, self.setup.manifest
         method.train(False)
-        told = objectives(look(method, path_of(c.dataset), self.manifest, c.source, c.target)) | {"bits": float(c.bits)}
-        if self.oracle == "each" or (self.oracle and record["epoch"] == c.epochs):
-            found = evaluate.evaluate_run(self.folder, path_of(c.dataset), self.manifest, plots=False)["metrics"]
+        told = objectives(look(method, root, manifest, options.source, options.target)) | {"bits": float(options.bits)}
+        if self.oracle == "each" or (self.oracle and record["epoch"] == options.epochs):
+            found = evaluate_run(self.folder, root, manifest, plots=False)["metrics"]
             told |= {f"oracle/{name}": found[name] for name in ("accuracy", "cross/map", "target/map") if name in found}
         method.train()
         return told

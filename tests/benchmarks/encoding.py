@@ -16,7 +16,8 @@ import torch
 from data.manifest import Manifest
 from data.shards import read_rows, to_arrays
 from pipelines import encode, ingest, train
-from pipelines.models_io import RunEncoder
+from pipelines.registry.encoders import RunEncoder
+from pipelines.retrieval.code_files import read_codes
 from tests.servers import ROOT
 
 
@@ -61,7 +62,7 @@ def main() -> None:
             encode.run(encode.Config(made["run_id"], str(root / "set"), out=str(out), split="train", storage=str(root / "runs"), workers=2))
             whole = time.time() - begun
             written = sorted(part.stat().st_mtime for part in out.iterdir())
-            table, _, _ = encode.read_codes(out)
+            table, _, _ = read_codes(out)
             assert max(Counter(table["origin"].to_pylist()).values()) == 1 and len(table) == len(x)
             rows = (len(written) - 2) / len(written) * len(x)  # both encoders' first parts hold their start
             steady = rows / (written[-1] - written[1])

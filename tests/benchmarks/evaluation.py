@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from pipelines.metrics import average_precisions, histograms, stable_average_precisions, summarise
+from pipelines.retrieval.metrics import average_precisions, histograms, stable_average_precisions, summarise
 
 
 def codes(random: np.random.Generator, n: int, bits: int, prototypes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

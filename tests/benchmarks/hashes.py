@@ -15,9 +15,11 @@ import torch
 
 from data.manifest import Manifest
 from models.encoder import HashEncoder, encode_all
-from models.idr_ae import IDRAE
-from pipelines import ablate, evaluate, train
-from pipelines.cli import quiet
+from models.methods.idr_ae import IDRAE
+from pipelines import ablate, train
+from pipelines.console.cli import quiet
+from pipelines.retrieval import evaluation
+from pipelines.training.restore import load_method
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "LSH": ("lsh", {}), "SpecHash": ("spectral", {}), "ITQ": ("itq", {}), "KMH": ("kmeans-hash", {}),
@@ -48,8 +50,8 @@ def measured(name: str, given: argparse.Namespace, bits: int, seed: int) -> dict
         result = ablate.result_of(config)
     root = Path(given.dataset)
     manifest = Manifest.read(root)
-    encoder = HashEncoder(evaluate.load_method(Path(given.storage) / result["run_id"], manifest).encoder()).eval()
-    codes = evaluate.encode_split(lambda x: encode_all(encoder, torch.from_numpy(x)).numpy(), root, manifest, given.target, "train").codes
+    encoder = HashEncoder(load_method(Path(given.storage) / result["run_id"], manifest).encoder()).eval()
+    codes = evaluation.encode_split(lambda x: encode_all(encoder, torch.from_numpy(x)).numpy(), root, manifest, given.target, "train").codes
     low, high, correlation = balance(np.unpackbits(codes, axis=1).astype(np.float32))
     figures = result["metrics"]
     return {

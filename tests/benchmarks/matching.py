@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from data.batches import DomainBatch
-from models.idr_ae import IDRAE, IDRAEConfig
 from models.method import Batch
+from models.methods.idr_ae import IDRAE, IDRAEConfig
 
 WAYS = {"IDR": "bitwise", "critic": "critic", "OT": "assignment"}
 

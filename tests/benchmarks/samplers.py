@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines.cli import quiet
+from pipelines.console.cli import quiet
 from tuning import search
 from tuning.objectives import OBJECTIVES
 from tuning.trial import JUDGED

@@ -16,7 +16,7 @@ import torch
 
 from data.batches import DomainBatch
 from models.method import Batch
-from models.ucdir import DOMAINS, UCDIR, WIDTH, UCDIRConfig
+from models.methods.ucdir import DOMAINS, UCDIR, WIDTH, UCDIRConfig
 
 SHAPE, CLASSES, BITS = (1, 28, 28), 10, 64
 

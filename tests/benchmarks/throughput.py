@@ -22,7 +22,7 @@ from data.transforms import random_view
 from models.method import Batch
 from models.registry import METHODS, find
 from pipelines import ingest, train
-from pipelines.cli import quiet
+from pipelines.console.cli import quiet
 
 
 def bare_loop(config: train.Config, threads: int) -> float:

@@ -14,10 +14,11 @@ from torch.nn.functional import cross_entropy
 
 from data.manifest import Manifest
 from data.transforms import random_view, seeded
-from models.networks import CodeOnly, build_network
-from pipelines import runs
-from pipelines.evaluate import encode_split
-from pipelines.metrics import Encoded
+from models.networks.build import build_network
+from models.networks.layers import CodeOnly
+from pipelines.retrieval.evaluation import encode_split
+from pipelines.retrieval.metrics import Encoded
+from pipelines.training import runs
 from pipelines.translate import load_generator, translate_all
 
 BATCH, BITS = 128, 128

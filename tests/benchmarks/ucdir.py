@@ -16,10 +16,12 @@ import torch
 
 from data.manifest import Manifest
 from models.encoder import HashEncoder, encode_all
-from models.ucdir import UCDIR
-from pipelines import ablate, evaluate, metrics, train
-from pipelines.cli import quiet
-from pipelines.metrics import Encoded
+from models.methods.ucdir import UCDIR
+from pipelines import ablate, train
+from pipelines.console.cli import quiet
+from pipelines.retrieval import evaluation, metrics
+from pipelines.retrieval.metrics import Encoded
+from pipelines.training.restore import load_method
 
 KS = (50, 100, 200)
 Figures = dict[str, dict[str, float]]
@@ -51,9 +53,9 @@ def unit_rows(x: np.ndarray) -> np.ndarray:
 
 def measured(folder: Path, manifest: Manifest, splits: dict[str, Encoded], pairs: list[tuple[str, str]]) -> dict[str, Figures]:
     """A run's figures by features, by the head's codes, and by ITQ's."""
-    method = evaluate.load_method(folder, manifest)
+    method = load_method(folder, manifest)
     assert isinstance(method, UCDIR)
-    features = {name: evaluate.features_of(method, each.x) for name, each in splits.items()}
+    features = {name: evaluation.features_of(method, each.x) for name, each in splits.items()}
     found = {"features": by_features(features, splits, pairs)}
     for kind in ("head", "itq"):
         method.config = replace(method.config, codes=kind)
@@ -83,7 +85,7 @@ def main() -> None:
     quiet()
     manifest = Manifest.read(Path(given.dataset))
     names = [f"{domain}/{split}" for domain in (given.source, given.target) for split in ("test", "train")]
-    splits = {name: evaluate.encode_split(lambda x: x, Path(given.dataset), manifest, *name.split("/")) for name in names}
+    splits = {name: evaluation.encode_split(lambda x: x, Path(given.dataset), manifest, *name.split("/")) for name in names}
     pairs = [(f"{given.source}/test", f"{given.target}/train"), (f"{given.target}/test", f"{given.source}/train")]
     print(f"{'P@50, 100, 200':<46}" + "".join(f"{name:>26}" for name in [*(f"{a} in {b}" for a, b in pairs), "mean"]))
     show("raw pixels", [{"cosine": by_features({name: unit_rows(each.x) for name, each in splits.items()}, splits, pairs)}])

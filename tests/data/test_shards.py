@@ -8,11 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data import shards
+from data import ingestion
 from data.catalog import open_source
 from data.digits import typeset
+from data.ingestion import write_domain
+from data.layout import Layout
 from data.manifest import Manifest
-from data.shards import read_rows, to_arrays, write_domain
+from data.shards import read_rows, to_arrays
 
 
 def npz(path: Path, rows: int = 50, shape: tuple[int, ...] = (8, 8), classes: int = 5, **more: np.ndarray) -> Path:
@@ -39,8 +41,8 @@ def ingest(source: Path | str, root: Path, domain: str | None = None, **options:
 def test_the_parquet_contract(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = npz(tmp_path / "a.npz", rows=90)
     reader = open_source(str(source), "a", tmp_path)[0]
-    layout = shards.Layout("raw", (1, 8, 8), 0, rows_per_file=40)
-    monkeypatch.setattr(shards, "choose_layout", lambda *_: layout)
+    layout = Layout("raw", (1, 8, 8), 0, rows_per_file=40)
+    monkeypatch.setattr(ingestion, "choose_layout", lambda *_: layout)
     manifest = write_domain(reader, tmp_path / "set")
     files = manifest.split("a", "train").files
     assert len(files) == 3 and sum(file["rows"] for file in files) == 90
@@ -62,7 +64,7 @@ def test_the_parquet_contract(ray_cluster: None, tmp_path: Path, monkeypatch: py
 def test_the_same_seed_gives_the_same_dataset_by_one_process_and_by_ray(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = npz(tmp_path / "a.npz")
     digests = [ingest(source, tmp_path / str(i) / "set", "a", seed=seed).digest() for i, seed in enumerate((0, 0, 1))]
-    monkeypatch.setattr("data.shards.SMALL", 0)
+    monkeypatch.setattr("data.shard_writer.SMALL", 0)
     by_ray = [ingest(source, tmp_path / f"ray{seed}" / "set", "a", seed=seed).digest() for seed in (0, 1)]
     assert digests[0] == digests[1] == by_ray[0] != digests[2] == by_ray[1]
 
@@ -99,8 +101,8 @@ def test_nested_folders_are_domains_and_a_share_becomes_the_test_split(ray_clust
 
 
 def test_a_limit_takes_the_first_rows_of_the_shuffle(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    layout = shards.Layout("raw", (1, 8, 8), 0, rows_per_file=20)
-    monkeypatch.setattr(shards, "choose_layout", lambda *_: layout)
+    layout = Layout("raw", (1, 8, 8), 0, rows_per_file=20)
+    monkeypatch.setattr(ingestion, "choose_layout", lambda *_: layout)
     source = npz(tmp_path / "a.npz", rows=90)
     whole, some = (ingest(source, tmp_path / name, limit=limit) for name, limit in (("whole", 0), ("some", 31)))
     split = some.split("a", "train")
@@ -143,7 +145,7 @@ def test_an_interrupted_ingest_leaves_nothing_that_a_reader_takes_for_whole(ray_
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shards, "_describe", stop)
+    monkeypatch.setattr(ingestion, "_describe", stop)
     with pytest.raises(KeyboardInterrupt):
         ingest(tmp_path / "a.npz", root, "b")
     assert Manifest.read(root) == first

@@ -14,7 +14,7 @@ import ray
 import yaml
 
 from infra.render import render, sizes
-from pipelines.cli import parse
+from pipelines.console.cli import parse
 from pipelines.submit import ENVIRONMENT
 from tests.servers import ROOT
 
@@ -130,6 +130,6 @@ def test_the_image_has_every_package_and_the_jobs_environment_no_secret() -> Non
 def test_every_row_of_the_failures_names_a_test_that_there_is() -> None:
     text = (ROOT / "infra" / "README.md").read_text()
     rows = [line for line in text[text.index("## Failures") : text.index("## Sizing")].splitlines() if line.startswith("| ")][1:]
-    tests = "\n".join(path.read_text() for path in (ROOT / "tests" / "pipelines").glob("test_*.py"))
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests" / "pipelines").rglob("test_*.py"))
     names = [re.findall(r"`(\w+)`", row.split("|")[-2])[-1] for row in rows]
     assert len(names) == 15 and all(re.search(rf"def test_\w*{name}\w*\(", tests) for name in names)

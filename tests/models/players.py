@@ -17,7 +17,7 @@ from data.transforms import random_view, seeded
 from models.distributed import rank, world_size
 from models.method import Batch, Method
 from models.registry import find
-from pipelines.loop import Trainer
+from pipelines.training.loop import Trainer
 
 CLASSES, PER_CLASS, BITS, SHAPE = 3, 4, 16, (1, 16, 16)
 

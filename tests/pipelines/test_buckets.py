@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from ray.cluster_utils import Cluster
 
-from data.places import fetched, files, locked, move, path_of, remove, write_text, written
+from data.filesystem import fetched, files, locked, move, path_of, remove, write_text, written
 from infra.storage import _said
 from pipelines import train
-from pipelines.cli import main
-from tests.pipelines.test_resume import config, equal, final, plain
+from pipelines.console.cli import main
+from tests.pipelines.training.test_resume import config, equal, final, plain
 from tests.servers import BUCKET, BUSY, FORBIDDEN, PASSWORD, S3, SECRET, Tracking
 
 __all__ = ["plain"]  # a fixture

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipelines import ingest
-from pipelines.cli import main
+from pipelines.console.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = "train dah --source typeset --target handwritten --tracking none --workers 0 --epochs 1 --steps-per-epoch 2 --per-class 2 --no-plots"

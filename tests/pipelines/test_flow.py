@@ -14,7 +14,10 @@ from PIL import Image
 
 from data.manifest import Manifest
 from pipelines import encode, evaluate, index, ingest, promote, register, search, train
-from pipelines.cli import main
+from pipelines.console.cli import main
+from pipelines.retrieval.code_files import read_codes
+from pipelines.retrieval.evaluation import encode_split
+from pipelines.training.restore import load_method
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -82,7 +85,7 @@ def test_a_fresh_process_gives_the_codes_that_encode_wrote(trained: dict[str, An
     digits, out = trained["digits"], tmp_path / "codes"
     encode.run(encode.Config(champion, str(digits), out=str(out), domain="handwritten", split="test", storage=trained["storage"]))
     manifest = Manifest.read(digits)
-    codes = evaluate.encode_split(lambda x: x, digits, manifest, "handwritten", "test")
+    codes = encode_split(lambda x: x, digits, manifest, "handwritten", "test")
     np.save(tmp_path / "x.npy", codes.x)
     script = (
         "import sys, numpy as np, mlflow; "
@@ -95,13 +98,13 @@ def test_a_fresh_process_gives_the_codes_that_encode_wrote(trained: dict[str, An
     done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, cwd=tmp_path / "empty", check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().splitlines()[-1] == "[]"
-    table, written, _ = encode.read_codes(out)
+    table, written, _ = read_codes(out)
     assert np.array_equal(np.load(tmp_path / "found.npy"), written)
     assert len(table) == 500 and len(set(table["id"].to_pylist())) == 500
 
 
 def test_the_version_says_what_it_is(trained: dict[str, Any], champion: str) -> None:
-    from pipelines.tracking import version_tags
+    from pipelines.registry.versions import version_tags
 
     found = version_tags(f"sqlite:///{trained['storage']}/mlflow.db", "digits", "champion")
     assert found is not None
@@ -119,8 +122,8 @@ def test_search_finds_what_brute_force_finds(kind: str, trained: dict[str, Any],
     config = search.Config(str(tmp_path / "i"), f"{digits}#handwritten/test#3-6", champion, 5, str(tmp_path / "grid.png"), trained["storage"])
     found = search.run(config)["queries"]
     assert len(found) == 4 and all(len(each["answers"]) == 5 for each in found)
-    _, database, _ = encode.read_codes(out)
-    encoder = evaluate.load_method(Path(trained["storage"]) / trained["run_id"], Manifest.read(digits))
+    _, database, _ = read_codes(out)
+    encoder = load_method(Path(trained["storage"]) / trained["run_id"], Manifest.read(digits))
     x = search.load_queries(f"{digits}#handwritten/test#3-6", (1, 32, 32))[1]
     import torch
 
@@ -155,13 +158,13 @@ def test_a_folder_of_images_is_encoded_and_searched(trained: dict[str, Any], tmp
 
 
 def test_promotion_refuses_the_worse_and_the_incomparable(trained: dict[str, Any], champion: str) -> None:
-    from pipelines import tracking
+    from pipelines.registry.connection import connect
 
     uri, storage = f"sqlite:///{trained['storage']}/mlflow.db", trained["storage"]
     register.run(register.Config(trained["run_id"], name="digits", storage=storage))
     decision = promote.run(promote.Config("digits", storage=storage))
     assert not decision["promoted"] and decision["champion"] == 1
-    tracking.connect(uri).set_model_version_tag("digits", str(decision["challenger"]), "dataset_digest", "another")
+    connect(uri).set_model_version_tag("digits", str(decision["challenger"]), "dataset_digest", "another")
     with pytest.raises(ValueError, match="dataset_digest"):
         promote.run(promote.Config("digits", storage=storage))
 

@@ -13,9 +13,11 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 
-from pipelines import cluster, encode, train
-from pipelines.cli import main
-from tests.pipelines.test_resume import config, equal, final, undisturbed, wait_for_epoch
+from pipelines import encode, train
+from pipelines.console import cluster
+from pipelines.console.cli import main
+from pipelines.retrieval.code_files import read_codes
+from tests.pipelines.training.test_resume import config, equal, final, undisturbed, wait_for_epoch
 
 __all__ = ["undisturbed"]  # a fixture
 
@@ -95,7 +97,7 @@ def test_a_node_lost_in_encoding(second: Second, digits: Path, tmp_path: Path) -
 
     def coded(name: str) -> tuple[Any, Any]:
         encode.run(encode.Config(run, str(digits), out=str(tmp_path / name), storage=str(tmp_path), workers=2))
-        table, codes, _ = encode.read_codes(tmp_path / name)
+        table, codes, _ = read_codes(tmp_path / name)
         return table["origin"].to_pylist(), codes
 
     whole, codes = coded("whole")

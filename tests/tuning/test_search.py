@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipelines.cli import main
+from pipelines.console.cli import main
 from tests.servers import ROOT
 
 
@@ -67,9 +67,9 @@ def test_the_best_configuration_trains(searched: Path) -> None:
 
 
 def test_the_search_and_its_trials_are_tracked(searched: Path) -> None:
-    from pipelines import tracking
+    from pipelines.registry.connection import connect
 
-    client = tracking.connect(f"sqlite:///{searched}/mlflow.db")
+    client = connect(f"sqlite:///{searched}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("hashbridge").experiment_id])
     parent = next(run for run in runs if run.info.run_name == "s")
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
@@ -95,9 +95,9 @@ def test_bits_against_quality_give_a_front_and_register_the_best(digits: Path, t
     rows = trials(tmp_path, "p")
     assert {row["bits"] for row in rows} <= {16, 32, 64, 128} and all(row["status"] == "complete" for row in rows)
     assert (tmp_path / "p" / "results" / "pareto.png").stat().st_size > 5000
-    from pipelines import tracking
+    from pipelines.registry import versions
 
-    found = tracking.version_tags(f"sqlite:///{tmp_path}/mlflow.db", "m", "challenger")
+    found = versions.version_tags(f"sqlite:///{tmp_path}/mlflow.db", "m", "challenger")
     best = max(rows, key=lambda row: row["information"])
     assert found is not None and int(found[1]["bits"]) == best["bits"]
 

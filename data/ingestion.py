@@ -1,0 +1,101 @@
+"""Ingests one domain of a dataset.
+
+The shards are written to a staging folder, moved into place as a whole, and entered into the manifest last. Readers start
+from the manifest, so they never see an incomplete domain.
+"""
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from data.filesystem import locked, move, remove
+from data.layout import Layout, check_fits, choose_layout
+from data.manifest import Domain, Manifest, Split
+from data.readers.base import Reader
+from data.shard_writer import write_parts
+
+
+def _describe(reader: Reader, parts: list[dict[str, Any]], classes: int) -> Domain:
+    domain = Domain(reader.origin, {})
+    for item in parts:
+        name, part = item["part"].split("/")
+        split = domain.splits.setdefault(name, Split(0, [0] * classes, 0, []))
+        split.rows += int(item["rows"])
+        split.unlabelled += int(item["unlabelled"])
+        for label, count in enumerate(item["labels"]):
+            split.labels[label] += int(count)
+        path = f"domain={reader.domain}/split={name}/part-{part}.parquet"
+        split.files.append({"path": path, "rows": int(item["rows"]), "sha256": item["sha256"]})
+        for line in item["rejected"]:
+            identity, _, reason = line.partition("\n")
+            domain.rejected.append({"id": identity, "reason": reason})
+    return domain
+
+
+def write_domain(
+    reader: Reader, root: Path, *, size: int = 0, channels: int = 0, store: str = "", seed: int = 0,
+    test_share: float = 0.0, limit: int = 0, strict: bool = False, replace: bool = False, start: Callable[[], object] = lambda: None,
+) -> Manifest:  # fmt: skip
+    """Write a domain's shards and name it in the dataset's manifest.
+
+    Args:
+        root: the dataset's folder, made where it is not.
+        size, channels, store: see :func:`choose_layout`; 0 and "" for what fits.
+        test_share: share of the rows that become split ``test``, chosen by their ids; only for sources without one.
+        limit: rows of a split at most, the first of its shuffle; 0 for all.
+        strict: an unreadable row is an error.
+        replace: write the domain anew where it exists.
+        start: starts Ray, which is used for a domain of more than a few rows.
+
+    Raises:
+        ValueError: the domain does not fit the dataset, is there already, or (``strict``) has an unreadable row.
+    """
+    manifest = Manifest.read(root) if (root / "manifest.json").exists() else None
+    if manifest and reader.domain in manifest.domains and not replace:
+        raise ValueError(f"dataset {root.name!r} already has domain {reader.domain!r}: give --replace to write it anew")
+    if test_share and "test" in reader.counts:
+        raise ValueError(f"{reader.domain} has a test split of its own: leave --test-share out")
+    others = manifest if manifest and set(manifest.domains) - {reader.domain} else None
+    layout = choose_layout(reader, others, size, channels, store, seed)
+    created = not root.exists()
+    root.mkdir(parents=True, exist_ok=True)
+    staging = root / f".staging-{uuid.uuid4().hex[:8]}"
+    try:
+        classes = list(reader.classes) or (manifest.classes if manifest else [])
+        parts = write_parts(reader, layout, staging, test_share, limit, start)
+        domain = _describe(reader, parts, len(classes))
+        if strict and domain.rejected:
+            first = domain.rejected[0]
+            raise ValueError(f"{len(domain.rejected)} rows cannot be read, the first {first['id']!r} ({first['reason']})")
+        if not any(split.rows for split in domain.splits.values()):
+            first = domain.rejected[0]
+            raise ValueError(f"{reader.domain}: not one row can be read; the first is {first['id']!r} ({first['reason']})")
+        with locked(root / ".lock"):
+            return _commit(root, staging / "domain", reader, layout, domain, classes)
+    finally:
+        remove(staging)
+        if created and not (root / "manifest.json").exists():
+            remove(root)
+
+
+def _commit(root: Path, built: Path, reader: Reader, layout: Layout, domain: Domain, classes: list[str]) -> Manifest:
+    """Move a built domain into place, then name it in the manifest as it stands now."""
+    fresh = Manifest(root.name, classes, layout.store, list(layout.shape), layout.seed)
+    manifest = Manifest.read(root) if (root / "manifest.json").exists() else fresh
+    if set(manifest.domains) - {reader.domain}:
+        check_fits(reader, manifest, layout)  # another ingest may have been first
+    else:
+        manifest.store, manifest.shape, manifest.classes = layout.store, list(layout.shape), classes
+    place = root / f"domain={reader.domain}"
+    if reader.domain in manifest.domains:  # from here until the new manifest, the domain does not exist
+        del manifest.domains[reader.domain]
+        manifest.write(root)
+    remove(place)
+    move(built, place)
+    manifest.domains[reader.domain] = domain
+    manifest.classes = manifest.classes or classes
+    for split in (split for each in manifest.domains.values() for split in each.splits.values()):
+        split.labels = split.labels or [0] * len(manifest.classes)  # domains without labels may have come first
+    manifest.write(root)
+    return manifest

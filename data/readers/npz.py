@@ -1,0 +1,105 @@
+"""Reader of NumPy ``.npz`` archives of images or feature vectors."""
+
+import hashlib
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.filesystem import path_of
+from data.readers.base import Chunk, Reader, Row
+
+MOST_CLASSES = 1_000_000
+BOMB_BYTES, BOMB_RATIO = 256 << 20, 200  # an array that unpacks to more than both is taken for a bomb
+
+
+@dataclass(frozen=True)
+class NpzReader(Reader):
+    """An ``.npz`` file: ``x_<split>``, ``y_<split>`` (optional), ``classes`` (optional)."""
+
+    path: str = ""
+
+    def read(self, chunk: Chunk) -> Iterator[Row]:
+        with path_of(self.path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            rows = arrays[f"x_{chunk.split}"][chunk.start : chunk.stop]
+            name = f"y_{chunk.split}"
+            labels = arrays[name][chunk.start : chunk.stop] if name in arrays.files else np.full(len(rows), -1)
+        for offset, (row, label) in enumerate(zip(rows, labels, strict=True)):
+            yield Row(f"x_{chunk.split}/{chunk.start + offset}", int(label), row)
+
+
+def npz_reader(path: Path, domain: str) -> Reader:
+    """Open an ``.npz`` file and check what it holds.
+
+    Raises:
+        ValueError: it is no such file, or its arrays do not fit together.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            _check_sizes(path, arrays)
+            splits = [name[2:] for name in arrays.files if name.startswith("x_")]
+            if not splits:
+                raise ValueError(f"{path} has no x_<split> array: it has {', '.join(arrays.files) or 'none'}")
+            counts, native, channels, classes = _check_arrays(path, arrays, splits)
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, OSError, NotImplementedError, RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no readable .npz file ({str(error)[:200]})") from error
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path} is no readable .npz file of plain arrays ({error})") from error
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return NpzReader(domain, classes, native, channels, counts, {"name": path.name, "sha256": digest}, str(path.resolve()))
+
+
+def _check_sizes(path: Path, arrays: Any) -> None:
+    """Refuse, before an array is read, what would fill the memory: headers that claim more than there is, and archives that unpack to far more.
+
+    Raises:
+        ValueError: there is such an array.
+    """
+    for each in arrays.zip.infolist():
+        if each.file_size > BOMB_BYTES and each.file_size > BOMB_RATIO * max(each.compress_size, 1):
+            raise ValueError(f"{path}: {each.filename[:80]!r} would unpack to {each.file_size:,} bytes from {each.compress_size:,}: pack it less tightly")
+        with arrays.zip.open(each) as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file)
+            claimed = math.prod(shape) * dtype.itemsize
+            if claimed != each.file_size - file.tell():
+                raise ValueError(f"{path}: {each.filename[:80]!r} claims {claimed:,} bytes and has {each.file_size - file.tell():,}")
+
+
+def _check_arrays(path: Path, arrays: Any, splits: list[str]) -> tuple[dict[str, int], tuple[int, ...], int, tuple[str, ...]]:
+    counts, shapes, top = {}, set(), -1
+    for split in splits:
+        x, labels = arrays[f"x_{split}"], arrays[f"y_{split}"] if f"y_{split}" in arrays.files else None
+        images = x.dtype == np.uint8 and (x.ndim == 3 or (x.ndim == 4 and 3 in (x.shape[1], x.shape[3])))
+        if not images and not (x.ndim == 2 and np.issubdtype(x.dtype, np.floating)):
+            raise ValueError(f"{path}: x_{split} is {x.dtype} {list(x.shape)}, neither uint8 images nor (n, features) floats")
+        if not len(x):
+            raise ValueError(f"{path}: x_{split} is empty")
+        if labels is not None and (labels.shape != (len(x),) or not np.issubdtype(labels.dtype, np.integer)):
+            raise ValueError(f"{path}: y_{split} is {labels.dtype} {list(labels.shape)}, not {len(x)} integers")
+        if labels is not None and not -1 <= labels.min() <= labels.max() < MOST_CLASSES:
+            raise ValueError(f"{path}: y_{split} has labels from {labels.min()} to {labels.max()}, but they are class indices from 0, or -1 for none")
+        top = max(top, int(labels.max()) if labels is not None else -1)
+        counts[split] = len(x)
+        shapes.add(x.shape[1:])
+    if len(shapes) > 1:
+        raise ValueError(f"{path}: its splits have different shapes: {', '.join(map(str, shapes))}")
+    shape = shapes.pop()
+    if len(shape) == 1:
+        native, channels = shape, 0
+    else:
+        channels = 1 if len(shape) == 2 else 3
+        native = shape if len(shape) == 2 else shape[:2] if shape[2] == 3 else shape[1:]
+    classes = tuple(str(name) for name in arrays["classes"]) if "classes" in arrays.files else tuple(map(str, range(top + 1)))
+    if top >= len(classes):
+        raise ValueError(f"{path}: label {top}, but only {len(classes)} class names")
+    return counts, native, channels, classes

@@ -1,0 +1,156 @@
+"""Writes a reader's rows to Parquet shards in a seeded global shuffle: in this process, or with Ray Data where there are many."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data.filesystem import read_table, written
+from data.images import decode, resize_arrays
+from data.layout import Layout
+from data.readers.base import Chunk, Reader
+
+SMALL = 64 << 20  # values of a domain up to which one process shards it by itself
+
+
+def _key(identity: str, seed: int) -> int:
+    """Position of a row in the shuffle, 63 bits: a function of its id and the seed."""
+    return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8, key=seed.to_bytes(8)).digest()) >> 1
+
+
+class _Prepare:
+    """Reads a chunk and brings its rows to the stored form; a row that cannot be read carries its ``error``."""
+
+    def __init__(self, reader: Reader, layout: Layout, parts: dict[str, int], test_share: float) -> None:
+        self.reader, self.layout, self.parts, self.test_share = reader, layout, parts, test_share
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
+        rows = [row for index in batch["chunk"] for row in self._rows(self.reader.chunks()[int(index)])]
+        types = pa.schema([
+            ("id", pa.string()), ("label", pa.int32()), ("content", pa.binary()),
+            ("error", pa.string()), ("key", pa.int64()), ("part", pa.string()),
+        ])  # fmt: skip
+        return pa.Table.from_pylist(rows, schema=types)
+
+    def _rows(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
+        for row in self.reader.read(chunk):
+            key = _key(row.id, self.layout.seed)
+            split = chunk.split
+            if self.test_share and _key(row.id, self.layout.seed + 1) < self.test_share * 2**63:
+                split = "test"
+            content, error = self._stored(row.content)
+            part = f"{split}/{key * self.parts[split] >> 63:05d}"
+            yield {"id": row.id, "label": row.label, "content": content, "error": error, "key": key, "part": part}
+
+    def _stored(self, content: bytes | np.ndarray) -> tuple[bytes, str]:
+        shape = self.layout.shape
+        try:
+            if isinstance(content, bytes):
+                array = decode(content, shape[0], shape[1])
+                return (array.tobytes() if self.layout.store == "raw" else content), ""
+        except ValueError as error:
+            return b"", str(error)
+        if self.layout.store == "feature":
+            vector = content.astype(np.float32)
+            return (vector.tobytes(), "") if np.isfinite(vector).all() else (b"", "a feature is not finite")
+        return resize_arrays(content[None], shape[0], shape[1]).tobytes(), ""
+
+
+class _Write:
+    """Writes one part of the shuffle to a file and tells how many rows it has, and which were left out."""
+
+    def __init__(self, layout: Layout, folder: Path) -> None:
+        self.layout, self.folder = layout, folder
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        part = rows["part"][0].as_py()
+        rows = rows.sort_by([("key", "ascending"), ("id", "ascending")])
+        good = rows.filter(pc.equal(rows["error"], "")).combine_chunks()
+        bad = rows.filter(pc.not_equal(rows["error"], ""))
+        if self.layout.store == "feature":
+            flat = np.frombuffer(b"".join(good["content"].to_pylist()), np.float32)
+            content: Any = pa.FixedSizeListArray.from_arrays(pa.array(flat), self.layout.shape[0])
+        else:
+            content = good["content"]
+        order = pa.array(range(len(good)), pa.int64())
+        table = pa.Table.from_arrays([good["id"], order, content, good["label"]], schema=self.layout.schema())
+        with written(self.folder / (part.replace("/", "-") + ".parquet")) as path:
+            pq.write_table(table, path)
+        rejected = [f"{i}\n{e}" for i, e in zip(bad["id"].to_pylist(), bad["error"].to_pylist(), strict=True)]
+        return pa.table({"part": [part], "rows": [len(good)], "rejected": [rejected]})
+
+
+class _Number:
+    """Gives a part's rows their numbers, up to a limit, and its file its place; tells what is in it, and its digest."""
+
+    def __init__(self, staging: Path, target: Path, limit: int) -> None:
+        self.staging, self.target, self.limit = staging, target, limit
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        split, part = item["part"].split("/")
+        table = read_table(self.staging / f"{split}-{part}.parquet")
+        if self.limit:
+            table = table.slice(0, max(0, self.limit - int(item["offset"])))
+        numbers = pc.add(table["row"], int(item["offset"])) if len(table) else table["row"]
+        table = table.set_column(1, "row", numbers)
+        with written(self.target / f"split={split}" / f"part-{part}.parquet") as path:
+            pq.write_table(table, path, row_group_size=2048)
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        labels = table["label"].to_numpy()
+        counts = np.bincount(labels[labels >= 0]).tolist()
+        return {"part": item["part"], "rows": len(table), "labels": counts, "unlabelled": int((labels < 0).sum()), "sha256": digest}
+
+
+def write_parts(
+    reader: Reader, layout: Layout, staging: Path, test_share: float, limit: int, start: Callable[[], object]
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Shuffle and write all rows; a description of every part, in order, with its file's digest."""
+    counts = dict(reader.counts)
+    if test_share:
+        total = sum(counts.values())
+        counts = {"train": total, "test": max(1, int(total * test_share))}
+    parts = {split: -(-count // layout.rows_per_file) for split, count in counts.items()}
+    prepare, write = _Prepare(reader, layout, parts, test_share), _Write(layout, staging / "parts")
+    large = sum(counts.values()) * int(np.prod(layout.shape)) > SMALL
+    if large:
+        start()
+    done = sorted((_shuffle if large else _shuffle_here)(len(reader.chunks()), prepare, write, sum(parts.values())), key=lambda item: item["part"])
+    offsets: dict[str, int] = {}
+    for item in done:
+        split = item["part"].split("/")[0]
+        item["offset"] = offsets.get(split, 0)
+        offsets[split] = item["offset"] + item["rows"]
+    done = [item for item in done if not limit or item["offset"] < limit]
+    items = [{"part": item["part"], "offset": item["offset"]} for item in done]
+    number = _Number(staging / "parts", staging / "domain", limit)
+    told = {item["part"]: item for item in (_each(items, number) if large else map(number, items))}
+    return [item | told[item["part"]] for item in done]
+
+
+def _shuffle(chunks: int, prepare: _Prepare, write: _Write, parts: int) -> list[dict[str, Any]]:
+    """Prepare all chunks and write all parts, on Ray Data."""
+    import ray.data  # noqa: PLC0415  readers of shards do without Ray
+
+    items = ray.data.from_items([{"chunk": index} for index in range(chunks)], override_num_blocks=min(chunks, 200))
+    grouped = items.map_batches(prepare.__call__, batch_size=1).groupby("part", num_partitions=min(parts, 200))
+    return grouped.map_groups(write.__call__, batch_format="pyarrow").take_all()
+
+
+def _each(items: list[dict[str, Any]], number: _Number) -> list[dict[str, Any]]:
+    """Number all parts, on Ray Data."""
+    import ray.data  # noqa: PLC0415
+
+    return ray.data.from_items(items).map(number.__call__).take_all()
+
+
+def _shuffle_here(chunks: int, prepare: _Prepare, write: _Write, parts: int) -> list[dict[str, Any]]:
+    """The same in this process, which is done with few rows before Ray has begun."""
+    rows = pa.concat_tables([prepare({"chunk": np.array([index])}) for index in range(chunks)])
+    written = [write(rows.filter(pc.equal(rows["part"], part))) for part in rows["part"].unique()]
+    return [row for table in written for row in table.to_pylist()]

@@ -1,0 +1,180 @@
+"""IDR-AE, independent relaxed Wasserstein autoencoder (Doan et al. 2020), with its family: AE, WGAN-AE, OT-AE.
+
+Symbols: x input, h feature extractor, f encoder, g decoder, b = f(h(x)) probabilities of the bits, z fair random bits.
+An autoencoder whose codes shall be distributed as z; ``matching`` names the way. It needs no label and one domain; with
+two it learns from both. Beyond the paper, each with a field whose off value is the paper's: the averaged copy, an error
+relative to the features' variance (lambda then means the same for all of them), a weight of the matching that grows (at
+full weight from the start the bits settle before they differ), and a rate that falls, but not to zero (some bits would stay unbalanced).
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from models.distributed import gather
+from models.losses.adversarial import critic_loss, generator_loss, gradient_penalty
+from models.losses.matching import assignment_distance, bitwise_distance
+from models.method import Batch, Method, Player, Row, Wants, hyper
+from models.networks.extractors import Extractor
+from models.optimisers import build_optimizer, set_rate
+
+CIFAR = "CIFAR10, 64 bits"
+
+
+@dataclass(frozen=True)
+class IDRAEConfig:
+    """Hyper-parameters of IDR-AE; the defaults are what works best here, ``paper()`` is the paper's setting."""
+
+    matching: str = hyper(
+        "bitwise", "distance of codes to fair bits: none is AE, critic WGAN-AE, assignment OT-AE, bitwise IDR-AE",
+        choices=("none", "critic", "assignment", "bitwise"),
+    )  # fmt: skip
+    matching_weight: float = hyper(
+        0.75, "lambda, weight of the matching beside the reconstruction error; 0.01 in the paper", 1e-3, 10.0, log=True,
+        when={"matching": ("critic", "assignment", "bitwise")},
+    )  # fmt: skip
+    ramp: float = hyper(
+        0.8, "share of the training over which the matching's weight grows from zero; 0 in the paper", 0.1, 1.0,
+        when={"matching": ("critic", "assignment", "bitwise")},
+    )  # fmt: skip
+    relative: bool = hyper(True, "the reconstruction error is a share of the features' variance; off in the paper: a mean square")
+    penalty_weight: float = hyper(10.0, "weight of the critic's gradient penalty", 1.0, 30.0, log=True, when={"matching": ("critic",)})
+    extractor: str = hyper("auto", "h: none takes the input as it is", choices=("auto", "none", "alexnet", "vgg16"))
+    pretrained: str = hyper("IMAGENET1K_V1", "h's weights: torchvision name, file path, or none")
+    train_extractor: bool = hyper(False, "train h too")
+    width: int = hyper(1024, "units of the encoder's first hidden layer, half as many in its second")
+    batch: int = hyper(256, "images in a batch of a domain; 128 in the paper", 64, 512)
+    average: float = hyper(0.99, "decay of the averaged copy that encodes; 0 is the paper (no copy)", 0.9, 0.999)
+    learning_rate: float = hyper(1e-3, "first learning rate", 1e-4, 1e-2, log=True)
+    critic_rate: float = hyper(1.0, "the critic's share of the learning rate", 0.1, 10.0, log=True, when={"matching": ("critic",)})
+    final_rate: float = hyper(0.3, "last learning rate, as a share of the first: log-spaced between, cosine if 0; 1 in the paper")
+    weight_decay: float = hyper(0.0, "weight decay", 1e-6, 1e-2, log=True)
+
+    @classmethod
+    def paper(cls) -> Self:
+        """The paper's setting: it names lambda, Adam, batches of 128 and VGG's fc7; rate and widths are readings."""
+        return cls(matching_weight=0.01, ramp=0.0, relative=False, batch=128, average=0.0, final_rate=1.0)
+
+
+def _layers(*widths: int) -> nn.Sequential:
+    """Fully connected layers with ReLU between them."""
+    parts: list[nn.Module] = []
+    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+        parts += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*parts[:-1])
+
+
+class _Probabilities(nn.Module):
+    """Features -> probabilities of the bits (batch, bits): f."""
+
+    def __init__(self, features: int, width: int, bits: int) -> None:
+        super().__init__()
+        self.layers = _layers(features, width, width // 2, bits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.layers(x))
+
+
+class _Codes(nn.Module):
+    """Input -> relaxed codes 2 f(h(x)) - 1, whose sign is b > 0.5."""
+
+    def __init__(self, extractor: nn.Module, encoder: nn.Module) -> None:
+        super().__init__()
+        self.extractor, self.encoder = extractor, encoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * self.encoder(self.extractor(x)) - 1
+
+
+class IDRAE(Method):
+    """Reconstruction of features from bits (eq. 2), and the bits' distance to fair ones (eq. 10): L = L_A + lambda L_G."""
+
+    name: ClassVar[str] = "idr-ae"
+    reference: ClassVar[str] = "Doan et al., Image Hashing by Minimizing Independent Relaxed Wasserstein Distance, 2020"
+    Config: ClassVar[Any] = IDRAEConfig
+    ablation: ClassVar[tuple[Row, ...]] = (  # Table 2, with its names for the variants; the weights are those of the best mAP on USPS
+        Row("AE", {"matching": "none"}, {}),
+        Row("WGAN-AE (AE-WGAN)", {"matching": "critic", "matching_weight": 0.01}, {CIFAR: 17.75}),
+        Row("OT-AE (AE-LP)", {"matching": "assignment", "matching_weight": 0.01}, {CIFAR: 17.77}),
+        Row("IDR-AE (AE-IW)", {"matching": "bitwise"}, {CIFAR: 20.84}),
+    )
+    table: ClassVar[tuple[str, ...]] = ("target/map", "target/precision_at_1000")
+    one_domain: ClassVar[bool] = True
+    config: IDRAEConfig
+
+    def __init__(self, config: IDRAEConfig, shape: tuple[int, ...], classes: int, bits: int) -> None:
+        super().__init__(config, shape, classes, bits)
+        c, self.draws, self.matched = config, 0, 1.0
+        extractor = Extractor(c.extractor, shape, c.pretrained).requires_grad_(c.train_extractor)
+        features, widths = extractor.features, (c.width, c.width // 2)
+        self.networks = nn.ModuleDict({
+            "extractor": extractor, "encoder": _Probabilities(features, c.width, bits), "decoder": _layers(bits, *reversed(widths), features),
+        })  # fmt: skip
+        self.players = {"autoencoder": Player(self.networks, self._optimizer(self.networks, 1.0))}
+        if c.matching == "critic":
+            critic = nn.ModuleDict({"critic": nn.Sequential(_layers(bits, 256, 256, 1), nn.Flatten(0))})
+            self.players["critic"] = Player(critic, self._optimizer(critic, c.critic_rate))
+        self.average(self.networks, c.average)
+        self.made = torch.empty(0)
+
+    def _optimizer(self, networks: nn.Module, share: float) -> torch.optim.Optimizer:
+        groups = [{"params": [p for p in networks.parameters() if p.requires_grad], "share": share}]
+        return build_optimizer("adam", groups, self.config.learning_rate, self.config.weight_decay)
+
+    @property
+    def wants(self) -> Wants:
+        return Wants(source_labels=False, target=True, per_class=0, batch_size=self.config.batch, views=0)
+
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """Begin the epoch's own sequence of draws."""
+        self.draws = epoch << 32
+
+    def begin_step(self, progress: float) -> None:
+        self.matched = min(1.0, progress / self.config.ramp) if self.config.ramp else 1.0
+        for player in self.players.values():
+            set_rate(player.optimizer, self.config.learning_rate, self.config.final_rate, progress)
+
+    def losses(self, player: str, batch: Batch) -> dict[str, Tensor]:
+        """Autoencoder: ``reconstruction`` and ``matching``. Critic: its objective on what the autoencoder's step made."""
+        if player == "critic":
+            return self._judge()
+        parts = [part.x for part in batch if part is not None]
+        features = self.networks["extractor"](torch.cat(parts))
+        b = self.networks["encoder"](features)
+        error = (self.networks["decoder"](b) - features.detach()).square().mean()
+        terms = {"reconstruction": error / gather(features.detach()).var(0).mean().clamp_min(1e-8) if self.config.relative else error}
+        if self.config.matching != "none":
+            each = b.split([len(part) for part in parts])
+            terms["matching"] = self._matching(torch.cat([gather(part) for part in each]))  # in the order of one process
+        return terms
+
+    def weights(self, player: str) -> dict[str, float]:
+        c = self.config
+        return {"reconstruction": 1.0, "matching": c.matching_weight * self.matched, "critic": 1.0, "penalty": c.penalty_weight}
+
+    def _drawn(self) -> torch.Generator:
+        """A generator of the step's draws, alike on every rank."""
+        self.draws += 1
+        return torch.Generator().manual_seed(self.draws)
+
+    def _matching(self, b: Tensor) -> Tensor:
+        """Distance of the global batch's codes to as many fair ones."""
+        if self.config.matching == "critic":
+            self.made = b.detach()
+            return generator_loss(self.players["critic"].networks["critic"](b), "wasserstein")
+        z = torch.randint(2, b.shape, generator=self._drawn()).to(b)
+        return (bitwise_distance if self.config.matching == "bitwise" else assignment_distance)(b, z)
+
+    def _judge(self) -> dict[str, Tensor]:
+        """The Wasserstein critic's objective on fair bits and codes, and the penalty on its slope between them."""
+        generator = self._drawn()
+        z = torch.randint(2, self.made.shape, generator=generator).to(self.made)
+        share = torch.rand(len(z), generator=generator).to(z)
+        critic = self.players["critic"].networks["critic"]
+        return {"critic": critic_loss(critic(z), critic(self.made), "wasserstein"), "penalty": gradient_penalty(critic, z, self.made, share)}
+
+    def encoder(self) -> nn.Module:
+        """The averaged copy where there is one, as input -> codes."""
+        return _Codes(self.settled["extractor"], self.settled["encoder"]).eval()

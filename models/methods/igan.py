@@ -1,0 +1,245 @@
+"""IGAN, intersectant generative adversarial networks (He et al., IJCAI 2019).
+
+Symbols: u relaxed code (the common space), s source, t target, d bits, N classes, T confidence threshold, x~ a generated
+image. Beyond the paper, each with a field whose off value is the paper's: random affine views, batch-norm and dropout in
+the trunk, an averaged copy of encoder and classifier that gives the pseudo-labels and encodes, the target's entropy and
+equal shares of its classes, spectral norm, the discriminators' own rate, and "real, of whichever class" for target images
+without a confident label.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, log_softmax
+
+from models.distributed import gather
+from models.losses.adversarial import deceiving_loss, generated_loss, real_class_loss
+from models.losses.alignment import centroid_distance, confident_classes, imbalance_loss, pseudo_label_loss
+from models.losses.hashing import entropy_loss, quantisation_loss, similarity_loss
+from models.method import Batch, Method, Player, Row, Wants, hyper
+from models.networks.build import build_network
+from models.networks.generative import Discriminator, Generator, stored
+from models.networks.layers import CodeOnly, unit
+from models.optimisers import build_optimizer, restart, set_rate
+
+DOMAINS = ("source", "target")
+U_M, M_U = "usps -> mnist", "mnist -> usps"
+
+
+@dataclass(frozen=True)
+class IGANConfig:
+    """Hyper-parameters of IGAN; the defaults are what works best here, ``paper()`` is the paper's setting."""
+
+    pseudo_weight: float = hyper(1.0, "epsilon, weight of pseudo-labels in the label prediction", 0.1, 3.0, log=True)
+    threshold: float = hyper(0.9, "T, class probability above which a target image has a pseudo-label", 0.5, 0.99)
+    hash_weight: float = hyper(1.0, "alpha, weight of the hash term", 1e-2, 10.0, log=True)
+    relaxation_weight: float = hyper(0.1, "upsilon, weight of the relaxation beside the hash term", 1e-3, 1.0, log=True)
+    centroid_weight: float = hyper(0.1, "beta, weight of the semantic centroid alignment", 1e-3, 1.0, log=True)
+    adversarial_weight: float = hyper(0.01, "weight of the adversarial term for encoder and generators; 1 in the paper", 1e-3, 1.0, log=True)
+    l1_weight: float = hyper(0.01, "chi, weight of the pixel-wise reconstruction", 1e-3, 10.0, log=True)
+    entropy_weight: float = hyper(0.1, "weight of the target's entropy; 0 is the paper", 1e-3, 1.0, log=True)
+    balance_weight: float = hyper(0.3, "weight of the classes' equal share in the target's probabilities; 0 is the paper", 0.03, 3.0, log=True)
+    real_unlabelled: bool = hyper(True, "target images without a confident label are shown as real; off in the paper")
+    spectral: bool = hyper(True, "spectral norm in the discriminators; off in the paper")
+    average: float = hyper(0.99, "decay of the averaged copy that labels and encodes; 0 is the paper (no copy)", 0.9, 0.999)
+    augment: bool = hyper(True, "train on randomly transformed views; off in the paper")
+    pretrain_epochs: int = hyper(1, "epochs on the source alone before the first stage")
+    stages: int = hyper(1, "stages; at the start of each, all but the encoder begins anew")
+    per_class: int = hyper(20, "source images per class in a batch", 5, 40)
+    network: str = hyper("auto", "network", choices=("auto", "lenet", "conv4", "alexnet", "mlp"))
+    pretrained: str = hyper("IMAGENET1K_V1", "AlexNet's weights: torchvision name, file path, or none")
+    norm: bool = hyper(True, "batch-norm in the trunk; off in the paper")
+    dropout: float = hyper(0.3, "dropout before the last trunk layer; 0 in the paper's LeNet", 0.0, 0.6)
+    width: int = hyper(8, "channels of the outermost hidden layers of generators and discriminators")
+    optimizer: str = hyper("adam", "optimiser", choices=("adam", "sgd"))
+    learning_rate: float = hyper(2e-3, "first learning rate of encoder, classifier and generators", 1e-4, 1e-2, log=True)
+    discriminator_rate: float = hyper(0.2, "the discriminators' share of the learning rate; 1 in the paper", 0.05, 5.0, log=True)
+    pretrained_rate: float = hyper(0.1, "share of the learning rate for pretrained layers")
+    weight_decay: float = hyper(5e-4, "weight decay of all but the discriminators", 1e-5, 1e-2, log=True)
+
+    @classmethod
+    def paper(cls) -> Self:
+        """The paper's setting for digits. It names batch size, staged training and SGD; rates and weights are readings."""
+        return cls(
+            pseudo_weight=0.1, relaxation_weight=1e-3, centroid_weight=0.1, adversarial_weight=1.0, l1_weight=1.0,
+            entropy_weight=0.0, balance_weight=0.0, real_unlabelled=False, spectral=False, average=0.0, augment=False, pretrain_epochs=2, stages=2,
+            per_class=10, norm=False, dropout=0.0, width=32, optimizer="sgd", learning_rate=3e-3, discriminator_rate=0.1,
+        )  # fmt: skip
+
+
+class IGAN(Method):
+    """Common codes that a classifier, class centres and two generators with their discriminators hold together (eq. 11)."""
+
+    name: ClassVar[str] = "igan"
+    reference: ClassVar[str] = (
+        "He et al., One Network for Multi-Domains: Domain Adaptive Hashing with Intersectant Generative Adversarial Networks, IJCAI 2019"
+    )
+    Config: ClassVar[Any] = IGANConfig
+    ablation: ClassVar[tuple[Row, ...]] = (  # Table 4; each row adds a term to the one above
+        Row("Lc", {"centroid_weight": 0.0, "hash_weight": 0.0, "adversarial_weight": 0.0, "l1_weight": 0.0}, {U_M: 61.8, M_U: 85.5}),
+        Row("Lc + Ls", {"hash_weight": 0.0, "adversarial_weight": 0.0, "l1_weight": 0.0}, {U_M: 88.8, M_U: 89.5}),
+        Row("Lc + Ls + Lh", {"adversarial_weight": 0.0, "l1_weight": 0.0}, {U_M: 89.5, M_U: 90.3}),
+        Row("Lc + Ls + Lh + La", {"l1_weight": 0.0}, {U_M: 97.2, M_U: 96.1}),
+        Row("Lc + Ls + Lh + La + L1", {}, {U_M: 97.8, M_U: 96.8}),
+    )
+    config: IGANConfig
+
+    def __init__(self, config: IGANConfig, shape: tuple[int, ...], classes: int, bits: int) -> None:
+        super().__init__(config, shape, classes, bits)
+        c, self.seed, self.pretraining = config, torch.initial_seed(), config.pretrain_epochs > 0
+        self.images = len(shape) == 3
+        self.network = build_network(c.network, shape, bits, c.norm, c.dropout, c.pretrained)
+        self.heads = self._fresh_heads()
+        groups = [*self.network.groups(c.pretrained_rate), {"params": [*self.heads.parameters()], "share": 1.0}]
+        optimizer = build_optimizer(c.optimizer, groups, c.learning_rate, c.weight_decay)
+        self.networks = nn.ModuleDict({"network": self.network, **self.heads})
+        self.players = {"encoder": Player(self.networks, optimizer, partial=self.pretraining and self.generates)}
+        self.judges = self._fresh_judges()
+        if c.adversarial_weight:
+            rates: list[dict[str, Any]] = [{"params": [*self.judges.parameters()], "share": c.discriminator_rate}]
+            self.players["discriminator"] = Player(self.judges, build_optimizer(c.optimizer, rates, c.learning_rate, 0.0, betas=(0.5, 0.999)))
+        self.average(self.networks, c.average)
+        self.made: dict[str, Tensor] = {}
+
+    @property
+    def generates(self) -> bool:
+        """Whether any term needs the generators; without one there is nothing to translate with."""
+        return bool(self.config.adversarial_weight or self.config.l1_weight)
+
+    @property
+    def wants(self) -> Wants:
+        return Wants(source_labels=True, target=True, per_class=self.config.per_class, batch_size=0, views=int(self.config.augment))
+
+    def _fresh_heads(self) -> nn.ModuleDict:
+        """The classifier C and, where a term needs them, the generators G_s and G_t."""
+        heads = nn.ModuleDict({"classifier": nn.Linear(self.bits, self.classes)})
+        for domain in DOMAINS if self.generates else ():
+            heads[domain] = Generator(self.bits, self.shape, self.config.width)
+        return heads
+
+    def _fresh_judges(self) -> nn.ModuleDict:
+        """The discriminators D_s and D_t, of N classes and one for generated images, where a term needs them."""
+        c = self.config
+        needed = DOMAINS if c.adversarial_weight else ()
+        return nn.ModuleDict({domain: Discriminator(self.shape, self.classes + 1, c.width, c.spectral) for domain in needed})
+
+    def _stage(self, epoch: int, epochs: int) -> int:
+        """Number of an epoch's stage, from 0; -1 while pretraining."""
+        first = self.config.pretrain_epochs
+        return -1 if epoch < first else (epoch - first) * self.config.stages // max(epochs - first, 1)
+
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """Pretrain for the first epochs; at each stage's start draw all but the encoder anew (section 3.2)."""
+        stage = self._stage(epoch, epochs)
+        self.pretraining = stage < 0
+        if epoch == 0 or stage == self._stage(epoch - 1, epochs):
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed + stage + 1)  # alike on every rank
+            restart(self.heads, self._fresh_heads(), self.players["encoder"].optimizer)
+            if "discriminator" in self.players:
+                restart(self.judges, self._fresh_judges(), self.players["discriminator"].optimizer)
+        for name, head in self.heads.items() if self.averaged is not None else ():
+            self.settled[name].load_state_dict(head.state_dict())
+
+    def begin_step(self, progress: float) -> None:
+        """Set the learning rates: a cosine to zero with Adam, constant with the paper's SGD."""
+        for player in self.players.values():
+            set_rate(player.optimizer, self.config.learning_rate, 1.0 if self.config.optimizer == "sgd" else 0.0, progress)
+
+    def plays(self, player: str) -> bool:
+        return player == "encoder" or not self.pretraining
+
+    def losses(self, player: str, batch: Batch) -> dict[str, Tensor]:
+        """Encoder: the terms of eq. 11. Discriminators: ``real`` and ``generated`` of eq. 10, on what the encoder's step made."""
+        assert batch.source is not None and batch.source.label is not None and batch.target is not None
+        if player == "discriminator":
+            return self._judge(batch.source.label)
+        x_s, x_t = (part.views[0] if self.config.augment else part.x for part in (batch.source, batch.target))
+        u_s, u_t = self.network(torch.cat([x_s, x_t]))[1].split([len(x_s), len(x_t)])
+        all_s, labels = gather(u_s), gather(batch.source.label)
+        classifier = self.heads["classifier"]
+        terms = {"classification": cross_entropy(classifier(all_s), labels)}
+        if self.config.hash_weight:
+            terms |= {"hash": similarity_loss(all_s, labels), "relaxation": quantisation_loss(all_s)}
+        if self.pretraining:
+            return terms
+        guess = self._pseudo_labels(batch.target.x)
+        terms |= self._align(all_s, labels, gather(u_t), gather(guess))
+        if self.generates:
+            self.made = {"real source": unit(x_s, self.images), "real target": unit(x_t, self.images), "guess": guess}
+            terms |= self._generate(u_s, u_t, batch.source.label, guess)
+        return terms
+
+    def weights(self, player: str) -> dict[str, float]:
+        c = self.config
+        return {
+            "classification": 1.0, "pseudo": c.pseudo_weight, "hash": c.hash_weight, "relaxation": c.hash_weight * c.relaxation_weight,
+            "centroid": c.centroid_weight, "adversarial": c.adversarial_weight, "l1": c.l1_weight, "entropy": c.entropy_weight,
+            "balance": c.balance_weight, "real": 1.0, "generated": 1.0,
+        }  # fmt: skip
+
+    @torch.no_grad()
+    def _pseudo_labels(self, x: Tensor) -> Tensor:
+        """Classes of the target images that the classifier is sure of, -1 for the others (eq. 4)."""
+        return confident_classes(self.settled["classifier"](self.settled["network"](x)[1]), self.config.threshold)
+
+    def _align(self, u_s: Tensor, labels: Tensor, u_t: Tensor, guesses: Tensor) -> dict[str, Tensor]:
+        """Terms that hold the target's codes to the source's (eq. 3 and the second part of eq. 5)."""
+        logits = self.heads["classifier"](u_t)
+        terms = {"pseudo": pseudo_label_loss(logits, guesses)}
+        if self.config.entropy_weight:
+            terms["entropy"] = entropy_loss(log_softmax(logits, 1))
+        if self.config.balance_weight:
+            terms["balance"] = imbalance_loss(logits)
+        if self.config.centroid_weight:
+            terms["centroid"] = centroid_distance(u_s, labels, u_t, guesses, self.classes)
+        return terms
+
+    def _generate(self, u_s: Tensor, u_t: Tensor, labels: Tensor, guess: Tensor) -> dict[str, Tensor]:
+        """Both generators on both domains' codes: x~_s, x~_t of eq. 6 for the L1 term, x~_ts, x~_st of eq. 8 for the adversarial one."""
+        c, terms = self.config, {}
+        own = {"source": u_s, "target": u_t}
+        other = {"source": u_t, "target": u_s}
+        made = {domain: self.heads[domain](torch.cat([other[domain], own[domain]]) if c.l1_weight else other[domain]) for domain in DOMAINS}
+        crossed = {domain: made[domain][: len(other[domain])] for domain in DOMAINS}
+        if c.adversarial_weight:
+            wanted = {"source": guess, "target": labels}
+            terms["adversarial"] = torch.stack([deceiving_loss(self.judges[domain](crossed[domain]), wanted[domain]) for domain in DOMAINS]).sum()
+        if c.l1_weight:
+            errors = [(made[domain][len(other[domain]) :] - self.made[f"real {domain}"]).abs().mean() for domain in DOMAINS]
+            terms["l1"] = torch.stack(errors).sum()
+        self.made |= {f"generated {domain}": crossed[domain].detach() for domain in DOMAINS}
+        return terms
+
+    def _judge(self, labels: Tensor) -> dict[str, Tensor]:
+        """The discriminators' cross-entropies of real images of their domain, and of images generated into it."""
+        known, made = {"source": labels, "target": self.made["guess"]}, self.made
+        real, generated = [], []
+        for domain in DOMAINS:
+            logits = self.judges[domain](torch.cat([made[f"real {domain}"], made[f"generated {domain}"]]))
+            of_real, of_generated = logits.split([len(labels), len(logits) - len(labels)])
+            real.append(real_class_loss(of_real, known[domain], self.config.real_unlabelled))
+            generated.append(generated_loss(of_generated))
+        return {"real": torch.stack(real).sum(), "generated": torch.stack(generated).sum()}
+
+    def failure(self, terms: dict[str, float]) -> str:
+        """Discriminators that make no error at all teach the generators nothing."""
+        if "generated" in terms and terms["real"] + terms["generated"] < 1e-4:
+            return "the discriminators tell every generated image: lower --discriminator-rate, or set --spectral"
+        return ""
+
+    def encoder(self) -> nn.Module:
+        """The averaged copy where there is one, as input -> codes."""
+        return CodeOnly(self.settled["network"]).eval()
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Class log-probabilities by the classifier on the relaxed codes."""
+        return log_softmax(self.settled["classifier"](self.encode(x)), 1)
+
+    def translate(self, x: Tensor) -> Tensor:
+        """Target images of source images, x~_st = G_t(E(x)) (eq. 8); features where the data are features."""
+        made = self.settled["target"].eval()(self.encode(x))
+        return stored(made) if self.images else made

@@ -1,0 +1,257 @@
+"""UCDIR, unsupervised cross-domain image retrieval (Hu and Lee, ECCV 2022): no label in either domain.
+
+Symbols: x feature (128-d, L2-normalised), x' the momentum encoder's, A and B the two domains, K clusters, c centroid,
+tau temperature of the contrast, phi of the cluster probabilities. A memory slot x' for each image of each domain. The
+codes, which the paper does not have, are the signs of a learned head on x, or ITQ's of x; no term of theirs moves x.
+Beyond the paper, each with a field whose off value is the paper's: views of other kinds, more clusters than classes, and a
+bound on the slots that a step compares with.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from models.clustering import kmeans
+from models.distributed import gather, world_size
+from models.itq import fit_itq
+from models.losses.contrastive import attraction, cluster_probabilities, contrast, distance_of_distance, neighbour_loss, self_entropy
+from models.losses.hashing import quantisation_loss
+from models.method import Batch, Method, Player, Row, RowSource, View, Wants, hyper
+from models.networks.extractors import Backbone
+from models.networks.layers import HashLayer
+from models.optimisers import build_optimizer, set_rate
+
+WIDTH = 128
+DOMAINS = ("source", "target")
+DOMAINNET = "P@50, DomainNet"
+
+
+@dataclass(frozen=True)
+class UCDIRConfig:
+    """Hyper-parameters of UCDIR; the defaults are what works best here, ``paper()`` is the paper's setting."""
+
+    cluster_weight: float = hyper(0.5, "alpha, weight of the cluster-wise contrast", 0.1, 2.0, log=True)
+    cluster_start: float = hyper(0.1, "T1, share of the training after which the cluster-wise contrast begins", 0.0, 0.5)
+    cluster_full: float = hyper(0.5, "T2, share of the training from which it, and the alignment, have their whole weight", 0.1, 0.9)
+    cluster_filter: float = hyper(0.2, "probability of its own cluster above which an image counts in it", 0.0, 0.9)
+    entropy_weight: float = hyper(1.0, "gamma, weight of the entropy of the cluster probabilities", 0.01, 3.0, log=True)
+    distance_weight: float = hyper(0.5, "beta, weight of the distance-of-distance", 0.01, 30.0, log=True)
+    temperature: float = hyper(0.2, "tau, temperature of the contrast", 0.05, 1.0, log=True)
+    cluster_temperature: float = hyper(0.1, "phi, temperature of the cluster probabilities", 0.01, 1.0, log=True)
+    clusters: int = hyper(0, "K, clusters of a domain; 0 for the number of classes times the next")
+    clusters_per_class: int = hyper(3, "clusters for each class, where K is not given; 1 in the paper", 1, 5)
+    negatives: int = hyper(65536, "slots of a domain that a step compares with, drawn anew each step; 0 for all, as in the paper")
+    average: float = hyper(0.99, "momentum of the momentum encoder; 0.999 in the paper", 0.9, 0.999)
+    views: str = hyper("affine", "kind of the two views", choices=("affine", "contrastive"))
+    crop: float = hyper(0.2, "contrastive views: smallest share of the image's area", 0.08, 0.6, when={"views": ("contrastive",)})
+    flip: float = hyper(0.5, "contrastive views: probability of a mirror image; 0 for digits")
+    batch: int = hyper(128, "images of each domain in a batch; 64 in the paper", 32, 512)
+    network: str = hyper("auto", "network", choices=("auto", "lenet", "conv4", "resnet18", "resnet50", "mlp"))
+    pretrained: str = hyper("none", "a ResNet's weights: file of MoCo v2 or of a state dict, torchvision name, or none")
+    codes: str = hyper("head", "what makes the codes of the features", choices=("head", "itq"))
+    code_temperature: float = hyper(0.2, "temperature of a code's neighbours in the head's loss", 0.05, 1.0, log=True, when={"codes": ("head",)})
+    neighbour_temperature: float = hyper(0.1, "temperature of a feature's neighbours in the head's loss", 0.02, 0.5, log=True, when={"codes": ("head",)})
+    quantisation_weight: float = hyper(0.1, "weight of the quantisation of the head's codes", 1e-3, 1.0, log=True, when={"codes": ("head",)})
+    head_rate: float = hyper(10.0, "the hash head's share of the learning rate", 1.0, 30.0, log=True, when={"codes": ("head",)})
+    optimizer: str = hyper("adam", "optimiser", choices=("adam", "sgd"))
+    learning_rate: float = hyper(1e-3, "first learning rate; a cosine to zero", 1e-5, 1e-2, log=True)
+    weight_decay: float = hyper(1e-4, "weight decay", 1e-6, 1e-2, log=True)
+
+    @classmethod
+    def paper(cls) -> Self:
+        """The paper's setting on DomainNet; it takes ResNet-50 with MoCo v2's weights, given as ``pretrained``."""
+        return cls(
+            cluster_weight=1.0, distance_weight=0.1, entropy_weight=0.5, clusters_per_class=1, negatives=0, average=0.999, views="contrastive", batch=64,
+            optimizer="sgd", learning_rate=2e-4,
+        )  # fmt: skip
+
+
+class Memory(nn.Module):
+    """One domain's slots, an L2-normalised feature for each image, and the centroids of its clusters."""
+
+    slots: Tensor
+    centroids: Tensor
+    members: Tensor
+
+    def __init__(self, clusters: int) -> None:
+        super().__init__()
+        self.register_buffer("slots", torch.zeros(0, WIDTH))
+        self.register_buffer("centroids", torch.zeros(clusters, WIDTH))
+        self.register_buffer("members", torch.empty(0, dtype=torch.int64))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        self.slots, self.members = (torch.zeros_like(state_dict[prefix + name]) for name in ("slots", "members"))  # as many as were saved
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def fill(self, rows: int, parts: Iterator[View], encode: Any) -> None:
+        """Take every image's feature; each rank brings its own images."""
+        slots = self.centroids.new_zeros(rows, WIDTH)
+        for part in parts:
+            slots[part.row.to(slots.device)] = encode(part.x.to(slots.device))
+        if world_size() > 1:
+            dist.all_reduce(slots)
+        self.slots = slots
+
+    def cluster(self, seed: int) -> None:
+        """Cluster the slots anew."""
+        self.centroids.copy_(kmeans(self.slots, len(self.centroids), seed))
+        self.members = torch.cat([(part @ self.centroids.T).argmax(1) for part in self.slots.split(65536)])
+
+    def cluster_means(self) -> Tensor:
+        """Mean slot of each cluster, (clusters, width): the positives of eq. 2 at once."""
+        sums = torch.zeros_like(self.centroids).index_add_(0, self.members, self.slots)
+        return sums / torch.bincount(self.members, minlength=len(sums)).clamp(min=1).unsqueeze(1)
+
+
+class Embedding(nn.Module):
+    """Input -> L2-normalised feature: the backbone and MoCo v2's head of two layers."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Sequential(nn.Linear(backbone.features, backbone.features), nn.ReLU(), nn.Linear(backbone.features, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return normalize(self.head(self.backbone(x)))
+
+
+class _Codes(nn.Module):
+    """Input -> relaxed codes, by a module on the features."""
+
+    def __init__(self, embedding: nn.Module, hashing: nn.Module) -> None:
+        super().__init__()
+        self.embedding, self.hashing = embedding, hashing
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.hashing(self.embedding(x))
+        return made[1] if isinstance(made, tuple) else made
+
+
+class UCDIR(Method):
+    """Contrast within each domain, by image and by cluster, and distances between samples that two domains' clusters agree on."""
+
+    name: ClassVar[str] = "ucdir"
+    reference: ClassVar[str] = "Hu and Lee, Feature Representation Learning for Unsupervised Cross-domain Image Retrieval, ECCV 2022"
+    Config: ClassVar[Any] = UCDIRConfig
+    ablation: ClassVar[tuple[Row, ...]] = (  # Table 3, the means of its twelve directions
+        Row("instance (v1)", {"cluster_weight": 0.0, "entropy_weight": 0.0, "distance_weight": 0.0}, {DOMAINNET: 38.14}),
+        Row("+ cluster (v2)", {"entropy_weight": 0.0, "distance_weight": 0.0}, {DOMAINNET: 41.57}),
+        Row("+ entropy (v3)", {"distance_weight": 0.0}, {DOMAINNET: 44.61}),
+        Row("+ distance-of-distance", {}, {DOMAINNET: 47.09}),
+    )
+    table: ClassVar[tuple[str, ...]] = tuple(f"cross/cosine_precision_at_{k}" for k in (50, 100, 200))
+    embeds: ClassVar[bool] = True
+    config: UCDIRConfig
+
+    def __init__(self, config: UCDIRConfig, shape: tuple[int, ...], classes: int, bits: int) -> None:
+        super().__init__(config, shape, classes, bits)
+        c = config
+        self.networks = nn.ModuleDict({"embedding": Embedding(Backbone(c.network, shape, c.pretrained)), "hash": HashLayer(WIDTH, bits)})
+        groups: list[dict[str, Any]] = [
+            {"params": [*self.networks["embedding"].parameters()], "share": 1.0}, {"params": [*self.networks["hash"].parameters()], "share": c.head_rate},
+        ]  # fmt: skip
+        self.players = {"encoder": Player(self.networks, build_optimizer(c.optimizer, groups, c.learning_rate, c.weight_decay))}
+        self.average(self.networks, c.average)
+        self.memory: Any = nn.ModuleDict({domain: Memory(c.clusters or c.clusters_per_class * classes) for domain in DOMAINS})
+        self.clustering, self.aligning, self.draws = 0.0, False, 0
+
+    @property
+    def wants(self) -> Wants:
+        c = self.config
+        view = {"kind": "contrastive", "crop": c.crop, "flip": c.flip} if c.views == "contrastive" else {}
+        return Wants(source_labels=False, target=True, per_class=0, batch_size=c.batch, views=2, view=view)
+
+    def kept(self) -> nn.ModuleDict:
+        """The memory, too."""
+        kept = super().kept()
+        kept["memory"] = self.memory
+        return kept
+
+    @torch.no_grad()
+    def begin(self, source: RowSource | None, target: RowSource | None) -> None:
+        """Fill each domain's slots by the momentum encoder (section 4.1)."""
+        for domain, rows in zip(DOMAINS, (source, target), strict=True):
+            assert rows is not None
+            self.memory[domain].fill(rows.total, rows.rows(), self.settled["embedding"].eval())
+
+    @torch.no_grad()
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """Set the weights of eq. 4 and, where a term needs them, cluster each domain's slots anew (section 3.2)."""
+        c, share = self.config, epoch / epochs
+        self.draws = epoch << 32
+        self.clustering = c.cluster_weight * min(max((share - c.cluster_start) / max(c.cluster_full - c.cluster_start, 1e-9), 0.0), 1.0)
+        self.aligning = share >= c.cluster_full and bool(c.entropy_weight or c.distance_weight)
+        for memory in self.memory.values() if self.clustering or self.aligning else ():
+            memory.cluster(epoch)
+
+    def begin_step(self, progress: float) -> None:
+        set_rate(self.players["encoder"].optimizer, self.config.learning_rate, 0.0, progress)
+
+    def losses(self, player: str, batch: Batch) -> dict[str, Tensor]:
+        """Terms of eq. 3 and 10 on both domains' batches, and of the codes."""
+        assert batch.source is not None and batch.target is not None
+        parts = {"source": batch.source, "target": batch.target}
+        seen = self.networks["embedding"](torch.cat([part.views[0] for part in parts.values()]))
+        with torch.no_grad():
+            keys = self.settled["embedding"](torch.cat([part.views[1] for part in parts.values()]))
+        n = len(batch.source.x)
+        x = {domain: gather(each) for domain, each in zip(DOMAINS, seen.split([n, len(seen) - n]), strict=True)}
+        terms: dict[str, list[Tensor]] = {}
+        for domain, key in zip(DOMAINS, keys.split([n, len(seen) - n]), strict=True):
+            found = self._contrast(self.memory[domain], x[domain], gather(key), gather(parts[domain].row))
+            if self.aligning:
+                found |= self._align(x[domain])
+            for name, term in found.items():
+                terms.setdefault(name, []).append(term)
+        features = gather(seen.detach())
+        u = gather(self.networks["hash"](seen.detach())[1])
+        both = {name: torch.stack(each).sum() for name, each in terms.items()}
+        c = self.config
+        return both | {"neighbours": neighbour_loss(u, features, c.code_temperature, c.neighbour_temperature), "quantisation": quantisation_loss(u)}
+
+    def weights(self, player: str) -> dict[str, float]:
+        c = self.config
+        return {
+            "instance": 1.0, "cluster": self.clustering, "entropy": c.entropy_weight, "distance": c.distance_weight,
+            "neighbours": 1.0, "quantisation": c.quantisation_weight,
+        }  # fmt: skip
+
+    def _contrast(self, memory: Memory, x: Tensor, key: Tensor, row: Tensor) -> dict[str, Tensor]:
+        """Write the batch's slots, then compare with the domain's (eq. 1, 2)."""
+        c = self.config
+        memory.slots[row] = key
+        slots, own = memory.slots, None
+        if c.negatives and len(slots) > c.negatives:
+            self.draws += 1
+            chosen = torch.randperm(len(slots), generator=torch.Generator().manual_seed(self.draws))[: c.negatives].to(x.device)
+            slots, own = slots[chosen], row.unsqueeze(1) == chosen
+        denominator = contrast(x, slots, c.temperature, None if own is None else key, own)
+        terms = {"instance": attraction(x, key, denominator, c.temperature)}
+        if self.clustering:
+            member = memory.members[row]
+            sure = cluster_probabilities(key, memory.centroids, c.cluster_temperature).gather(1, member.unsqueeze(1)).squeeze(1)
+            terms["cluster"] = attraction(x, memory.cluster_means()[member], denominator, c.temperature, sure > c.cluster_filter)
+        return terms
+
+    def _align(self, x: Tensor) -> dict[str, Tensor]:
+        """Entropy and distance-of-distance of one domain's batch by both domains' centroids (eq. 5-9)."""
+        c = self.config
+        one, other = (cluster_probabilities(x, self.memory[domain].centroids, c.cluster_temperature) for domain in DOMAINS)
+        terms = {"entropy": self_entropy(one) + self_entropy(other)} if c.entropy_weight else {}
+        return terms | ({"distance": distance_of_distance(one, other)} if c.distance_weight else {})
+
+    def features(self, x: Tensor) -> Tensor:
+        """The momentum encoder's features, which the paper ranks by cosine."""
+        return self.settled["embedding"].eval()(x)
+
+    def encoder(self) -> nn.Module:
+        """The momentum encoder with the learned head or, fitted on both domains' slots, ITQ."""
+        hashing = self.settled["hash"]
+        if self.config.codes == "itq":
+            hashing = fit_itq(torch.cat([memory.slots for memory in self.memory.values()]), self.bits)
+        return _Codes(self.settled["embedding"], hashing).eval()

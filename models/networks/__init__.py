@@ -1,0 +1,1 @@
+"""Networks: hash layers, small networks, pretrained backbones, feature extractors, generators."""

@@ -1,0 +1,103 @@
+"""Large networks with pretrained weights from torchvision: AlexNet, VGG, ResNet, and how their weights are read."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.distributed import BatchNorm
+from models.networks.layers import HashNetwork
+
+FC7 = 4096  # width of AlexNet's and VGG's fc7
+
+
+class ImageNetInput(nn.Module):
+    """Scale [-1, 1] to ImageNet's normalisation and give grey images three channels."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (((x + 1) / 2).expand(-1, 3, -1, -1) - self.mean) / self.deviation
+
+
+def alexnet(shape: tuple[int, ...], bits: int, weights: str) -> HashNetwork:
+    """AlexNet's conv1 to fc7 from torchvision, with hash-fc8 in place of fc8 (nearest to the paper's VGG-F).
+
+    Args:
+        shape: (channels, height, width), at least 63 by 63.
+        weights: a torchvision name (``IMAGENET1K_V1``, downloaded), a path of a .safetensors or weights-only .pth
+            file, or ``none`` for random weights.
+    """
+    from torchvision.models import alexnet as build  # noqa: PLC0415  torchvision is slow to import
+
+    if min(shape[1:]) < 63:
+        raise ValueError(f"AlexNet needs images of at least 63x63 pixels, not {shape[1]}x{shape[2]}: ingest with --size 224")
+    network = build(weights=None)
+    if weights != "none":
+        network.load_state_dict(pretrained_weights("alexnet", weights))
+    fc6, fc7 = network.classifier[1], network.classifier[4]
+    trunk = nn.Sequential(ImageNetInput(), network.features, network.avgpool, nn.Flatten(), nn.Dropout())
+    return HashNetwork(trunk, [fc6, nn.Sequential(nn.Dropout(), fc7)], fc7.out_features, bits, True, weights != "none")
+
+
+def pretrained_weights(network: str, weights: str) -> dict[str, Tensor]:
+    """State dict of a torchvision network by weights name or file path; nothing is unpickled but tensors.
+
+    Raises:
+        ValueError: the weights cannot be had; says what was tried.
+    """
+    advice = "give the path of a state-dict file (.safetensors or .pth), or 'none' for random weights"
+    path = Path(weights)
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file  # noqa: PLC0415
+
+            return load_file(path)
+        if path.suffix in {".pth", ".pt", ".tar"}:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        from torchvision.models import get_model_weights  # noqa: PLC0415
+
+        return get_model_weights(network)[weights].get_state_dict(progress=False, check_hash=True)
+    except Exception as error:  # a network, a file or a name can fail in a dozen ways; each means the same to the user
+        raise ValueError(f"weights {weights!r} of {network} cannot be had ({type(error).__name__}: {error}): {advice}") from error
+
+
+def fc7_network(name: str, weights: str) -> nn.Module:
+    """A torchvision network up to fc7 and its ReLU."""
+    from torchvision import models  # noqa: PLC0415  torchvision is slow to import
+
+    network = getattr(models, name)(weights=None)
+    if weights != "none":
+        network.load_state_dict(pretrained_weights(name, weights))
+    classifier = [layer for layer in network.classifier[:-1] if not isinstance(layer, nn.Dropout)]  # an extractor that is fixed has no noise
+    return nn.Sequential(ImageNetInput(), network.features, network.avgpool, nn.Flatten(), *classifier)
+
+
+def resnet(name: str, weights: str) -> tuple[nn.Module, int]:
+    """A torchvision ResNet without its last layer, with the batch-norm of several workers, and its width."""
+    from torchvision import models  # noqa: PLC0415  torchvision is slow to import
+
+    network = getattr(models, name)(weights=None, norm_layer=BatchNorm)
+    width = network.fc.in_features
+    network.fc = nn.Identity()
+    if weights != "none":
+        state = trunk_weights(pretrained_weights(name, weights))
+        missing = [key for key in network.state_dict() if key not in state and "num_batches" not in key]
+        if missing:
+            raise ValueError(f"weights {weights!r} are not those of a {name}: they lack {', '.join(missing[:3])}")
+        network.load_state_dict({key: state[key] for key in network.state_dict() if key in state}, strict=False)
+    return nn.Sequential(ImageNetInput(), network), width
+
+
+def trunk_weights(saved: dict[str, Any]) -> dict[str, Tensor]:
+    """A state dict by the network's own names: MoCo's checkpoint keeps its query encoder's under ``module.encoder_q.``."""
+    state: dict[str, Tensor] = saved.get("state_dict", saved)
+    prefix = "module.encoder_q."
+    return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)} or state

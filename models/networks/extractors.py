@@ -1,0 +1,88 @@
+"""Networks that turn images into feature vectors: frozen ones for the unsupervised hashes, trainable ones for UCDIR."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from models.distributed import BatchNorm
+from models.networks.backbones import FC7, fc7_network, resnet
+from models.networks.layers import unit
+from models.networks.small import conv4, lenet
+
+
+class Extractor(nn.Module):
+    """Input -> feature vectors (batch, features): pixels in [0, 1] as they are, vectors and fc7 at a mean square of 1.
+
+    Attributes:
+        features: width of the vectors.
+    """
+
+    def __init__(self, name: str, shape: tuple[int, ...], weights: str) -> None:
+        """Args:
+        name: ``none``, ``alexnet``, ``vgg16``; ``auto`` is VGG-16 for images from 64 pixels, and none for others.
+        shape: (features,) or (channels, height, width).
+        weights: as :func:`models.networks.pretrained_weights` takes them, or ``none`` for random ones.
+
+        Raises:
+            ValueError: the network does not take this shape.
+        """
+        super().__init__()
+        self.images = len(shape) == 3
+        if name == "auto":
+            name = "vgg16" if self.images and min(shape[1:]) >= 64 else "none"
+        if name != "none" and not (self.images and min(shape[1:]) >= 63):
+            raise ValueError(f"extractor {name} needs images of at least 63x63 pixels, not data of shape {list(shape)}: take --extractor none")
+        self.trunk = None if name == "none" else fc7_network(name, weights)
+        self.features = FC7 if self.trunk else int(torch.Size(shape).numel())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = unit(x, self.images)
+        if self.trunk is None and self.images:
+            return ((x + 1) / 2).flatten(1)
+        x = x if self.trunk is None else self.trunk(x)
+        return normalize(x) * self.features**0.5
+
+
+class Backbone(nn.Module):
+    """Input -> feature vectors (batch, features) that are trained: a ResNet, LeNet's or conv4's trunk, or a layer on vectors.
+
+    Attributes:
+        features: width of the vectors.
+    """
+
+    def __init__(self, name: str, shape: tuple[int, ...], weights: str) -> None:
+        """Args:
+        name: ``lenet``, ``conv4``, ``resnet18``, ``resnet50`` or ``mlp``; ``auto`` is mlp for vectors, ResNet-50 from 64 pixels;
+            below, conv4 for colour, LeNet for grey.
+        shape: (features,) or (channels, height, width).
+        weights: of a ResNet: a torchvision name, the path of a state dict or of MoCo's checkpoint, or ``none``.
+
+        Raises:
+            ValueError: the network does not take this shape.
+        """
+        super().__init__()
+        self.images = len(shape) == 3
+        if name == "auto":
+            small = "conv4" if shape[0] == 3 else "lenet"
+            name = "mlp" if not self.images else "resnet50" if min(shape[1:]) >= 64 else small
+        if (name == "mlp") == self.images:
+            raise ValueError(f"network {name!r} does not take data of shape {list(shape)}: mlp takes features, the others images")
+        self.trunk: nn.Module
+        if name == "mlp":
+            self.trunk, self.features = nn.Sequential(nn.Linear(shape[0], 512), BatchNorm(512), nn.ReLU()), 512
+        elif name in ("lenet", "conv4"):
+            self.trunk, self.features = _small(name, shape)
+        else:
+            self.trunk, self.features = resnet(name, weights)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = unit(x, self.images)
+        return self.trunk(x.contiguous(memory_format=torch.channels_last) if self.images else x)
+
+
+def _small(name: str, shape: tuple[int, ...]) -> tuple[nn.Module, int]:
+    """The trunk of LeNet, with its fully connected layer, or of conv4, both with batch-norm, and its width."""
+    network = (lenet if name == "lenet" else conv4)(shape, 8, True, 0.0)
+    activated = [part for layer in network.layers for part in (layer, nn.ReLU())]
+    return nn.Sequential(network.trunk, *activated), network.hash.linear.in_features

@@ -1,0 +1,81 @@
+"""The building blocks of hash networks: input scaling, the hash layer, and trunk plus layers plus hash layer.
+
+A hash network returns the output of every fully connected layer before its nonlinearity, and the relaxed code:
+``forward(x) -> (layers, u_BD)``, B batch, D bits. Images are uint8, or float32 in 0..255 after augmentation.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.distributed import BatchNorm
+
+Output = tuple[list[Tensor], Tensor]
+
+
+def unit(x: Tensor, images: bool) -> Tensor:
+    """Stored images (0..255) as real numbers in [-1, 1], what a generator makes; feature vectors as real numbers."""
+    x = x.to(torch.get_default_dtype())
+    return x / 127.5 - 1 if images else x
+
+
+class HashLayer(nn.Module):
+    """Fully connected, batch-norm, tanh: the hash-fc8 of DAH (section 3.4)."""
+
+    def __init__(self, features: int, bits: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(features, bits)
+        self.norm = BatchNorm(bits)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the linear output and the code in [-1, 1], both (batch, bits)."""
+        linear = self.linear(x)
+        return linear, torch.tanh(self.norm(linear))
+
+
+class HashNetwork(nn.Module):
+    """A trunk, its fully connected layers and a hash layer."""
+
+    def __init__(
+        self, trunk: nn.Module, layers: Sequence[nn.Module], features: int, bits: int, images: bool, pretrained: bool = False
+    ) -> None:
+        super().__init__()
+        self.pretrained = pretrained  # trunk and layers, which then learn at a lower rate
+        self.trunk = trunk
+        self.layers = nn.ModuleList(layers)
+        self.hash = HashLayer(features, bits)
+        self.images = images
+        self.to(memory_format=torch.channels_last)  # on CPUs LeNet then trains 1.4 times as fast
+
+    def forward(self, x: Tensor) -> Output:
+        """Layers' outputs, each (batch, width), and the code (batch, bits)."""
+        x = unit(x, self.images)
+        x = self.trunk(x.contiguous(memory_format=torch.channels_last) if self.images else x)
+        outputs = []
+        for layer in self.layers:
+            x = layer(x)
+            outputs.append(x)
+            x = torch.relu(x)
+        linear, code = self.hash(x)
+        return [*outputs, linear], code
+
+    def groups(self, share: float) -> list[dict[str, Any]]:
+        """Parameter groups of an optimiser: pretrained layers learn at a ``share`` of the rate, the hash layer at the whole."""
+        body = [*self.trunk.parameters(), *self.layers.parameters()]
+        return [
+            {"params": body, "share": share if self.pretrained else 1.0},
+            {"params": [*self.hash.parameters()], "share": 1.0},
+        ]
+
+
+class CodeOnly(nn.Module):
+    """A hash network without its layers' outputs: input -> codes (batch, bits)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)[1]

@@ -1,0 +1,123 @@
+"""DTN's networks at 32x32 (Taigman et al., ICLR 2017), which SIGAN keeps: encoder, decoder, critic.
+
+``width`` w is the encoder's first number of channels; DTN and SIGAN have 64. Images of another size are resampled.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from models.distributed import BatchNorm
+from models.networks.layers import unit
+
+SIDE = 32
+FEATURES = 128  # length of h
+
+
+class Seen(NamedTuple):
+    """What an encoder or decoder gives, with the layers that attention compares.
+
+    ``out`` is (batch, 128) features h, or (batch, channels, 32, 32) images in [-1, 1]; ``at_8`` and ``at_4`` are (batch, *, 8, 8)
+    and (batch, *, 4, 4).
+    """
+
+    out: Tensor
+    at_8: Tensor
+    at_4: Tensor
+
+
+def framed(x: Tensor) -> Tensor:
+    """Stored images (0..255) of any size as (batch, channels, 32, 32) in [-1, 1]."""
+    x = unit(x, images=True)
+    return x if x.shape[-2:] == (SIDE, SIDE) else interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True)
+
+
+def _block(layer: nn.Conv2d | nn.ConvTranspose2d) -> nn.Sequential:
+    return nn.Sequential(layer, BatchNorm(layer.out_channels), nn.ReLU())
+
+
+class Encoder(nn.Module):
+    """E: conv3x3/2 of w, 2w, 4w, then conv4x4, batch-norm, tanh to h."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.to_8 = nn.Sequential(_block(nn.Conv2d(channels, width, 3, 2, 1)), _block(nn.Conv2d(width, 2 * width, 3, 2, 1)))
+        self.to_4 = _block(nn.Conv2d(2 * width, 4 * width, 3, 2, 1))
+        self.to_1 = nn.Sequential(nn.Conv2d(4 * width, FEATURES, 4), BatchNorm(FEATURES), nn.Tanh(), nn.Flatten())
+
+    def forward(self, x: Tensor) -> Seen:
+        """(batch, channels, 32, 32) in [-1, 1] to features (batch, 128)."""
+        at_8 = self.to_8(x)
+        at_4 = self.to_4(at_8)
+        return Seen(self.to_1(at_4), at_8, at_4)
+
+
+class Decoder(nn.Module):
+    """G: deconv4x4 of 8w, deconv3x3/2 of 4w and 2w, then to the image, tanh."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.to_4 = nn.Sequential(nn.Unflatten(1, (FEATURES, 1, 1)), _block(nn.ConvTranspose2d(FEATURES, 8 * width, 4)))
+        self.to_8 = _block(nn.ConvTranspose2d(8 * width, 4 * width, 3, 2, 1, 1))
+        to_16 = _block(nn.ConvTranspose2d(4 * width, 2 * width, 3, 2, 1, 1))
+        self.to_32 = nn.Sequential(to_16, nn.ConvTranspose2d(2 * width, channels, 3, 2, 1, 1), nn.Tanh())
+
+    def forward(self, h: Tensor) -> Seen:
+        """Features (batch, 128) to (batch, channels, 32, 32) in [-1, 1]."""
+        at_4 = self.to_4(h)
+        at_8 = self.to_8(at_4)
+        return Seen(self.to_32(at_8), at_8, at_4)
+
+
+class Critic(nn.Module):
+    """D: conv3x3/2 of 2w, 4w, 8w, then conv4x4 to one number, without batch-norm, which a gradient penalty forbids."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs, outputs in ((channels, 2 * width), (2 * width, 4 * width), (4 * width, 8 * width)):
+            layers += [nn.Conv2d(inputs, outputs, 3, 2, 1), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(8 * width, 1, 4), nn.Flatten(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, 32, 32) to (batch,)."""
+        return self.layers(x)
+
+
+class TranslatedCode(nn.Module):
+    """Encoder and hash layer as input -> codes (batch, bits)."""
+
+    def __init__(self, encoder: nn.Module, hash_layer: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.hash = encoder, hash_layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.hash(self.encoder(framed(x)).out)[1]
+
+
+def attention_map(layer: Tensor, scaled: bool) -> Tensor:
+    """Sum of the absolute activations over the channels (SIGAN eq. 8), (batch, h, w).
+
+    Args:
+        layer: (batch, channels, h, w).
+        scaled: divide by the number of channels, so that layers of different width compare.
+    """
+    total = layer.abs().sum(1)
+    return total / layer.shape[1] if scaled else total
+
+
+def total_variation(images: Tensor) -> Tensor:
+    """Anisotropic total variation (SIGAN eq. 6 with B = 1), summed over pixels and channels, mean over images.
+
+    Args:
+        images: (batch, channels, h, w).
+    """
+    across = images[..., :-1, 1:] - images[..., :-1, :-1]
+    down = images[..., 1:, :-1] - images[..., :-1, :-1]
+    return (across.square() + down.square() + 1e-8).sqrt().sum((1, 2, 3)).mean()  # the root has no gradient at zero
+
+
+def resampled(images: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Images (batch, channels, 32, 32) at the size of ``shape``, (channels, h, w)."""
+    return images if images.shape[-2:] == shape[1:] else interpolate(images, shape[1:], mode="bilinear", antialias=True)

@@ -1,0 +1,1 @@
+"""The command line: parsing, typed options, the connection to Ray."""

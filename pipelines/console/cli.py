@@ -1,0 +1,144 @@
+"""The command line: one sub-command a stage; errors of the user are one line and exit status 2."""
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import sys
+from dataclasses import fields
+from typing import Any
+
+from data.filesystem import path_of
+from infra import storage
+from pipelines.console.config import Parser, add_fields, build, masked, nearest, read_yaml
+
+COMMANDS = {
+    "demo": "the whole way on the embedded digits, in minutes",
+    "ingest": "images or features to sharded Parquet and a manifest",
+    "train": "train a method and evaluate it",
+    "tune": "search a method's hyper-parameters without target labels",
+    "evaluate": "metrics and plots of a run or a registered model",
+    "ablate": "train a paper's ablation table, row by row",
+    "register": "register a run's encoder, alias challenger",
+    "promote": "make the challenger the champion if it is better",
+    "sync": "send a run's record to a tracking server that was away",
+    "encode": "folder or Parquet to a Parquet of codes",
+    "index": "codes to a search index",
+    "search": "find the nearest images of an index",
+    "translate": "source images in the target's style",
+    "submit": "run a command as a Ray job: submit [options] -- train igan ...",
+    "methods": "the methods, with papers, needs and defaults",
+    "datasets": "the datasets known by name",
+}
+MODULES = {"tune": "tuning.search"}  # commands that are not of pipelines
+WRITTEN = {"ingest": "dataset"} | dict.fromkeys(("train", "tune", "ablate", "sync"), "storage")  # by command, what it writes to besides --out and --grid
+USER_ERRORS = (ValueError, OSError, FloatingPointError)
+
+
+def parse(argv: list[str]) -> tuple[str, Any, argparse.Namespace]:
+    """The command, its config and the common options.
+
+    Raises:
+        ValueError: something in the arguments is wrong; one line says what.
+    """
+    top = Parser(prog="hashbridge", description="Binary codes that find images across domains.", allow_abbrev=False)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    name = next((each for each in argv if not each.startswith("-")), "")
+    if name and name not in COMMANDS:
+        raise ValueError(f"no command {name!r}{nearest(name, COMMANDS)}")
+    parsers = {each: commands.add_parser(each, help=text, description=text, allow_abbrev=False) for each, text in COMMANDS.items()}
+    if not name:
+        top.print_help()
+        raise SystemExit(0 if {"-h", "--help"} & set(argv) else 2)
+    stage = importlib.import_module(MODULES.get(name, f"pipelines.{name}"))
+    parser = parsers[name]
+    add_fields(parser, [each for each in fields(stage.Config) if each.init and each.metadata])
+    common = parser.add_argument_group("common options")
+    common.add_argument("--config", metavar="FILE", help="YAML file of options; the command line goes before it")
+    common.add_argument("--json", action="store_true", help="print one JSON object as the last line of standard output")
+    common.add_argument("--verbose", action="store_true", help="show Ray's logs and errors' tracebacks")
+    extra = getattr(stage, "method_fields", None)
+    if extra:
+        add_fields(parser.add_argument_group("the method's own fields (see `hashbridge methods`)"), extra(argv))
+    cut = argv.index("--") if name == "submit" and "--" in argv else len(argv)
+    given, unknown = top.parse_known_args(argv[:cut])
+    if unknown:
+        known = [text for action in parser._actions for text in action.option_strings]
+        wrong = unknown[0].split("=")[0]
+        raise ValueError(f"no option {wrong}{nearest(wrong, known)}")
+    values = {k: v for k, v in vars(given).items() if k not in {"command", "config", "json", "verbose"}}
+    values = (read_yaml(given.config) if given.config else {}) | values
+    if name == "submit" and argv[cut + 1 :]:
+        parse(argv[cut + 1 :])  # a wrong option is better told here than by the cluster
+        values["arguments"] = argv[cut + 1 :]
+    make = getattr(stage, "make_config", None)
+    return name, make(values) if make else build(stage.Config, values), given
+
+
+def quiet() -> None:
+    """No telemetry, no chatter; what the user has set stays."""
+    for name, value in {
+        "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1", "RAY_DEDUP_LOGS": "1", "RAY_worker_niceness": "0",
+        "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }.items():  # fmt: skip
+        os.environ.setdefault(name, value)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; its exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    quiet()
+    verbose = "--verbose" in argv
+    try:
+        name, config, common = parse(argv)
+        stage = importlib.import_module(MODULES.get(name, f"pipelines.{name}"))
+        from pipelines.console import cluster  # noqa: PLC0415
+
+        cluster.verbose(verbose)
+        check_buckets(name, config)
+        with contextlib.redirect_stdout(sys.stderr) if common.json else contextlib.nullcontext():
+            result = stage.run(config)
+        if common.json and result:
+            print(json.dumps(result, default=float), flush=True)
+        return 0
+    except USER_ERRORS as error:
+        if verbose:
+            raise
+        print(f"hashbridge: {one_line(error)}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if verbose or not type(error).__module__.startswith("botocore."):
+            raise
+        print(f"hashbridge: bucket: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("hashbridge: interrupted", file=sys.stderr)
+        return 130
+
+
+def check_buckets(name: str, config: Any) -> None:
+    """Ask each bucket that a command is given whether the command can do its work there.
+
+    Raises:
+        ValueError: one of them does not let it.
+    """
+    for each in fields(config):
+        value = getattr(config, each.name)
+        if isinstance(value, str) and value.startswith(storage.SCHEME):
+            storage.check(str(path_of(value.partition("#")[0])), each.name in ("out", "grid", WRITTEN.get(name)))
+
+
+def one_line(error: BaseException) -> str:
+    """An error's text on one line."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return _plain(f"{error.strerror}{where}")
+    return _plain(str(error)) or type(error).__name__
+
+
+def _plain(text: str) -> str:
+    """A text on one line, without passwords, and without what would steer a terminal."""
+    return "".join(each if each.isprintable() else "\ufffd" for each in masked(" ".join(text.split())))
+
+

@@ -1,0 +1,74 @@
+"""Ray, started once where it is wanted, and how loud it is."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from data.filesystem import is_local
+
+NOTE = "\nFailed to apply UDF"  # what Ray Data adds to an error's text
+_VERBOSE = "HASHBRIDGE_VERBOSE"
+
+
+def verbose(on: bool) -> None:
+    """Whether Ray's logs are shown."""
+    os.environ[_VERBOSE] = "1" if on else ""
+
+
+def start() -> Any:
+    """Connect to the cluster of the environment, or start one on this machine; returns the ``ray`` module.
+
+    Raises:
+        ValueError: the cluster that the environment names cannot be reached.
+    """
+    import ray  # noqa: PLC0415  two seconds that `--help` need not spend
+    import ray.data  # noqa: PLC0415
+
+    loud = bool(os.environ.get(_VERBOSE))
+    if not ray.is_initialized():
+        try:
+            ray.init(log_to_driver=loud, logging_level=logging.INFO if loud else logging.ERROR, include_dashboard=False, configure_logging=True)
+        except ConnectionError as error:
+            raise ValueError(f"no Ray cluster at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')!r}: {str(error).splitlines()[0]}") from error
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = loud
+    context.print_on_execution_start = loud
+    context.raise_original_map_exception = True  # its wrapper loses what it wraps on its way here
+    if not loud:
+        for name in ("ray.data", "ray.train", "ray"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # errors reach the user as ours, in one line
+    return ray
+
+
+def nodes() -> int:
+    """Nodes of the cluster that this process is connected to; 0 where it is to none."""
+    ray = sys.modules.get("ray")
+    return sum(node["Alive"] for node in ray.nodes()) if ray and ray.is_initialized() else 0
+
+
+def storage(folder: Path) -> dict[str, Any]:
+    """Where Ray keeps what it writes of its own, as options of its ``RunConfig``."""
+    if is_local(folder):
+        return {"storage_path": str(folder.resolve())}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem  # noqa: PLC0415
+
+    remote: Any = folder
+    return {"storage_path": remote.path, "storage_filesystem": PyFileSystem(FSSpecHandler(remote.fs))}
+
+
+def user_error(error: Exception) -> Exception:
+    """The user's error inside an exception that Ray wrapped around it, or the exception itself."""
+    seen: BaseException | None = error
+    while seen is not None:
+        for inner in (getattr(seen, "cause", None), *getattr(seen, "worker_failures", {}).values(), seen):
+            if isinstance(inner, OSError) and inner.strerror:
+                return OSError(inner.errno, inner.strerror.partition(NOTE)[0], inner.filename)
+            for kind in (FloatingPointError, OSError, ValueError):
+                if isinstance(inner, kind):
+                    return kind(str(inner).partition(NOTE)[0])
+            if type(inner).__module__.startswith("botocore."):
+                return OSError(f"bucket: {inner}")
+        seen = seen.__cause__ or getattr(seen, "cause", None)
+    return error

@@ -1,0 +1,150 @@
+"""Typed configuration: dataclasses that the command line and YAML files fill, each value checked where it enters."""
+
+import argparse
+import difflib
+import math
+import re
+import reprlib
+from collections.abc import Iterable
+from dataclasses import MISSING, Field, field, fields
+from typing import Any, NoReturn
+
+import yaml
+
+from data.filesystem import path_of
+
+
+def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+    """A dataclass field that is an option, ``--its-name``."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+def positional(help: str, default: str = "") -> Any:
+    """A dataclass field that is a positional argument; required unless it has a default."""
+    return field(default=default, metadata={"help": help, "positional": True, "required": not default})
+
+
+def required(help: str) -> Any:
+    """A dataclass field that is an option which must be given."""
+    return field(default="", metadata={"help": help, "required": True})
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are ValueErrors of one line, with the nearest name for a wrong one."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def flag(name: str) -> str:
+    """The command-line form of a field's name."""
+    return "--" + name.replace("_", "-")
+
+
+def add_fields(parser: argparse._ActionsContainer, wanted: Iterable[Field]) -> None:
+    """Add an argument for each dataclass field; what is not given stays out of the result."""
+    for each in wanted:
+        default = each.default if each.default is not MISSING else None
+        meta, kind = each.metadata, type(default)
+        text = meta.get("help", "").replace("%", "%%")
+        if meta.get("positional"):
+            parser.add_argument(each.name, nargs="?", default=argparse.SUPPRESS, help=text, metavar=each.name.upper())
+            continue
+        shown = "" if meta.get("required") or default in ("", None) else f" (default: {default})"
+        common: dict[str, Any] = {"dest": each.name, "default": argparse.SUPPRESS, "help": text + shown}
+        if kind is bool:
+            parser.add_argument(flag(each.name), action=argparse.BooleanOptionalAction, **common)
+        else:
+            if meta.get("choices"):
+                common["metavar"] = "{" + ",".join(meta["choices"]) + "}"
+            names = [flag(each.name)] if len(each.name) > 1 else [f"-{each.name}"]
+            parser.add_argument(*names, type=str, **({"metavar": kind.__name__.upper()} | common))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint at the nearest known name, or nothing."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f": did you mean {near[0]}?" if near else ""
+
+
+_PASSWORD = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*(?=@)|(?<=[?&]password=)[^&\s]+")
+
+
+def masked(text: str) -> str:
+    """A text without the user's name and password that an address in it may carry."""
+    return _PASSWORD.sub("***", text)
+
+
+def _check_open(name: str, value: Any) -> None:
+    """Refuse a password where it would be seen in the list of processes, and kept with the run."""
+    if isinstance(value, str) and _PASSWORD.search(value):
+        raise ValueError(
+            f"{flag(name)} carries a password, which all who can see processes or runs would see: leave it out and set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or PGPASSWORD"
+        )
+
+
+def convert(each: Field, value: Any) -> Any:
+    """A value as the field's type.
+
+    Raises:
+        ValueError: it is none; says what is expected.
+    """
+    kind: type = type(each.default)
+    meant = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+    wrong = ValueError(f"{flag(each.name)} is {reprlib.repr(value)}, but must be {meant}")
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        raise wrong
+    if value is None or isinstance(value, bool | dict | list):
+        raise wrong
+    if kind is int and isinstance(value, float) and not value.is_integer():
+        raise wrong
+    try:
+        converted = kind(value)
+    except (TypeError, ValueError, OverflowError):
+        raise wrong from None
+    if kind is float and not math.isfinite(converted):
+        raise wrong
+    choices = each.metadata.get("choices")
+    if choices and converted not in choices:
+        raise ValueError(f"{flag(each.name)} is {value!r}, but must be one of {', '.join(choices)}{nearest(str(value), choices)}")
+    return converted
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """The mapping of a YAML file, read by the safe loader.
+
+    Raises:
+        ValueError: it is missing or no mapping.
+    """
+    try:
+        text = path_of(path).read_text()
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError("it refers to itself by an alias")  # a few of these can stand for more than the memory holds
+        values = yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"config {path} cannot be read: {(str(error).splitlines() or [''])[0][:300]}") from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ValueError(f"config {path} must hold names with values, as `bits: 64`")
+    return {key.replace("-", "_"): value for key, value in values.items()}
+
+
+def build(kind: type, values: dict[str, Any], where: str = "option") -> Any:
+    """A config dataclass from given values, all checked.
+
+    Raises:
+        ValueError: a name is unknown, a value is of the wrong type, or a required one is missing.
+    """
+    known = {each.name: each for each in fields(kind) if each.init}
+    for name, value in values.items():
+        _check_open(name, value)
+        if name not in known:
+            raise ValueError(f"no {where} {flag(name)}{nearest(flag(name), map(flag, known))}")
+    for each in known.values():
+        if each.metadata.get("required") and not values.get(each.name):
+            shown = each.name.upper() if each.metadata.get("positional") else flag(each.name)
+            raise ValueError(f"{shown} is missing: {each.metadata['help']}")
+    plain = {name: value if known[name].default is MISSING else convert(known[name], value) for name, value in values.items()}
+    return kind(**plain)

@@ -1,0 +1,100 @@
+"""Connects to an MLflow server or SQLite file, and turns MLflow's errors into one line."""
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from data.filesystem import is_local, path_of
+from pipelines.console import cluster
+from pipelines.console.config import masked
+
+EXPERIMENT = "hashbridge"
+
+
+def default_uri(storage: str) -> str:
+    """The tracking URI of a storage folder: the environment's, else SQLite beside the runs.
+
+    Raises:
+        ValueError: the runs are in a bucket, where no SQLite can be.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if not given and not is_local(path_of(storage)):
+        raise ValueError(f"runs in {storage} need a tracking server: set MLFLOW_TRACKING_URI to one, or give --tracking")
+    return given or f"sqlite:///{Path(storage).resolve()}/mlflow.db"
+
+
+@contextlib.contextmanager
+def one_line_errors(uri: str) -> Iterator[None]:
+    """Turn MLflow's errors into one line that names the server."""
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+    try:
+        yield
+    except MlflowException as error:
+        text = " ".join(str(error).split())
+        if "Max retries exceeded" in text or "Connection" in text or "timed out" in text:
+            text = "it does not answer"
+        raise ValueError(masked(f"tracking server {uri}: {text[:300]} (--tracking names another, or `none`)")) from error
+
+
+def _log_in(uri: str) -> str:
+    """A tracking URI without the user and password that it may carry: they go to where MLflow reads them from, and it does not show them."""
+    scheme, _, rest = uri.partition("://")
+    account, at, host = rest.rpartition("@")
+    if not (at and scheme.startswith("http")):
+        return uri
+    user, _, password = account.partition(":")
+    os.environ.update(MLFLOW_TRACKING_USERNAME=unquote(user), MLFLOW_TRACKING_PASSWORD=unquote(password))
+    return f"{scheme}://{host}"
+
+
+def connect(uri: str) -> Any:
+    """An MLflow client of a tracking URI, checked to answer; sets it as the process's own.
+
+    Raises:
+        ValueError: it cannot be reached, or is a file where the cluster has several nodes.
+    """
+    if "://" not in uri and uri != "databricks":
+        raise ValueError(f"--tracking is {uri!r}, but must be a server's address, as http://host:5000, or sqlite:///FILE")
+    uri = _log_in(uri)
+    if uri.startswith("sqlite:") and cluster.nodes() > 1:
+        raise ValueError(
+            f"tracking by {uri} is a file of one machine, and the cluster has {cluster.nodes()} nodes: set MLFLOW_TRACKING_URI to a server "
+            "(infra/README.md), or give --tracking none"
+        )
+    os.environ |= {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    for name, value in {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}.items():
+        os.environ.setdefault(name, value)
+    for name in ("mlflow", "alembic", "alembic.runtime.migration", "urllib3"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="mlflow")
+    import mlflow  # noqa: PLC0415  three seconds that `--help` need not spend
+
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    with one_line_errors(uri):
+        _set_uri(mlflow, uri)
+        client = mlflow.MlflowClient(uri)
+        if client.get_experiment_by_name(EXPERIMENT) is None:
+            place = None
+            if uri.startswith("sqlite:///"):
+                place = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").resolve().as_uri()
+            client.create_experiment(EXPERIMENT, artifact_location=place)
+        mlflow.set_experiment(EXPERIMENT)
+    return client
+
+
+def _set_uri(mlflow: Any, uri: str) -> None:
+    """Make a tracking URI the process's own, and leave its environment, which is the user's, as it is."""
+    given = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    for name, value in given.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value

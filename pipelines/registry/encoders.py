@@ -1,0 +1,91 @@
+"""A trained encoder by what the user calls it, and the rows that it takes."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from models.encoder import HashEncoder
+from pipelines.registry.connection import connect, default_uri, one_line_errors
+from pipelines.training import runs
+from pipelines.training.restore import load_method
+
+
+class Encoder(Protocol):
+    """Rows as stored -> packed codes, with the shape of a row and the code length."""
+
+    shape: tuple[int, ...]
+    bits: int
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """(n, ...) to (n, bits / 8) uint8."""
+
+
+class RunEncoder:
+    """The encoder of a run's last checkpoint."""
+
+    def __init__(self, folder: Path) -> None:
+        method = load_method(folder)
+        self.encoder, self.shape, self.bits = HashEncoder(method.encoder()).eval(), method.shape, method.bits
+
+    @torch.no_grad()
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        return self.encoder(torch.from_numpy(rows)).numpy()
+
+
+class RegisteredEncoder:
+    """A registered encoder as a function of numpy arrays."""
+
+    def __init__(self, model: str, uri: str) -> None:
+        """Args:
+        model: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+        uri: tracking URI of the registry.
+
+        Raises:
+            ValueError: there is no such model.
+        """
+        connect(uri)
+        import mlflow  # noqa: PLC0415
+
+        with one_line_errors(uri):
+            info = mlflow.models.get_model_info(model)
+            loader = info.flavors.get("python_function", {}).get("loader_module")
+            if loader != "mlflow.pytorch" or info.signature is None:  # others may bring code of their own
+                raise ValueError(f"{model} is no encoder that `hashbridge register` made")
+            self.loaded = mlflow.pyfunc.load_model(model)
+        spec = info.signature.inputs.inputs[0]
+        self.shape = tuple(spec.shape[1:])
+        self.bits = int(info.signature.outputs.inputs[0].shape[-1]) * 8
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """(n, ...) rows as stored to (n, bits / 8) uint8 codes."""
+        return np.asarray(self.loaded.predict(rows)).astype(np.uint8, copy=False)
+
+    def tags(self, model: str) -> dict[str, str]:
+        """The tags of the version that the model's name and alias stand for."""
+        import mlflow  # noqa: PLC0415
+
+        rest = model.removeprefix("models:/")
+        client = mlflow.MlflowClient()
+        if "@" in rest:
+            return dict(client.get_model_version_by_alias(*rest.split("@")).tags)
+        return dict(client.get_model_version(*rest.split("/")).tags)
+
+
+def registry_uri(model: str, storage: str, tracking: str) -> str:
+    """The tracking URI of a registered model's registry; "" for a run, which needs none."""
+    if not model.startswith("models:/"):
+        return ""
+    return tracking or default_uri(storage)
+
+
+def open_encoder(model: str, storage: str, tracking: str) -> Encoder:
+    """The encoder of ``models:/NAME@ALIAS`` (or ``/VERSION``), or of a run's id.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if model.startswith("models:/"):
+        return RegisteredEncoder(model, registry_uri(model, storage, tracking))
+    return RunEncoder(runs.find_run(model, storage))

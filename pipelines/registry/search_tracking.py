@@ -1,0 +1,82 @@
+"""Sends a hyper-parameter search's record to MLflow: a run for the search, and a child run for each trial."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.filesystem import fetched
+from pipelines.registry.connection import EXPERIMENT, connect, one_line_errors
+
+
+class SearchTracker:
+    """Sends a search's record to MLflow: a run of the search, and one below it for each trial.
+
+    What a server does not take is said once, and the search goes on: its own folder keeps the record.
+    """
+
+    def __init__(self, uri: str, name: str, parameters: dict[str, Any], tracked: str = "") -> None:
+        """Args:
+        uri: tracking URI; "" for none.
+        name: the search's.
+        tracked: MLflow's id of a search to go on with; "" for a new one.
+        """
+        self.uri, self.name, self.tracked, self.warned = uri, name, tracked, False
+        self.trials: dict[int, str] = {}
+        self.client = connect(uri) if uri else None
+        if self.client and not tracked:
+            with one_line_errors(uri):
+                self.tracked = self._new(name, {}, parameters)
+
+    def _new(self, name: str, tags: dict[str, str], parameters: dict[str, Any]) -> str:
+        from mlflow.entities import Param  # noqa: PLC0415
+
+        assert self.client is not None
+        run = self.client.create_run(self.client.get_experiment_by_name(EXPERIMENT).experiment_id, run_name=name, tags=tags)
+        self.client.log_batch(run.info.run_id, params=[Param(key, str(value)) for key, value in parameters.items()])
+        return run.info.run_id
+
+    @contextlib.contextmanager
+    def _lenient(self) -> Iterator[None]:
+        try:
+            with one_line_errors(self.uri):
+                yield
+        except ValueError as error:
+            if not self.warned:
+                print(f"note: {error}", file=sys.stderr)
+            self.warned = True
+
+    def begin(self, drawn: dict[str, Any]) -> None:
+        """A trial's run, with its values."""
+        if self.client and drawn["number"] not in self.trials:  # it has one where it is tried again
+            values = {name: value for name, value in drawn.items() if name not in ("number", "continues")}
+            with self._lenient():
+                self.trials[drawn["number"]] = self._new(f"{self.name}-{drawn['number']:04d}", {"mlflow.parentRunId": self.tracked}, values)
+
+    def epoch(self, number: int, epoch: int, result: dict[str, float]) -> None:
+        """A trial's figures after an epoch."""
+        from mlflow.entities import Metric  # noqa: PLC0415
+
+        if self.client and number in self.trials:
+            now = int(time.time() * 1000)
+            with self._lenient():
+                self.client.log_batch(self.trials[number], [Metric(name, value, now, epoch) for name, value in result.items() if np.isfinite(value)])
+
+    def end(self, number: int, status: str) -> None:
+        """The end of a trial's run."""
+        if self.client and number in self.trials:
+            with self._lenient():
+                self.client.set_terminated(self.trials[number], status)
+
+    def finish(self, folder: Path, values: dict[str, float], status: str) -> None:
+        """The search's files and best values, and its end."""
+        if self.client:
+            with self._lenient(), fetched(folder) as results:
+                self.client.log_artifacts(self.tracked, str(results))
+                for name, value in values.items():
+                    self.client.log_metric(self.tracked, f"best/{name}", value)
+                self.client.set_terminated(self.tracked, status)

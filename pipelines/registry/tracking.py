@@ -1,0 +1,77 @@
+"""Sends one training run's record to MLflow."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.filesystem import fetched, path_of
+from pipelines.registry.connection import connect, one_line_errors
+
+
+class RunTracker:
+    """Sends one run's record to MLflow."""
+
+    def __init__(self, uri: str, name: str, tracked: str = "") -> None:
+        """Args:
+        uri: tracking URI.
+        name: the run's id here.
+        tracked: MLflow's id of a run to go on with; "" for a new one.
+        """
+        import mlflow  # noqa: PLC0415
+
+        self.uri, self.client = uri, connect(uri)
+        with one_line_errors(uri):
+            run = mlflow.start_run(run_id=tracked or None, run_name=None if tracked else name, log_system_metrics=True)
+        self.tracked = run.info.run_id
+
+    def start(self, parameters: dict[str, Any], dataset: dict[str, str], rows: int) -> None:
+        """Log parameters, and the dataset's manifest as an input."""
+        import mlflow  # noqa: PLC0415
+        from mlflow.data.dataset_source_registry import resolve_dataset_source  # noqa: PLC0415
+        from mlflow.data.meta_dataset import MetaDataset  # noqa: PLC0415
+
+        with one_line_errors(self.uri):
+            mlflow.log_params(parameters)
+            mlflow.set_tags({f"dataset_{key}": value for key, value in dataset.items()} | {"dataset_rows": str(rows)})
+            source = resolve_dataset_source(dataset["path"])
+            described = MetaDataset(source, name=dataset["name"], digest=dataset["digest"])  # type: ignore[abstract]
+            mlflow.log_input(described, context="training")
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Log a finished epoch's terms, speed and picture, from any thread; twice is as good as once."""
+        values = {f"loss/{name.replace(' ', '_')}": value for name, value in record["terms"].items()}
+        with one_line_errors(self.uri):
+            self._log(values | {"images_per_second": record["images_per_second"]}, record["time"], record["epoch"])
+            if "picture" in record:
+                with fetched(path_of(record["picture"])) as file:
+                    self.client.log_artifact(self.tracked, str(file), "plots")
+
+    def _log(self, values: dict[str, float], seconds: float, step: int) -> None:
+        """Metrics of a moment: what has the same moment, step and value is kept once."""
+        from mlflow.entities import Metric  # noqa: PLC0415
+
+        self.client.log_batch(self.tracked, [Metric(name, value, int(seconds * 1000), step) for name, value in values.items() if np.isfinite(value)])
+
+    def finish(self, metrics: dict[str, float], folder: Path) -> None:
+        """Log the final metrics, plots and files, and end the run; twice is as good as once."""
+        import mlflow  # noqa: PLC0415
+
+        with one_line_errors(self.uri):
+            self._log({name.replace(" ", "_"): value for name, value in metrics.items()}, (folder / "result.json").stat().st_mtime, 0)
+            for name in ("config.json", "result.json"):
+                with fetched(folder / name) as file:
+                    self.client.log_artifact(self.tracked, str(file))
+            if (folder / "plots").is_dir():
+                with fetched(folder / "plots") as plots:
+                    self.client.log_artifacts(self.tracked, str(plots), "plots")
+            self.client.set_terminated(self.tracked, "FINISHED")
+            mlflow.end_run()
+
+    def fail(self) -> None:
+        """End the run as failed; says nothing where the server is gone too."""
+        import mlflow  # noqa: PLC0415
+
+        with contextlib.suppress(Exception):
+            mlflow.end_run("FAILED")

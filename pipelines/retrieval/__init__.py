@@ -1,0 +1,1 @@
+"""Retrieval metrics, evaluation under the protocols, and plots."""

@@ -1,0 +1,33 @@
+"""Reads and checks the Parquet files of codes that ``hashbridge encode`` writes.
+
+Columns: ``id`` string, ``label`` int32 (-1 if unknown), ``code`` binary of bits / 8 bytes, ``origin`` string (the image's
+file, or DATASET#DOMAIN/SPLIT#ROW).
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from data.filesystem import read_table
+
+SCHEMA = pa.schema([("id", pa.string()), ("label", pa.int32()), ("code", pa.binary()), ("origin", pa.string())])
+
+
+def read_codes(folder: Path) -> tuple[pa.Table, np.ndarray, dict[str, str]]:
+    """A folder of codes: its table, the packed codes (n, bits / 8) uint8, and ``bits`` and ``model``.
+
+    Raises:
+        ValueError: there are none, or they cannot be read.
+    """
+    if not folder.is_dir() or not list(folder.glob("*.parquet")):
+        raise ValueError(f"no codes at {folder}: give the folder that `hashbridge encode --out` wrote")
+    try:
+        table = pa.concat_tables([read_table(part) for part in sorted(folder.glob("*.parquet"), key=lambda each: each.name)])
+        if [(each.name, each.type) for each in table.schema] != [(each.name, each.type) for each in SCHEMA] or any(c.null_count for c in table.columns):
+            raise ValueError("the columns are not those that encode writes")
+        meta = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        codes = np.frombuffer(b"".join(table["code"].to_pylist()), np.uint8).reshape(len(table), -1)
+        return table, codes, {"bits": str(codes.shape[1] * 8), "model": meta["model"]}
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"codes at {folder} cannot be read ({str(error).splitlines()[0]}): encode again") from error

@@ -1,0 +1,159 @@
+"""Evaluates an encoder under the retrieval protocols: encodes the splits, computes metrics, draws plots."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.manifest import Manifest
+from data.shards import read_rows, to_arrays
+from models.encoder import HashEncoder, encode_all
+from models.method import Method
+from pipelines.retrieval import metrics, plots
+from pipelines.retrieval.metrics import Encoded
+from pipelines.training import runs
+from pipelines.training.restore import load_method
+
+Encode = Callable[[np.ndarray], np.ndarray]
+PROTOCOLS = ("cross", "target")
+
+
+def encode_split(encode: Encode, root: Path, manifest: Manifest, domain: str, split: str) -> Encoded:
+    """Encode a split with its labels."""
+    batches = list(read_rows(root, manifest, domain, split))
+    x = np.concatenate([to_arrays(batch, manifest) for batch in batches])
+    labels = np.concatenate([batch.column("label").to_numpy() for batch in batches]).astype(np.int64)
+    return Encoded(encode(x), labels, x, f"{domain}/{split}")
+
+
+def protocol_splits(manifest: Manifest, source: str, target: str, protocol: str) -> tuple[str, str]:
+    """Query and database of a protocol, as DOMAIN/SPLIT.
+
+    Without a test split the target's train split is the query set (the transductive protocol); ``target`` then leaves
+    each query out of its own ranking.
+    """
+    query = f"{target}/test" if "test" in manifest.domains[target].splits else f"{target}/train"
+    return query, f"{source if protocol == 'cross' else target}/train"
+
+
+def measure(query: Encoded, database: Encoded, ties: str = "expected", leave_one_out: bool = False) -> dict[str, float]:
+    """All retrieval metrics of a query set against a database.
+
+    Raises:
+        ValueError: they share rows, and each query is not left out of its own ranking.
+    """
+    if query.name == database.name and not leave_one_out:
+        raise ValueError(f"query and database are both {query.name}: a query must not find itself; take another split")
+    figures = metrics.summarise(metrics.histograms(query.codes, query.labels, database.codes, database.labels, own=leave_one_out))
+    if ties == "stable":
+        figures["map_stable"] = float(
+            np.nanmean(metrics.stable_average_precisions(query.codes, query.labels, database.codes, database.labels))
+        )
+    return figures
+
+
+def accuracy(method: Method, source: Encoded, query: Encoded) -> float:
+    """Share of the labelled queries that the method's own recognition gets right."""
+    codes = torch.from_numpy(np.unpackbits(source.codes, axis=1, bitorder="little").astype(np.float32) * 2 - 1)
+    known = source.labels >= 0
+    method.set_references(codes[known], torch.from_numpy(source.labels[known]))
+    with torch.no_grad():
+        guesses = torch.cat([method.classify(part).argmax(1) for part in torch.from_numpy(query.x).split(512)]).numpy()
+    labelled = query.labels >= 0
+    return float((guesses == query.labels)[labelled].mean())
+
+
+@torch.no_grad()
+def features_of(method: Method, x: np.ndarray) -> np.ndarray:
+    """The features (n, width) that a method makes its codes of."""
+    return torch.cat([method.features(part) for part in torch.from_numpy(x).split(512)]).numpy()
+
+
+def cosines(query: Encoded, of_query: np.ndarray, database: Encoded, of_database: np.ndarray, leave_one_out: bool = False) -> dict[str, float]:
+    """P@k by the cosine of features, as ``cosine_precision_at_k``."""
+    found = metrics.cosine_precisions(of_query, query.labels, of_database, database.labels, leave_one_out)
+    return {f"cosine_{name}": value for name, value in found.items()}
+
+
+def evaluate_run(
+    folder: Path, root: Path, manifest: Manifest, protocols: tuple[str, ...] = PROTOCOLS, ties: str = "expected", plots: bool = True,
+    out: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Metrics of a run by protocol, its recognition accuracy, and its plots."""
+    method = load_method(folder, manifest)
+    encoder = HashEncoder(method.encoder()).eval()
+    config = runs.read_config(folder)
+    return evaluate(
+        lambda x: encode_all(encoder, torch.from_numpy(x)).numpy(), root, manifest, config["source"], config["target"], protocols,
+        ties, method, (out or folder / "plots") if plots else None,
+    )  # fmt: skip
+
+
+def evaluate(
+    encode: Encode, root: Path, manifest: Manifest, source: str, target: str, protocols: tuple[str, ...], ties: str,
+    method: Method | None, out: Path | None,
+) -> dict[str, Any]:  # fmt: skip
+    splits: dict[str, Encoded] = {}
+
+    def encoded(name: str) -> Encoded:
+        if name not in splits:
+            splits[name] = encode_split(encode, root, manifest, *name.rsplit("/", 1))
+        return splits[name]
+
+    embedded: dict[str, np.ndarray] = {}
+
+    def features(name: str) -> np.ndarray:
+        if name not in embedded:
+            assert method is not None
+            embedded[name] = features_of(method, encoded(name).x)
+        return embedded[name]
+
+    figures: dict[str, float] = {}
+    notes: list[str] = []
+    last: tuple[Encoded, Encoded] | None = None
+    known = bool((encoded(protocol_splits(manifest, source, target, "cross")[0]).labels >= 0).any())
+    if not known:
+        notes.append(f"target {target!r} has no label to measure with: no metrics")
+    for protocol in protocols:
+        if protocol == "cross" and not source:
+            notes.append("cross: left out, as there is no source")
+            continue
+        query, database = protocol_splits(manifest, source, target, protocol)
+        alone = query == database
+        if alone and protocol == "cross":
+            notes.append(f"cross: left out, as query and database are both {query}")
+            continue
+        if known:
+            measured = measure(encoded(query), encoded(database), ties, alone)
+            if method is not None and method.embeds:
+                measured |= cosines(encoded(query), features(query), encoded(database), features(database), alone)
+            figures |= {f"{protocol}/{name}": value for name, value in measured.items()}
+        if known and alone:
+            notes.append(f"{protocol}: {target} has no test split; each query is left out of its own ranking")
+        last = last or (encoded(query), encoded(database))
+    if method is not None and method.recognises and known:
+        query = protocol_splits(manifest, source, target, "cross")[0]
+        figures["accuracy"] = accuracy(method, encoded(f"{source}/train"), encoded(query))
+        if source == target and query.endswith("/train"):
+            notes.append("accuracy: the queries were trained on")
+    if out is not None and last is not None:
+        plots.draw_all(*last, manifest, out)
+    return {"metrics": figures, "notes": notes}
+
+
+def show(figures: dict[str, float], notes: list[str], oracle: bool = False) -> None:
+    """Print the main figures as a small table."""
+    mark = "  (oracle: trained with target labels)" if oracle else ""
+    if "accuracy" in figures:
+        print(f"accuracy {figures['accuracy']:.4f}{mark}")
+    tables: dict[str, list[str]] = {}
+    for name, value in figures.items():
+        table, _, metric = name.rpartition("/")
+        tables.setdefault(table, []).append(f"{metric} {value:.4f}")
+    for table, shown in tables.items():
+        if table:
+            print(f"{table:<7} " + "  ".join(shown))
+    for note in notes:
+        print(f"note: {note}")

@@ -1,0 +1,138 @@
+"""Pictures of an evaluation: precision against recall, a map of codes, and retrievals with right and wrong framed."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.colors import to_rgba
+
+from data.filesystem import written
+from data.manifest import Manifest
+from pipelines.retrieval.metrics import Encoded, histograms, precision_recall
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+RIGHT, WRONG = "#1a9850", "#d73027"
+
+
+def draw_all(query: Encoded, database: Encoded, manifest: Manifest, out: Path) -> None:
+    """Draw what an evaluation's query and database allow, into a folder."""
+    if (query.labels >= 0).any():
+        pr_curve(query, database, out / "precision_recall.png")
+    code_map(query, database, manifest.classes, out / "codes_tsne.png")
+    if manifest.store != "feature":
+        retrieval_grid(query, database, out / "retrievals.png")
+
+
+def pr_curve(query: Encoded, database: Encoded, path: Path) -> None:
+    """Precision against recall within each Hamming radius."""
+    precision, recall = precision_recall(histograms(query.codes, query.labels, database.codes, database.labels))
+    figure, axes = plt.subplots(figsize=(5, 4), layout="constrained")
+    axes.plot(recall, precision, marker=".")
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.01))
+    axes.set_title(f"{query.name} in {database.name}, Hamming radius 0 to {query.codes.shape[1] * 8}", fontsize=9)
+    axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def code_map(query: Encoded, database: Encoded, classes: list[str], path: Path, most: int = 600, seed: int = 0) -> None:
+    """t-SNE of codes, coloured by class, with a mark for each domain."""
+    from sklearn.manifold import TSNE  # noqa: PLC0415
+
+    random = np.random.default_rng(seed)
+    parts = []
+    for part in (database, query):
+        chosen = random.permutation(len(part.codes))[:most]
+        parts.append((np.unpackbits(part.codes[chosen], axis=1).astype(np.float32), part.labels[chosen]))
+    bits = np.concatenate([codes for codes, _ in parts])
+    if len(bits) < 10:
+        return
+    bits += random.normal(0, 1e-3, bits.shape)  # equal codes would lie on one point
+    place = TSNE(perplexity=min(30, len(bits) // 4), init="pca", random_state=seed, max_iter=500).fit_transform(bits)
+    figure, axes = plt.subplots(figsize=(6, 5), layout="constrained")
+    colours = plt.get_cmap("tab10" if len(classes) <= 10 else "nipy_spectral")
+    start = 0
+    for (codes, labels), part, mark in zip(parts, (database, query), "o^", strict=True):
+        here = place[start : start + len(codes)]
+        shades = colours(labels % 10 if len(classes) <= 10 else labels / len(classes))
+        shades[labels < 0] = to_rgba("grey")
+        axes.scatter(here[:, 0], here[:, 1], c=shades, marker=mark, s=12, alpha=0.7, linewidths=0, label=part.name)
+        start += len(codes)
+    if len(classes) <= 10:
+        for label, name in enumerate(classes):
+            axes.scatter([], [], color=colours(label), marker="s", label=name)
+    axes.set_title("t-SNE of the codes: colour is the class, mark the domain", fontsize=9)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    _save(figure, path)
+
+
+def picture(x: np.ndarray) -> np.ndarray:
+    """A stored image (channels, h, w) uint8 as matplotlib wants it."""
+    return np.repeat(x, 3, 0).transpose(1, 2, 0) if x.shape[0] == 1 else x.transpose(1, 2, 0)
+
+
+def retrieval_grid(query: Encoded, database: Encoded, path: Path, rows: int = 10, neighbours: int = 10) -> None:
+    """A query of each class with its nearest database images, framed green where right and red where wrong.
+
+    The queries are the first of each class in the split's (shuffled) order, of all where no label is known: none is picked.
+    """
+    labels = np.unique(query.labels[query.labels >= 0])[:rows]
+    chosen = [int(np.flatnonzero(query.labels == label)[0]) for label in labels] or list(range(min(rows, len(query.labels))))
+    bits = np.unpackbits(database.codes, axis=1).astype(np.float32) * 2 - 1
+    wanted = np.unpackbits(query.codes[chosen], axis=1).astype(np.float32) * 2 - 1
+    nearest = np.argsort(-(wanted @ bits.T), axis=1, kind="stable")[:, :neighbours]
+    grid(
+        [picture(query.x[q]) for q in chosen],
+        [[picture(database.x[n]) for n in row] for row in nearest],
+        [[bool(database.labels[n] == query.labels[q]) if query.labels[q] >= 0 else None for n in row] for q, row in zip(chosen, nearest, strict=True)],
+        f"{query.name}  →  {database.name}",
+        path,
+    )
+
+
+def grid(queries: list[np.ndarray], answers: list[list[np.ndarray]], right: list[list[bool | None]], title: str, path: Path) -> None:
+    """Draw queries on the left and their answers in rows; a frame is green, red, or grey where nothing is known."""
+    columns = max(map(len, answers)) + 1
+    figure, axes = plt.subplots(len(queries), columns, figsize=(0.62 * columns + 0.3, 0.62 * len(queries) + 0.4), squeeze=False, layout="constrained")
+    for r, image in enumerate(queries):
+        for c, cell in enumerate(axes[r]):
+            cell.set_xticks([])
+            cell.set_yticks([])
+            known = right[r][c - 1] if 0 < c <= len(answers[r]) else None
+            colour = "black" if c == 0 else "grey" if known is None else RIGHT if known else WRONG
+            if c > len(answers[r]):
+                cell.axis("off")
+                continue
+            cell.imshow(image if c == 0 else answers[r][c - 1])
+            for side in cell.spines.values():
+                side.set(color=colour, linewidth=1.0 if c == 0 else 2.5)
+    axes[0][0].set_title("query", fontsize=7)
+    figure.suptitle(title, fontsize=8)
+    _save(figure, path)
+
+
+def pairs_grid(rows: list[list[tuple[np.ndarray, np.ndarray]]], title: str, path: Path, most: int = 8) -> None:
+    """Draw pairs of stored images (channels, h, w) side by side, the left one the original; at most ``most`` pairs a row."""
+    height, width = rows[0][0][0].shape[1:]
+    gap = max(2, width // 8)
+    columns = min(most, max(map(len, rows)))
+    sheet = np.full((len(rows) * (height + 2), columns * (2 * width + 1 + gap) - gap, 3), 255, np.uint8)
+    for r, row in enumerate(rows):
+        for c, pair in enumerate(row[:most]):
+            top, left = r * (height + 2), c * (2 * width + 1 + gap)
+            for i, image in enumerate(pair):
+                sheet[top : top + height, left + i * (width + 1) : left + i * (width + 1) + width] = picture(image)
+    figure, axes = plt.subplots(figsize=(sheet.shape[1] / 55, sheet.shape[0] / 55 + 0.3), layout="constrained")
+    axes.imshow(sheet, interpolation="nearest")
+    axes.axis("off")
+    axes.set_title(f"{title} (pairs: original, made)", fontsize=8)
+    _save(figure, path)
+
+
+def _save(figure: plt.Figure, path: Path) -> None:
+    with written(path) as file:
+        figure.savefig(file, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,52 @@
+"""Draws translations: source images beside what a method makes of them in the target's style."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.manifest import Manifest
+from data.shards import read_rows, to_arrays
+from models.method import Method
+from pipelines.retrieval.plots import pairs_grid
+
+PER_CLASS, MOST = 8, 200  # pairs of a grid: of each class, and in all
+
+
+def translate_all(method: Method, x: np.ndarray, batch: int = 256) -> np.ndarray:
+    """Images of the target domain made of source images, both (n, channels, h, w) uint8."""
+    device = next(method.kept().parameters()).device
+    with torch.no_grad():
+        return torch.cat([method.translate(part.to(device)).cpu() for part in torch.from_numpy(x).split(batch)]).numpy()
+
+
+def draw(x: np.ndarray, made: np.ndarray, labels: np.ndarray, title: str, path: Path) -> None:
+    """A grid of source images, each beside its translation: a row for each class, in class order, where labels are known."""
+    known = np.unique(labels[labels >= 0])
+    rows = [np.flatnonzero(labels == label)[:PER_CLASS] for label in known[: MOST // PER_CLASS]]
+    if not len(known):
+        rows = [part for part in np.split(np.arange(len(x))[:MOST], range(PER_CLASS, min(len(x), MOST), PER_CLASS)) if len(part)]
+    pairs_grid([[(x[i], made[i]) for i in row] for row in rows], title, path)
+
+
+class Sampler:
+    """Draws, after an epoch, the same source images beside what they are translated into then."""
+
+    def __init__(self, method: Method, root: Path, manifest: Manifest, source: str, folder: Path) -> None:
+        """Args:
+        source: the domain whose first images of each class, of the test split where there is one, are drawn.
+        folder: where the pictures go.
+        """
+        self.method, self.folder, self.source = method, folder, source
+        split = "test" if "test" in manifest.domains[source].splits else "train"
+        batches = list(read_rows(root, manifest, source, split, 0, min(2000, manifest.split(source, split).rows)))
+        x = np.concatenate([to_arrays(batch, manifest) for batch in batches])
+        labels = np.concatenate([batch.column("label").to_numpy() for batch in batches]).astype(np.int64)
+        chosen = np.concatenate([np.flatnonzero(labels == label)[:PER_CLASS] for label in np.unique(labels)[: MOST // PER_CLASS]])
+        self.x, self.labels = x[chosen], labels[chosen]
+
+    def __call__(self, epoch: int) -> Path:
+        """The picture's path."""
+        path = self.folder / f"translations-{epoch:05d}.png"
+        draw(self.x, translate_all(self.method, self.x), self.labels, f"{self.source} and its translations after epoch {epoch}", path)
+        return path

@@ -1,0 +1,1 @@
+"""The training engine: options, plan, launch, loop, checkpoints, a run's folder."""

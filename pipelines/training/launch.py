@@ -1,0 +1,123 @@
+"""Runs a plan: in this process, as one rank of torchrun, or on Ray Train's workers."""
+
+import os
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.batches import DomainSource, Rows
+from data.filesystem import path_of, remove, write_text
+from models.distributed import rank, share, world_size
+from pipelines.console import cluster
+from pipelines.training import runs
+from pipelines.training.loop import Trainer
+from pipelines.training.plan import Plan, Setup, prepare
+
+STREAMS = {"source": 0, "target": 1}
+FAILURE = "failure.txt"  # in the run's folder: why training diverged
+Listener = Callable[[dict[str, Any], Any], None]
+
+
+def launch(plan: Plan, setup: Setup) -> None:
+    """Train in this process and torchrun's other ranks (``--workers 0``), or on Ray Train's workers."""
+    if plan.options.workers:
+        _launch_on_ray(plan)
+    else:
+        share({"plan": plan})
+        train(plan, setup)
+
+
+def train(plan: Plan, setup: Setup | None = None, listen: Listener | None = None, held: dict[str, Rows] | None = None) -> None:
+    """Train in this process: alone, as a rank of torchrun, or as a worker of Ray Train.
+
+    Args:
+        setup: of this process, if it has one already.
+        listen: called on rank 0 with the record of each finished epoch, and the method.
+        held: the rows of ``source`` and ``target``, if they are in memory already.
+    """
+    options = plan.options
+    torch.set_num_threads(plan.threads)
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()) if options.gpu else torch.device("cpu")
+    setup = setup or prepare(options)
+    method, folder, wants = setup.method, path_of(plan.folder), setup.method.wants
+    source = _batches(plan, setup, "source", wants.source_labels, wants.per_class, held) if options.source else None
+    target = _batches(plan, setup, "target", False, 0, held) if wants.target else None
+    progress = runs.Progress(folder)
+    write = _with_pictures(progress, setup, folder) if rank() == 0 else progress
+
+    def report(record: dict[str, Any]) -> None:
+        write(record)
+        if listen:
+            listen(record, method)
+
+    Trainer(
+        method, source, target, options.epochs, plan.steps, options.seed, folder / "checkpoints", asdict(options), report, device,
+        options.checkpoint_steps, options.checkpoint_seconds,
+    ).fit()  # fmt: skip
+
+
+def _batches(plan: Plan, setup: Setup, role: str, labels: bool, per_class: int, held: dict[str, Rows] | None) -> DomainSource:
+    """This worker's batches of one domain's training split."""
+    options, wants, world = plan.options, setup.method.wants, world_size()
+    return DomainSource(
+        setup.root, setup.manifest, getattr(options, role), "train", plan.batch // world, per_class // world, labels, wants.views, wants.view,
+        options.seed, rank(), world, options.cache_mb, STREAMS[role], (held or {}).get(role),
+    )  # fmt: skip
+
+
+def _with_pictures(progress: runs.Progress, setup: Setup, folder: Path) -> Callable[[dict[str, Any]], None]:
+    """For a method that generates images: a reporter that also draws translations of source images after each epoch."""
+    if not (setup.options.plots and setup.method.generates and setup.manifest.store != "feature"):
+        return progress
+    from pipelines.retrieval.translations import Sampler  # noqa: PLC0415  matplotlib is slow to import
+
+    draw = Sampler(setup.method, setup.root, setup.manifest, setup.options.source, folder / "plots")
+    return lambda record: progress(record | {"picture": str(draw(record["epoch"]))})
+
+
+def _train_on_worker(given: dict[str, Any]) -> None:
+    """:func:`train` on a Ray Train worker. Ray would restart after any exception; a training that diverges would diverge again."""
+    plan: Plan = given["plan"]
+    try:
+        train(plan)
+    except FloatingPointError as error:
+        write_text(path_of(plan.folder) / FAILURE, str(error))
+
+
+def _launch_on_ray(plan: Plan) -> None:
+    ray = cluster.start()
+    from ray.train import FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415  ray is slow to import
+    from ray.train.torch import TorchTrainer  # noqa: PLC0415
+
+    options, workers = plan.options, plan.options.workers
+    available = ray.cluster_resources()
+    wanted = {"GPU": workers} if options.gpu else {"CPU": workers * plan.threads}
+    for name, count in wanted.items():
+        if available.get(name, 0) < count:
+            raise ValueError(f"{workers} workers need {count} {name}s, but the cluster has {available.get(name, 0):g}: fewer --workers or --threads")
+    folder = path_of(plan.folder)
+    trainer = TorchTrainer(
+        _train_on_worker,
+        train_loop_config={"plan": plan},
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=options.gpu, resources_per_worker=None if options.gpu else {"CPU": plan.threads}
+        ),
+        run_config=RunConfig(
+            name=f"attempt-{uuid.uuid4().hex[:8]}", **cluster.storage(folder / "ray"),
+            failure_config=FailureConfig(max_failures=options.max_failures),
+        ),
+    )  # fmt: skip
+    failure = folder / FAILURE
+    failure.unlink(missing_ok=True)
+    try:
+        trainer.fit()
+    except Exception as error:
+        raise cluster.user_error(error) from error
+    finally:
+        remove(folder / "ray")
+    if failure.exists():
+        raise FloatingPointError(failure.read_text())

@@ -1,0 +1,229 @@
+"""The training loop: a method, its batches, a reporter. Runs in a plain process, under torchrun and in Ray Train alike."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from data.batches import DomainSource
+from models.distributed import gather, mean_over_ranks, rank, world_size
+from models.method import Batch, Method
+from pipelines.training import checkpoint
+
+LOOK = 5  # steps between two looks at the clock
+Reporter = Callable[[dict[str, Any]], None]
+
+
+class PlayerStep(nn.Module):
+    """One player's networks as a module whose forward is its loss: what DDP wraps.
+
+    The method is held outside the module tree, so that the parameters here are this player's alone.
+    """
+
+    def __init__(self, method: Method, player: str) -> None:
+        super().__init__()
+        self.networks = method.players[player].networks
+        self._step: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]] = lambda batch: method.loss(player, batch)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss (scalar) and its terms."""
+        return self._step(batch)
+
+
+@dataclass
+class Trainer:
+    """Trains a method on two sources of batches; restores itself from the folder's latest checkpoint.
+
+    Attributes:
+        source, target: batches of the domains, None where the method wants none.
+        folder: where checkpoints go.
+        config: what the checkpoint says of the run.
+        report: takes a record of each finished epoch; called on rank 0 alone.
+        checkpoint_steps: steps between two checkpoints within an epoch, written while training goes on; 0 for none but its end's.
+        checkpoint_seconds: seconds after which another is written, looked at every ``LOOK`` steps; 0 for never.
+        keep_checkpoints: how many stay.
+    """
+
+    method: Method
+    source: DomainSource | None
+    target: DomainSource | None
+    epochs: int
+    steps: int
+    seed: int
+    folder: Path
+    config: dict[str, Any]
+    report: Reporter
+    device: torch.device = torch.device("cpu")
+    checkpoint_steps: int = 0
+    checkpoint_seconds: float = 0
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        self.place = checkpoint.latest(self.folder)
+        self.epoch, self.first, self.loop = checkpoint.load(self.place, self.method) if self.place else checkpoint.Reached(0, 0, {})
+        if self.place and self.first:
+            self.method.begin_epoch(self.epoch, self.epochs)  # what it draws anew is then taken from the checkpoint again
+            checkpoint.load(self.place, self.method)
+        self.writer, self.writing = ThreadPoolExecutor(1), Future[Path]()
+        self.writing.set_result(self.place or self.folder)
+        self.written = time.monotonic()
+        self.method.to(self.device)
+        self.steppers: dict[str, nn.Module] = {}
+        for name, player in self.method.players.items():
+            step = PlayerStep(self.method, name)
+            trained = any(p.requires_grad for p in player.networks.parameters())
+            if world_size() > 1 and trained:
+                self.steppers[name] = DistributedDataParallel(step, broadcast_buffers=False, find_unused_parameters=player.partial)
+            else:
+                self.steppers[name] = step
+
+    def fit(self) -> Path:
+        """Train the epochs that are left.
+
+        Returns:
+            The last checkpoint's folder.
+
+        Raises:
+            FloatingPointError: a loss is not finite or a player has collapsed; the last checkpoint is kept.
+        """
+        if not self.place:
+            self.method.begin(self.source, self.target)
+        while self.epoch < self.epochs:
+            record = self._epoch()
+            self.epoch += 1
+            self._save()
+            self.writing.result()
+            if world_size() > 1:
+                dist.barrier()
+            if rank() == 0:
+                self.report(record)
+        return self.writing.result()
+
+    def _save(self, step: int = 0, loop: dict[str, Any] | None = None) -> None:
+        """Begin to write a checkpoint, on rank 0, after the one before it is written.
+
+        Raises:
+            OSError: that one could not be.
+        """
+        self.written = time.monotonic()
+        if rank() == 0:
+            self.writing.result()
+            self.writing = self.writer.submit(self._write, checkpoint.snapshot(self.method, self.epoch, self.config, step, loop))
+
+    def _write(self, taken: checkpoint.Snapshot) -> Path:
+        place = checkpoint.write(self.folder, taken)
+        checkpoint.prune(self.folder, self.keep_checkpoints)
+        return place
+
+    def _batches(self) -> Iterator[Batch]:
+        source = self.source.epoch(self.epoch, self.steps) if self.source else [None] * self.steps
+        target = self.target.epoch(self.epoch, self.steps) if self.target else [None] * self.steps
+        for s, t in zip(source, target, strict=True):
+            yield Batch(s and s.to(self.device), t and t.to(self.device))
+
+    def _epoch(self) -> dict[str, Any]:
+        """Train one epoch, or the rest of one; its mean terms, time and speed."""
+        torch.manual_seed(self.seed * 1_000_003 + self.epoch * 1009 + rank())
+        self.method.train()
+        sums: dict[str, Tensor] = {}
+        images, before = 0, 0.0
+        if self.first:
+            sums, images, before = self._rejoin()
+        else:
+            self.method.begin_epoch(self.epoch, self.epochs)
+        start = time.perf_counter()
+        for step, batch in enumerate(self._batches()):
+            if step < self.first:
+                continue
+            self.method.begin_step((self.epoch + step / self.steps) / self.epochs)
+            for name in filter(self.method.plays, self.steppers):
+                for term, value in self.step(name, batch).items():
+                    sums[term] = sums.get(term, torch.zeros((), device=self.device)) + value
+            self.method.end_step()
+            images += sum(len(part.x) for part in batch if part is not None)
+            if step + 1 < self.steps and self._due(step + 1):
+                self._checkpoint(step + 1, sums, images, before + time.perf_counter() - start)
+        self.first = 0
+        terms = self._means(sums, self.steps)
+        self._check(terms)
+        seconds = before + time.perf_counter() - start
+        speed = images * world_size() / seconds
+        return {"epoch": self.epoch + 1, "epochs": self.epochs, "terms": terms, "seconds": seconds, "images_per_second": speed}
+
+    def _due(self, step: int) -> bool:
+        """Whether a checkpoint is due after so many steps of the epoch; all ranks say the same, by the mean of their clocks."""
+        if self.checkpoint_seconds and step % LOOK == 0:
+            since = mean_over_ranks(torch.tensor(time.monotonic() - self.written, device=self.device))
+            if float(since) >= self.checkpoint_seconds:
+                return True
+        return bool(self.checkpoint_steps) and step % self.checkpoint_steps == 0
+
+    def _means(self, sums: dict[str, Tensor], steps: int) -> dict[str, float]:
+        """The terms' means over the epoch's steps so far and the ranks."""
+        means = mean_over_ranks(torch.stack([*sums.values()])) / steps if sums else torch.empty(0)
+        return dict(zip(sums, means.tolist(), strict=True))
+
+    def _checkpoint(self, step: int, sums: dict[str, Tensor], images: int, seconds: float) -> None:
+        """Write a checkpoint in the middle of an epoch, unless training has failed: every rank's sums and random state, the method's own counters."""
+        self._check(self._means(sums, step))
+        drawn = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()
+        counters = {name: value for name, value in vars(self.method).items() if isinstance(value, int | float)}
+        loop = {
+            "terms": list(sums), "sums": gather(torch.stack([*sums.values()]).unsqueeze(0)), "random": gather(drawn.to(self.device).unsqueeze(0)),
+            "images": images, "seconds": seconds, "counters": counters,
+        }  # fmt: skip
+        self._save(step, loop)
+
+    def _rejoin(self) -> tuple[dict[str, Tensor], int, float]:
+        """Sums, images and seconds of the epoch that a checkpoint was in the middle of; with as many ranks as then, each one's random state."""
+        loop, world = self.loop, len(self.loop["sums"])
+        for name, value in loop["counters"].items():
+            setattr(self.method, name, value)
+        if world == world_size():
+            drawn = loop["random"][rank()].cpu().clone()  # torch takes a view for the memory that it begins in
+            torch.cuda.set_rng_state(drawn, self.device) if self.device.type == "cuda" else torch.set_rng_state(drawn)
+        sums = loop["sums"][rank()] if world == world_size() else loop["sums"].mean(0)
+        return dict(zip(loop["terms"], sums.to(self.device).unbind(), strict=True)), loop["images"] * world // world_size(), loop["seconds"]
+
+    def _check(self, terms: dict[str, float]) -> None:
+        """Raise where an epoch's mean terms, which all ranks have alike, say that training has failed."""
+        broken = [name for name, value in terms.items() if not math.isfinite(value)]
+        failure = f"loss {', '.join(broken)} is not finite: lower the learning rate" if broken else self.method.failure(terms)
+        if failure:
+            kept = f"checkpoints up to epoch {self.epoch} are kept in {self.folder}" if self.epoch else "no epoch was done before it"
+            raise FloatingPointError(f"{self.method.name} failed in epoch {self.epoch + 1}: {failure}; {kept}")
+
+    def step(self, name: str, batch: Batch) -> dict[str, Tensor]:
+        """One optimiser step of a player; its detached terms. The other players' parameters take no gradient."""
+        others = [p for other, player in self.method.players.items() if other != name for p in player.networks.parameters()]
+        optimizer = self.method.players[name].optimizer
+        with frozen(others) if others else nullcontext():
+            optimizer.zero_grad(set_to_none=True)
+            loss, terms = self.steppers[name](batch)
+            loss.backward()
+            optimizer.step()
+        return {term: value.detach() for term, value in terms.items()} | {f"{name} loss": loss.detach()}
+
+
+class frozen:  # noqa: N801  reads as a statement: with frozen(parameters)
+    """Context in which parameters take no gradient."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self.parameters = [p for p in parameters if p.requires_grad]
+
+    def __enter__(self) -> None:
+        for parameter in self.parameters:
+            parameter.requires_grad_(False)
+
+    def __exit__(self, *exception: object) -> None:
+        for parameter in self.parameters:
+            parameter.requires_grad_(True)

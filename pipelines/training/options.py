@@ -1,0 +1,91 @@
+"""The options of a training run: one typed, checked value that everything after it relies on."""
+
+import dataclasses
+from dataclasses import Field, asdict, dataclass, field, fields
+from typing import Any
+
+from models.codes import check_bits
+from models.registry import METHODS, find
+from pipelines.console.config import build, flag, option, positional
+from pipelines.training import runs
+
+NOT_NEGATIVE = ("steps_per_epoch", "checkpoint_steps", "checkpoint_seconds", "workers", "threads", "seed", "cache_mb", "max_failures", "tracking_wait")
+
+
+@dataclass
+class TrainOptions:
+    """Options of ``hashbridge train``; ``own`` holds the method's hyper-parameters by name."""
+
+    method: str = positional("the method: see `hashbridge methods`")
+    dataset: str = option("", "folder of the dataset")
+    source: str = option("", "the labelled domain; optional for methods that need no labels")
+    target: str = option("", "the domain to adapt to; training never reads its labels")
+    bits: int = option(64, "code length, a multiple of 8")
+    epochs: int = option(10, "passes over the larger domain, at least 100 steps each")
+    steps_per_epoch: int = option(0, "steps of an epoch (default: rows of the larger domain / batch size, at least 100)")
+    workers: int = option(1, "Ray Train workers; 0 trains in this process or torchrun group, without Ray")
+    threads: int = option(0, "CPU threads of a worker (default: cores / workers)")
+    gpu: bool = option(False, "train on GPUs, one per worker")
+    checkpoint_steps: int = option(0, "steps between checkpoints within an epoch (default: only at the end of each epoch)")
+    checkpoint_seconds: float = option(0.0, "seconds between checkpoints within an epoch (default: only at the end of each epoch)")
+    seed: int = option(0, "seed of all random draws")
+    preset: str = option("default", "default: the setting that works best here; paper: the paper's setting", ("default", "paper"))
+    storage: str = option("runs", "folder of runs and checkpoints, visible to all workers")
+    tracking: str = option("", "MLflow tracking URI, or none (default: MLFLOW_TRACKING_URI, else SQLite in the storage folder)")
+    tracking_wait: int = option(90, "seconds that a finished run waits for an unreachable tracking server")
+    resume: str = option("", "continue this interrupted run")
+    cache_mb: int = option(2048, "memory per worker, in MiB, up to which its rows are kept in memory")
+    max_failures: int = option(3, "restarts of the workers after a crash")
+    plots: bool = option(True, "draw plots at the end")
+    own: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"--epochs is {self.epochs}, but must be at least 1")
+        for name in NOT_NEGATIVE:
+            if getattr(self, name) < 0:
+                raise ValueError(f"{flag(name)} is {getattr(self, name)}, but must not be negative")
+        check_bits(self.bits)
+
+
+def method_fields(argv: list[str]) -> list[Field]:
+    """Hyper-parameter fields of the method that the command line names; none if it names none."""
+    named = next((METHODS[each] for each in argv if each in METHODS), None)
+    return list(fields(named.Config)) if named else []
+
+
+def make_options(values: dict[str, Any], kind: type[TrainOptions] = TrainOptions) -> Any:
+    """Build options from given values, which may include the method's hyper-parameters.
+
+    A resumed run's saved options are the defaults of those not given.
+
+    Args:
+        kind: the class of the result, :class:`TrainOptions` or a subclass.
+
+    Raises:
+        ValueError: a name or value is wrong, or a required one is missing.
+    """
+    if values.get("resume"):
+        folder = runs.find_run(str(values["resume"]), str(values.get("storage", "runs")))
+        saved = runs.read_config(folder)
+        saved = {k: v for k, v in saved.items() if k not in ("own", "tracked")} | saved["own"]
+        values = saved | values | {"resume": folder.name, "storage": str(folder.parent)}
+    if not values.get("method"):
+        raise ValueError(f"METHOD is missing: one of {', '.join(METHODS)}")
+    method = find(str(values["method"]))
+    named = {each.name for each in fields(method.Config)}
+    common = {name: value for name, value in values.items() if name not in named}
+    own = {name: value for name, value in values.items() if name in named}
+    others = {each.name for other in METHODS.values() for each in fields(other.Config)} - named
+    for name in common:
+        if name in others and name not in {each.name for each in fields(kind)}:
+            raise ValueError(f"method {method.name} has no field {flag(name)}: see `hashbridge methods`")
+    options = build(kind, common)
+    preset = method.Config.paper() if options.preset == "paper" else method.Config()
+    checked = asdict(build(method.Config, own))
+    options.own = asdict(dataclasses.replace(preset, **{name: checked[name] for name in own}))
+    options.epochs = 1 if method.fitted else options.epochs
+    for name in ("dataset", "source", "target"):
+        if not getattr(options, name) and not (name == "source" and method.one_domain):
+            raise ValueError(f"{flag(name)} is missing: {TrainOptions.__dataclass_fields__[name].metadata['help']}")
+    return options

@@ -1,0 +1,30 @@
+"""Restores the trained method of a run from its last checkpoint."""
+
+from pathlib import Path
+
+from data.manifest import Manifest
+from models.method import Method
+from models.registry import find
+from pipelines.console.config import build
+from pipelines.training import checkpoint, runs
+
+
+def load_method(folder: Path, manifest: Manifest | None = None) -> Method:
+    """The trained method of a run, for a dataset where one is given.
+
+    Raises:
+        ValueError: it has no checkpoint, or one of other data.
+    """
+    config = runs.read_config(folder)
+    place = checkpoint.latest(folder / "checkpoints")
+    if place is None:
+        raise ValueError(f"run {folder.name} has no checkpoint yet")
+    state = checkpoint.read_state(place)
+    if manifest and state["shape"] != manifest.shape:
+        raise ValueError(f"run {folder.name} takes rows of shape {state['shape']}, dataset {manifest.dataset!r} has {manifest.shape}")
+    kind = find(state["method"])
+    if "pretrained" in config["own"]:
+        config["own"]["pretrained"] = "none"  # the checkpoint holds the weights
+    method = kind(build(kind.Config, config["own"]), tuple(state["shape"]), state["classes"], state["bits"])
+    checkpoint.load(place, method, optimizers=False)
+    return method.train(False)

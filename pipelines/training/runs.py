@@ -1,0 +1,152 @@
+"""A run's folder: ``config.json``, ``checkpoints/``, ``progress.jsonl``, ``result.json``, ``plots/``.
+
+``progress.jsonl`` has a line for each finished epoch, written by rank 0, with its time in seconds since 1970; whoever
+shows or tracks the run follows it.
+"""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from data import validation
+from data.filesystem import append_text, is_local, path_of, write_text
+
+Record = dict[str, Any]
+
+
+def find_run(name: str, storage: str) -> Path:
+    """The folder of a run, given by its id or its path.
+
+    Raises:
+        ValueError: there is none; says where it was looked for.
+    """
+    for folder in (path_of(name),) if "://" in name else (path_of(storage) / name, Path(name)):
+        if (folder / "config.json").is_file():
+            return folder
+    there = sorted((each.parent for each in path_of(storage).glob("*/config.json")), key=lambda each: each.stat().st_mtime)
+    latest = f"; the latest there is {there[-1].name}" if there else ""
+    raise ValueError(f"no run {name!r} in {storage}{latest}: give a run's id, or --storage where its folder is")
+
+
+CONFIG: Record = {"method": str, "dataset": str, "source": str, "target": str, "bits": int, "own": {str: object}, "tracked": str}
+RESULT: Record = {
+    "method": str, "source": str, "target": str, "bits": int, "seed": int, "dataset": str, "oracle": bool, "metrics": {str: float}, "notes": [str],
+}  # fmt: skip
+
+
+def read_json(path: Path, form: Any = dict) -> Record:
+    """A JSON object of a run's folder.
+
+    Args:
+        form: what is needed of it (:func:`data.validation.check`).
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    try:
+        value = validation.parse(path.read_text())
+        validation.check(value, form)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    return value
+
+
+def read_config(folder: Path) -> Record:
+    """A run's options, and MLflow's id of it.
+
+    Raises:
+        ValueError: they are missing or damaged.
+    """
+    return read_json(folder / "config.json", CONFIG)
+
+
+def read_result(folder: Path) -> Record:
+    """A run's result.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    return read_json(folder / "result.json", RESULT)
+
+
+def read_progress(folder: Path) -> list[Record]:
+    """The records of a run's epochs.
+
+    Raises:
+        ValueError: they are missing or damaged.
+    """
+    path = folder / "progress.jsonl"
+    try:
+        found = [validation.parse(line) for line in path.read_text().splitlines()]
+        validation.check(found, [{"epoch": int, "epochs": int, "terms": {str: float}, "images_per_second": float, "time": float}])
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    return found
+
+
+def write_json(path: Path, value: Record) -> None:
+    """Write a JSON object, all or nothing."""
+    write_text(path, json.dumps(value, indent=1, default=float))
+
+
+class Progress:
+    """Appends records to a run's ``progress.jsonl``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "progress.jsonl"
+
+    def __call__(self, record: Record) -> None:
+        append_text(self.path, json.dumps(record | {"time": time.time()}, default=float) + "\n")
+
+
+class Follower(threading.Thread):
+    """Hands the records that a run appends to a listener, as they come. A context: leaving it hands over the rest."""
+
+    def __init__(self, folder: Path, listener: Callable[[Record], None], interval: float = 0) -> None:
+        """Args:
+        interval: seconds between two looks (default: 0.5, in a bucket 5).
+        """
+        super().__init__(daemon=True)
+        self.path, self.listener, self.interval = folder / "progress.jsonl", listener, interval or (0.5 if is_local(folder) else 5)
+        self.offset = self.path.stat().st_size if self.path.exists() else 0
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        while not self.ended.wait(self.interval):
+            self.poll()
+
+    def poll(self) -> None:
+        """Hand over what has come since the last time; a line still being written waits."""
+        if not self.path.exists():
+            return
+        with self.path.open() as file:
+            file.seek(self.offset)
+            text = file.read()
+        whole = text[: text.rfind("\n") + 1]
+        self.offset += len(whole.encode())
+        for line in whole.splitlines():
+            self.listener(json.loads(line))
+
+    def __enter__(self) -> "Follower":
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.ended.set()
+        self.join()
+        with contextlib.suppress(OSError):
+            self.poll()
+
+
+def show(record: Record, started: float) -> str:
+    """One line of a finished epoch."""
+    terms = " ".join(f"{name} {value:.4f}" for name, value in record["terms"].items() if not name.endswith(" loss"))
+    left = (time.monotonic() - started) / max(record["done_here"], 1) * (record["epochs"] - record["epoch"])
+    if not record["terms"]:
+        return f"fitted in {record['seconds']:.0f} s"
+    speed = record["images_per_second"]
+    return f"epoch {record['epoch']:>3}/{record['epochs']}  {speed:,.0f} images/s  {left:4.0f} s left  {terms}"

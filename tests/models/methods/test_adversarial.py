@@ -1,0 +1,221 @@
+"""IGAN, SIGAN and DTN: their terms against hand-made values, their phases, their translations, and what ends a training."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import one_hot
+
+from models.losses.adversarial import critic_loss, deceiving_loss, generated_loss, generator_loss, gradient_penalty, real_class_loss
+from models.losses.alignment import centroid_distance, class_means, imbalance_loss
+from models.losses.hashing import similarity_loss
+from models.methods.dtn import DTN
+from models.methods.igan import IGAN, IGANConfig
+from models.methods.sigan import SIGAN, SIGANConfig
+from models.networks.generative import Discriminator, Generator, halvings, stored
+from models.networks.layers import unit
+from models.networks.translation import attention_map, framed, total_variation
+from tests.models.players import BITS, CLASSES, PER_CLASS, SHAPE, build, global_batch
+
+ENCODER_TERMS = {"classification", "pseudo", "hash", "relaxation", "centroid", "adversarial", "l1", "entropy", "balance"}
+
+
+def test_similarity_loss_is_half_the_mean_squared_error_of_pairs() -> None:
+    codes = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
+    # scaled dot products: 1 with itself, 0 between neighbours, -1 between the first and the last
+    like = similarity_loss(codes, torch.tensor([0, 0, 1]))
+    assert like.item() == pytest.approx((0 * 3 + 2 * 1 + 2 * 1 + 2 * 0) / 9 / 2)
+    assert similarity_loss(codes, torch.tensor([0, -1, 1])).item() == 0
+
+
+def test_centroid_distance_counts_classes_that_both_batches_have() -> None:
+    source, target = torch.tensor([[0.0, 0.0], [2.0, 0.0], [9.0, 9.0]]), torch.tensor([[1.0, 4.0], [5.0, 5.0], [7.0, 7.0]])
+    distance = centroid_distance(source, torch.tensor([0, 0, 1]), target, torch.tensor([0, -1, 2]), 3)
+    assert distance.item() == pytest.approx(4.0)
+    means, present = class_means(source, torch.tensor([0, 0, 1]), 3)
+    assert means.tolist() == [[1, 0], [9, 9], [0, 0]] and present.tolist() == [True, True, False]
+    codes = torch.zeros(1, 2, requires_grad=True)
+    centroid_distance(codes, torch.tensor([0]), codes, torch.tensor([0]), 1).backward()
+    assert codes.grad is not None and codes.grad.isfinite().all()
+
+
+def test_imbalance_is_least_where_the_guesses_have_each_class_as_often() -> None:
+    sure = 50.0 * one_hot(torch.tensor([0, 1, 2, 3]), 4)
+    assert imbalance_loss(sure).item() == pytest.approx(0, abs=1e-6)
+    assert imbalance_loss(sure[:2]).item() == pytest.approx(math.log(4 / 2))
+    assert imbalance_loss(sure[:1]).item() == pytest.approx(math.log(4))
+
+
+def test_a_discriminator_of_classes_and_generated() -> None:
+    even = torch.zeros(2, 4)  # three classes and "generated", each a quarter
+    assert generated_loss(even).item() == pytest.approx(math.log(4))
+    assert deceiving_loss(even, torch.tensor([0, -1])).item() == pytest.approx(math.log(4) / 2)
+    assert real_class_loss(even, torch.tensor([2, -1]), unlabelled=False).item() == pytest.approx(math.log(4) / 2)
+    assert real_class_loss(even, torch.tensor([2, -1]), unlabelled=True).item() == pytest.approx((math.log(4) + math.log(4 / 3)) / 2)
+    sure = 50.0 * one_hot(torch.tensor([0, 3]), 4)
+    assert real_class_loss(sure[:1], torch.tensor([-1]), True).item() == pytest.approx(0, abs=1e-6)
+    assert real_class_loss(sure[1:], torch.tensor([-1]), True).item() > 40
+
+
+def test_critic_objectives() -> None:
+    real, made = torch.tensor([2.0, 4.0]), torch.tensor([-1.0, 1.0])
+    assert critic_loss(real, made, "wasserstein").item() == -3
+    assert generator_loss(made, "wasserstein").item() == 0
+    zero = torch.zeros(3)
+    assert critic_loss(zero, zero, "gan").item() == pytest.approx(2 * math.log(2))
+    assert generator_loss(torch.full((3,), 40.0), "gan").item() == pytest.approx(0, abs=1e-6)
+    slope = nn.Sequential(nn.Linear(4, 1, bias=False), nn.Flatten(0))
+    with torch.no_grad():
+        slope[0].weight.fill_(1.5)  # a slope of length 3 everywhere
+    penalty = gradient_penalty(slope, torch.randn(5, 4), torch.randn(5, 4), torch.rand(5))
+    assert penalty.item() == pytest.approx(4.0, rel=1e-5)
+    penalty.backward()
+    assert slope[0].weight.grad is not None and slope[0].weight.grad.abs().sum() > 0
+
+
+def test_attention_and_variation() -> None:
+    layer = torch.tensor([[[[1.0, -2.0]], [[-3.0, 0.0]]]])
+    assert attention_map(layer, scaled=False).tolist() == [[[4.0, 2.0]]]
+    assert attention_map(layer, scaled=True).tolist() == [[[2.0, 1.0]]]
+    step = torch.zeros(1, 1, 3, 3)
+    step[..., 1:] = 3.0  # a rise of 3 across each of the two rows that have a neighbour below
+    assert total_variation(step).item() == pytest.approx(6.0, abs=1e-2)
+    assert framed(torch.full((2, 1, 28, 28), 255)).shape == (2, 1, 32, 32)
+
+
+@pytest.mark.parametrize("side", [16, 28, 32, 36])
+def test_generators_make_what_discriminators_judge(side: int) -> None:
+    made = Generator(BITS, (3, side, side), 4)(torch.randn(2, BITS))
+    assert made.shape == (2, 3, side, side) and made.abs().max() <= 1
+    assert Discriminator((3, side, side), 11, 4, spectral=True)(made).shape == (2, 11)
+    assert Discriminator((7,), 11, 4, spectral=False)(Generator(BITS, (7,), 4)(torch.randn(2, BITS))).shape == (2, 11)
+
+
+def test_sides_that_cannot_be_halved_are_said() -> None:
+    assert [halvings((1, side, side)) for side in (28, 32, 64)] == [2, 4, 4]
+    with pytest.raises(ValueError, match="27x27 pixels cannot be generated"):
+        halvings((1, 27, 27))
+
+
+def test_stored_undoes_unit() -> None:
+    images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    assert torch.equal(stored(unit(images, images=True)), images)
+
+
+def test_igans_terms_follow_its_weights() -> None:
+    batch = global_batch(0)
+    full = build("igan", pretrain_epochs=0)
+    assert set(full.losses("encoder", batch)) == ENCODER_TERMS
+    assert set(full.losses("discriminator", batch)) == {"real", "generated"}
+    none = dict.fromkeys(("adversarial_weight", "l1_weight", "hash_weight", "centroid_weight", "entropy_weight", "balance_weight"), 0.0)
+    alone = build("igan", pretrain_epochs=0, **none)
+    assert set(alone.losses("encoder", batch)) == {"classification", "pseudo"} and list(alone.players) == ["encoder"]
+    assert not alone.generates
+    paper = build("igan", **{**vars(IGANConfig.paper()), "per_class": PER_CLASS})
+    paper.begin_epoch(0, 8)
+    assert set(paper.losses("encoder", batch)) == {"classification", "hash", "relaxation"} and not paper.plays("discriminator")
+    paper.begin_epoch(2, 8)
+    assert set(paper.losses("encoder", batch)) == ENCODER_TERMS - {"entropy", "balance"} and paper.plays("discriminator")
+    assert paper.averaged is None and paper.wants.views == 0
+
+
+def test_the_loss_is_the_weighted_sum_of_the_terms() -> None:
+    """alpha weighs the hash term and beta the centroids (eq. 11, not eq. 12)."""
+    method = build("igan", dropout=0.0, hash_weight=3.0, centroid_weight=5.0, relaxation_weight=0.5, threshold=0.0, pretrain_epochs=0)
+    loss, terms = method.loss("encoder", global_batch(0))
+    c = method.config
+    expected = terms["classification"] + c.pseudo_weight * terms["pseudo"] + 3 * (terms["hash"] + 0.5 * terms["relaxation"])
+    expected += 5 * terms["centroid"] + c.adversarial_weight * terms["adversarial"] + c.l1_weight * terms["l1"] + c.entropy_weight * terms["entropy"]
+    expected += c.balance_weight * terms["balance"]
+    assert terms["centroid"] > 0 and loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_stage_begins_anew_with_all_but_the_encoder() -> None:
+    method = build("igan", pretrain_epochs=1, stages=2)
+    assert isinstance(method, IGAN)
+    method.begin_epoch(0, 5)
+    before = {name: tensor.clone() for name, tensor in method.kept().state_dict().items()}
+    seen: list[dict[str, torch.Tensor]] = []
+    for epoch in range(1, 5):
+        method.begin_epoch(epoch, 5)
+        seen.append({name: tensor.clone() for name, tensor in method.kept().state_dict().items()})
+    changed = [{name for name in now if not torch.equal(now[name], then[name])} for then, now in zip([before, *seen], seen, strict=False)]
+    assert [bool(each) for each in changed] == [True, False, True, False]  # the stages begin with epochs 1 and 3
+    assert not any(name.startswith(("encoder.network", "averaged.module.network")) for each in changed for name in each)
+    for part in ("encoder.classifier.", "encoder.source.", "encoder.target.", "discriminator.source.", "discriminator.target.", "averaged.module.classifier."):
+        assert all(any(name.startswith(part) for name in each) for each in (changed[0], changed[2]))
+
+
+def test_sigans_terms_follow_its_phases_and_weights() -> None:
+    batch = global_batch(0)
+    method = build("sigan", pretrain_epochs=1, label_interval=2)
+    method.begin_epoch(0, 3)
+    assert set(method.losses("generator", batch)) == {"source", "hash", "relaxation"} and not method.plays("critic")
+    method.begin_epoch(1, 3)
+    usual = {"source", "semantic", "pseudo", "balance", "attention", "adversarial", "reconstruction", "variation", "hash", "relaxation"}
+    assert set(method.losses("generator", batch)) == usual | {"label"}
+    assert set(method.losses("critic", batch)) == {"critic", "penalty"}
+    method.end_step()
+    assert set(method.losses("generator", batch)) == usual
+    later = build("sigan", pretrain_epochs=2)
+    later.begin_epoch(1, 3)
+    assert set(later.losses("generator", batch)) == {"source", "pseudo", "balance", "hash", "relaxation"}
+    dtn = build("dtn", pretrain_epochs=0)
+    dtn.begin_epoch(1, 3)
+    assert isinstance(dtn, DTN) and set(dtn.losses("generator", batch)) == usual - {"attention", "semantic"} | {"constancy"}
+    assert set(dtn.losses("critic", batch)) == {"critic"}
+    assert list(build("sigan", adversarial_weight=0.0).players) == ["generator"]
+
+
+def test_label_consistency_moves_the_encoder_alone_and_the_semantic_term_the_generator() -> None:
+    batch = global_batch(0)
+    for term, generator_moves in (("label", False), ("semantic", True)):
+        method = build("sigan", pretrain_epochs=0)
+        assert isinstance(method, SIGAN)
+        method.losses("generator", batch)[term].backward()
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in method.encode_part.parameters())
+        assert any(p.grad is not None for p in method.generator.parameters()) == generator_moves
+        assert all(p.grad is None for network in (method.classifier, method.pretrained) for p in network.parameters())
+
+
+def test_the_semantic_term_asks_the_networks_that_pretraining_left() -> None:
+    method = build("sigan", pretrain_epochs=1, average=0.0)
+    assert isinstance(method, SIGAN)
+    method.begin_epoch(0, 3)
+    with torch.no_grad():
+        method.classifier.weight.add_(1)
+    method.begin_epoch(1, 3)
+    pretrained = method.classifier.weight.clone()
+    with torch.no_grad():
+        method.classifier.weight.add_(1)
+    method.begin_epoch(2, 3)
+    assert method.pretrained["classifier"].weight.equal(pretrained)  # type: ignore[attr-defined]
+
+
+def test_clipping_bounds_the_critics_weights() -> None:
+    method = build("sigan", pretrain_epochs=0, lipschitz="clip", clip=0.01)
+    method.end_step()
+    assert isinstance(method, SIGAN) and max(p.abs().max() for p in method.critic.parameters()) <= 0.01
+
+
+@pytest.mark.parametrize("name", ["igan", "sigan", "dtn"])
+def test_translations_have_the_form_of_their_originals(name: str) -> None:
+    method = build(name).train(False)
+    x = global_batch(0).source.x  # type: ignore[union-attr]
+    made = method.translate(x)
+    assert made.shape == x.shape and made.dtype == torch.uint8 and method.generates
+    assert method.encode(x).shape == (len(x), BITS) and method.classify(x).exp().sum(1).allclose(torch.ones(len(x)))
+
+
+def test_sigan_takes_no_features() -> None:
+    with pytest.raises(ValueError, match="sigan translates images, and these are feature vectors"):
+        SIGAN(SIGANConfig(), (64,), CLASSES, BITS)
+    assert SIGAN(SIGANConfig(width=4), SHAPE, CLASSES, BITS).generates
+
+
+def test_collapsed_players_are_named() -> None:
+    assert not build("igan").failure({"real": 0.4, "generated": 0.1}) and not build("igan").failure({"classification": 0.0})
+    assert "the discriminators tell every generated image" in build("igan").failure({"real": 1e-5, "generated": 1e-6})
+    assert "run away" in build("sigan").failure({"critic": -2e4}) and not build("sigan").failure({"critic": -20.0})
+    assert "tells every translated image" in build("dtn").failure({"critic": 1e-6}) and not build("sigan").failure({"source": 1.0})

@@ -1,0 +1,268 @@
+"""IDR-AE and its family, UCDIR, the classic hashes: their terms against pairs and permutations written out, and what they keep."""
+
+import itertools
+import math
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from models.clustering import kmeans
+from models.codes import signs
+from models.losses.contrastive import attraction, cluster_probabilities, contrast, distance_of_distance, neighbour_loss, self_entropy
+from models.losses.matching import assignment_distance, bitwise_distance
+from models.methods.classic import ITQ, LSH, ClassicConfig, KMeansHashing, SpectralHashing
+from models.methods.idr_ae import IDRAE
+from models.methods.ucdir import UCDIR, Memory
+from models.networks.backbones import trunk_weights
+from models.networks.extractors import Backbone
+from tests.models.players import BITS, CLASSES, PER_CLASS, Fixed, build, global_batch
+
+WIDTH = 128
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_bitwise_distance_is_the_best_assignment_of_each_bit() -> None:
+    b, z = random(5, 3), (random(5, 3, seed=1) > 0.5).float()
+    best = [min((b[list(order), bit] - z[:, bit]).abs().mean() for order in itertools.permutations(range(5))) for bit in range(3)]
+    assert bitwise_distance(b, z).item() == pytest.approx(torch.stack(best).mean().item())
+    assert bitwise_distance(b[[4, 2, 0, 1, 3]], z).item() == pytest.approx(bitwise_distance(b, z).item())
+    assert bitwise_distance(z[[1, 0, 2, 4, 3]], z).item() == 0
+
+
+def test_the_assignment_distance_is_the_best_assignment_of_whole_codes() -> None:
+    b, z = random(5, 3).requires_grad_(), (random(5, 3, seed=1) > 0.5).float()
+    best = min(((b[list(order)] - z).norm(dim=1).mean() for order in itertools.permutations(range(5))), key=lambda each: each.item())
+    found = assignment_distance(b, z)
+    assert found.item() == pytest.approx(best.item())
+    (gradient,), (wanted,) = torch.autograd.grad(found, b), torch.autograd.grad(best, b)
+    torch.testing.assert_close(gradient, wanted)  # the assignment itself takes none
+
+
+def test_contrast_and_attraction_are_equations_1_and_2() -> None:
+    tau, members = 0.2, torch.tensor([0, 1, 0, 0, 1, 1])
+    slots, x = normalize(random(6, 4)), normalize(random(2, 4, seed=1))
+    own = torch.tensor([3, 4])
+    pairs = (x @ slots.T / tau).exp()
+    instance = -(pairs[[0, 1], own] / pairs.sum(1)).log().mean()
+    denominator = contrast(x, slots, tau)
+    assert attraction(x, slots[own], denominator, tau).item() == pytest.approx(instance.item(), rel=1e-5)
+    each = [-(pairs[i, members == members[own[i]]] / pairs[i].sum()).log().mean() for i in range(2)]
+    means = torch.stack([slots[members == k].mean(0) for k in range(2)])[members[own]]
+    assert attraction(x, means, denominator, tau).item() == pytest.approx(torch.stack(each).mean().item(), rel=1e-5)
+    counted = attraction(x, means, denominator, tau, torch.tensor([True, False]))
+    assert counted.item() == pytest.approx(each[0].item() / 2, rel=1e-5)
+
+
+def test_a_sample_of_the_slots_counts_each_querys_own_once() -> None:
+    slots, x = normalize(random(6, 4)), normalize(random(2, 4, seed=1))
+    own, order = torch.tensor([3, 4]), torch.tensor([5, 3, 0, 1, 2, 4])
+    whole = contrast(x, slots[order], 0.2, slots[own], own.unsqueeze(1) == order)
+    torch.testing.assert_close(whole, contrast(x, slots, 0.2))
+    without = contrast(x[:1], slots[[0, 1]], 0.2, slots[own[:1]], torch.zeros(1, 2, dtype=torch.bool))
+    torch.testing.assert_close(without, contrast(x[:1], slots[[0, 1, 3]], 0.2))
+
+
+def test_distance_of_distance_does_not_ask_for_the_clusters_order() -> None:
+    one, other = random(4, 3).softmax(1), random(4, 3, seed=1).softmax(1)
+
+    def cosine(p: torch.Tensor, i: int, j: int) -> torch.Tensor:
+        return 1 - (p[i] * p[j]).sum() / p[i].norm() / p[j].norm()
+
+    pairs = [(cosine(one, i, j) - cosine(other, i, j)).square() for i in range(4) for j in range(4)]
+    assert distance_of_distance(one, other).item() == pytest.approx(torch.stack(pairs).mean().item(), rel=1e-4)
+    torch.testing.assert_close(distance_of_distance(one[:, [2, 0, 1]], other), distance_of_distance(one, other))  # proposition 1
+    assert distance_of_distance(one, one[:, [1, 2, 0]]).item() == pytest.approx(0, abs=1e-10)
+
+
+def test_self_entropy_and_cluster_probabilities() -> None:
+    assert self_entropy(torch.full((2, 4), 0.25)).item() == pytest.approx(math.log(4))
+    assert self_entropy(torch.eye(3)).item() == 0
+    probabilities = cluster_probabilities(torch.tensor([[1.0, 0.0]]), torch.eye(2), 0.5)
+    assert probabilities[0, 0].item() == pytest.approx(math.e**2 / (math.e**2 + 1))
+
+
+def test_the_heads_loss_is_least_where_codes_have_the_features_neighbours() -> None:
+    features = normalize(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]))
+    wanted = (features @ features.T / 0.5).exp()
+    near = torch.tensor([[1.0, 1.0], [1.0, 1.0], [-1.0, 1.0]])
+    found = neighbour_loss(near, features, 2.0, 0.5)
+    # scaled dot products of the codes: 1 between the first two, 0 to the third
+    by_hand = [-sum(wanted[i, j] / (wanted[i].sum() - wanted[i, i]) * math.log(q) for j, q in zip(others, shares, strict=True)) for i, others, shares in (
+        (0, (1, 2), (math.e**0.5 / (math.e**0.5 + 1), 1 / (math.e**0.5 + 1))), (1, (0, 2), (math.e**0.5 / (math.e**0.5 + 1), 1 / (math.e**0.5 + 1))),
+        (2, (0, 1), (0.5, 0.5)),
+    )]  # fmt: skip
+    assert found.item() == pytest.approx(sum(each.item() for each in by_hand) / 3, rel=1e-5)
+    assert found < neighbour_loss(near[[0, 2, 1]], features, 2.0, 0.5)
+
+
+def test_kmeans_finds_separate_clouds_whichever_library_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    centres = normalize(torch.eye(4)[:3])
+    x = normalize(centres.repeat(30, 1) + 0.05 * random(90, 4))
+    for library in ("faiss", "scikit-learn"):
+        if library == "scikit-learn":
+            monkeypatch.setitem(__import__("sys").modules, "faiss", None)
+        found = kmeans(x, 3, seed=0)
+        torch.testing.assert_close(found.norm(dim=1), torch.ones(3))
+        assert sorted((found @ centres.T).argmax(1).tolist()) == [0, 1, 2] and (found @ centres.T).amax(1).min() > 0.99
+        assert torch.equal(found, kmeans(x, 3, seed=0))
+    with pytest.raises(ValueError, match="2 images do not make 3 clusters"):
+        kmeans(x[:2], 3, seed=0)
+
+
+@pytest.mark.parametrize("matching", ["none", "critic", "assignment", "bitwise"])
+def test_the_autoencoders_terms_and_codes(matching: str) -> None:
+    method = build("idr-ae", matching=matching)
+    assert isinstance(method, IDRAE)
+    terms = method.losses("autoencoder", global_batch(0))
+    assert set(terms) == {"reconstruction"} | ({"matching"} if matching != "none" else set())
+    features = torch.cat([part.x for part in global_batch(0) if part is not None]).flatten(1) / 255
+    b = method.networks["encoder"](features)
+    error = (method.networks["decoder"](b) - features).square().mean() / features.var(0).mean()
+    assert terms["reconstruction"].item() == pytest.approx(error.item())
+    assert set(method.players) == ({"autoencoder", "critic"} if matching == "critic" else {"autoencoder"})
+    codes = method.encode(global_batch(0).target.x)  # type: ignore[union-attr]
+    assert torch.equal(codes > 0, method.settled["encoder"](features[len(features) // 2 :]) > 0.5)
+
+
+def test_the_matching_balances_the_bits() -> None:
+    means = {}
+    for matching in ("none", "bitwise"):
+        method = build("idr-ae", matching=matching, matching_weight=3.0, average=0.0, width=64)
+        for step in range(300):
+            loss, _ = method.loss("autoencoder", global_batch(step))
+            method.players["autoencoder"].optimizer.zero_grad()
+            loss.backward()
+            method.players["autoencoder"].optimizer.step()
+        x = torch.cat([part.x for step in range(100, 110) for part in global_batch(step) if part is not None])
+        means[matching] = (method.encode(x) > 0).float().mean(0)
+    assert (means["bitwise"] - 0.5).abs().mean() < 0.2 < (means["none"] - 0.5).abs().mean()
+
+
+def clouds(n: int = 600, width: int = 24) -> torch.Tensor:
+    """Vectors of unlike spread along their axes, turned."""
+    spread = torch.linspace(3, 0.3, width)
+    turn = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(5)))[0]
+    return torch.randn(n, width, generator=torch.Generator().manual_seed(6)) * spread @ turn + 1
+
+
+def test_itq_is_faiss_s_and_lsh_is_of_its_seed() -> None:
+    x = clouds()
+    itq = ITQ(ClassicConfig(), (24,), 3, 16)
+    itq.fit(x)
+    other = faiss.ITQTransform(24, 16, True)
+    other.train(x.numpy())
+    torch.testing.assert_close(itq.hashing(x), torch.from_numpy(other.apply(x.numpy())), atol=1e-5, rtol=0)
+    codes = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        lsh = LSH(ClassicConfig(), (24,), 3, 16)
+        lsh.fit(x)
+        codes.append(lsh.hashing(x) > 0)
+    assert torch.equal(codes[0], codes[1]) and not torch.equal(codes[0], codes[2])
+    assert (codes[0].float().mean(0) - 0.5).abs().max() < 0.15  # through the mean
+    with pytest.raises(ValueError, match="at most one bit of a feature"):
+        ITQ(ClassicConfig(), (24,), 3, 32).fit(x)
+
+
+def test_spectral_hashing_takes_the_smoothest_waves() -> None:
+    x = torch.stack([torch.linspace(0, 8, 400), torch.linspace(0, 0.5, 400)[torch.randperm(400, generator=torch.Generator().manual_seed(0))]], 1)
+    method = SpectralHashing(ClassicConfig(), (2,), 3, 8)
+    method.fit(x)
+    # along the axis of length 8 the k-th wave has frequency k pi / 8: eight of them come before the first of length 0.5
+    assert method.hashing.frequency.sort().values.tolist() == pytest.approx([k * math.pi / 8 for k in range(1, 9)], rel=0.02)
+    first = method.hashing(x)[:, method.hashing.frequency.argmin()] > 0
+    assert first[:190].unique().numel() == 1 and first[210:].unique().numel() == 1 and first[0] != first[-1]
+
+
+def test_kmeans_hashing_keeps_near_centroids_near_in_bits() -> None:
+    x = clouds(2000)
+    method = KMeansHashing(ClassicConfig(), (24,), 3, 16)
+    method.fit(x)
+    codes, module = signs(method.hashing(x[:300])), method.hashing
+    assert set(codes.unique().tolist()) == {-1.0, 1.0}
+    hamming = torch.cdist(codes, codes, p=1) / 2
+    apart = torch.pdist(x[:300])
+    places = torch.triu_indices(300, 300, 1).unbind()
+    shuffled = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+    numbers = ((codes.unflatten(1, (-1, 4)) > 0) * torch.tensor([1, 2, 4, 8])).sum(2)
+    other = torch.cdist(*[((shuffled[numbers].unsqueeze(2) >> torch.arange(4)) & 1).flatten(1).float()] * 2, p=1)
+    followed, chance = (np.corrcoef(each[places].numpy(), apart.numpy())[0, 1] for each in (hamming, other))
+    assert followed > chance + 0.1
+    part = ((x[:5] - module.mean) @ module.axes.T)[:, : module.width]
+    nearest = torch.cdist(part, module.centroids[0]).argmin(1)
+    assert torch.equal(((codes[:5, :4] > 0) * torch.tensor([1, 2, 4, 8])).sum(1), nearest)
+
+
+def started(**own: object) -> UCDIR:
+    method = build("ucdir", cluster_start=0.0, **own)
+    assert isinstance(method, UCDIR)
+    method.begin(Fixed(0), Fixed(1))
+    return method
+
+
+def test_ucdirs_slots_are_filled_written_and_kept(tmp_path: Path) -> None:
+    method, batch = started(), global_batch(3)
+    slots = method.memory["source"].slots
+    assert slots.shape == (CLASSES * PER_CLASS, WIDTH)
+    torch.testing.assert_close(slots.norm(dim=1), torch.ones(len(slots)))
+    torch.testing.assert_close(slots, method.features(global_batch(0).source.x))  # type: ignore[union-attr]
+    method.begin_epoch(0, 10)
+    before = slots.clone()
+    method.losses("encoder", batch)
+    torch.testing.assert_close(method.memory["source"].slots, method.features(batch.source.views[1]))  # type: ignore[union-attr]
+    assert not torch.equal(before, method.memory["source"].slots)
+    fresh = build("ucdir", cluster_start=0.0)
+    fresh.kept().load_state_dict(method.kept().state_dict())
+    assert torch.equal(fresh.memory["target"].slots, method.memory["target"].slots)  # type: ignore[attr-defined]
+
+
+def test_ucdirs_terms_come_by_equation_4() -> None:
+    method, batch = started(cluster_full=0.5, cluster_weight=2.0), global_batch(0)
+    found = {}
+    for epoch in range(10):
+        method.begin_epoch(epoch, 10)
+        found[epoch] = (method.weights("encoder")["cluster"], set(method.losses("encoder", batch)))
+    always = {"instance", "neighbours", "quantisation"}
+    assert found[0] == (0.0, always)
+    assert found[2] == (pytest.approx(0.8), always | {"cluster"})
+    assert found[5] == found[9] == (2.0, always | {"cluster", "entropy", "distance"})
+
+
+def test_ucdirs_codes_are_of_the_head_or_of_itq_on_the_slots() -> None:
+    x = torch.randint(0, 256, (5, 1, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    head, itq = started(), started(codes="itq")
+    torch.testing.assert_close(head.encode(x), head.settled["hash"](head.features(x))[1])
+    for memory in itq.memory.values():
+        memory.slots = normalize(torch.randn(60, WIDTH, generator=torch.Generator().manual_seed(1)))
+    made = itq.encoder()
+    assert made(x).shape == (5, BITS) and not torch.equal(made(x) > 0, head.encode(x) > 0)
+
+
+def test_a_memory_loads_as_many_slots_as_were_saved() -> None:
+    saved = Memory(3)
+    saved.slots = random(7, WIDTH)
+    fresh = Memory(3)
+    fresh.load_state_dict(saved.state_dict())
+    assert torch.equal(fresh.slots, saved.slots)
+
+
+def test_mocos_checkpoint_initialises_a_resnet(tmp_path: Path) -> None:
+    plain = Backbone("resnet18", (3, 32, 32), "none")
+    state = {f"module.encoder_q.{key}": tensor + 1 for key, tensor in plain.trunk[1].state_dict().items()}  # type: ignore[index]
+    path = tmp_path / "moco_v2_800ep_pretrain.pth.tar"
+    torch.save({"epoch": 800, "state_dict": state | {"module.queue": torch.zeros(2)}}, path)
+    loaded = Backbone("resnet18", (3, 32, 32), str(path))
+    name = "layer1.0.conv1.weight"
+    assert torch.equal(loaded.trunk[1].state_dict()[name], state[f"module.encoder_q.{name}"])  # type: ignore[index]
+    assert "queue" not in trunk_weights({"state_dict": state})
+    assert loaded(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, loaded.features)
+    with pytest.raises(ValueError, match="not those of a resnet18: they lack layer"):
+        torch.save({"state_dict": {key: value for key, value in state.items() if "layer" not in key}}, path)
+        Backbone("resnet18", (3, 32, 32), str(path))

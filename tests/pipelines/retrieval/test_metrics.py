@@ -1,0 +1,90 @@
+"""Metrics against brute force over every order of ties, and against plain rankings."""
+
+from itertools import permutations, product
+
+import numpy as np
+import pytest
+
+from pipelines.retrieval import metrics
+
+
+def case(seed: int, queries: int = 6, database: int = 6, classes: int = 2) -> tuple[np.ndarray, ...]:
+    """Random codes of 8 bits at few distances, so that ties abound."""
+    random = np.random.default_rng(seed)
+    palette = np.array([0, 1, 3], np.uint8)
+    return (
+        palette[random.integers(0, 3, (queries, 1))], random.integers(0, classes, queries),
+        palette[random.integers(0, 3, (database, 1))], random.integers(0, classes, database),
+    )  # fmt: skip
+
+
+def orders(query: np.ndarray, database: np.ndarray) -> list[list[int]]:
+    """Every ranking that sorts by Hamming distance."""
+    distance = np.bitwise_count(query ^ database).sum(1)
+    groups = [list(permutations(np.flatnonzero(distance == d))) for d in np.unique(distance)]
+    return [[i for group in chosen for i in group] for chosen in product(*groups)]
+
+
+def average_precision(hits: np.ndarray, k: int, best: int) -> float:
+    ranks = np.arange(1, len(hits) + 1)
+    return float((np.cumsum(hits) / ranks * hits)[:k].sum() / best)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_map_is_the_mean_over_all_orders_of_ties(seed: int) -> None:
+    q, ql, d, dl = case(seed)
+    histogram = metrics.histograms(q, ql, d, dl)
+    for k in (None, 1, 3, 6):
+        found = metrics.average_precisions(histogram, k)
+        for i in range(len(q)):
+            relevant = int((dl == ql[i]).sum())
+            if not relevant:
+                assert np.isnan(found[i])
+                continue
+            best = min(relevant, k or len(d))
+            expected = np.mean([average_precision(dl[o] == ql[i], k or len(d), best) for o in orders(q[i], d)])
+            assert found[i] == pytest.approx(expected, abs=1e-12)
+            if k:
+                mean = np.mean([(dl[o] == ql[i])[:k].mean() for o in orders(q[i], d)])
+                assert metrics.precision_at(histogram, k)[i] == pytest.approx(mean, abs=1e-12)
+
+
+@pytest.mark.parametrize("bits", [8, 24, 64, 128])
+def test_histograms_count_what_numpy_counts(bits: int) -> None:
+    random = np.random.default_rng(bits)
+    q, d = random.integers(0, 256, (30, bits // 8), dtype=np.uint8), random.integers(0, 256, (200, bits // 8), dtype=np.uint8)
+    ql, dl = random.integers(-1, 6, 30), random.integers(-1, 5, 200)
+    found = metrics.histograms(q, ql, d, dl)
+    for i in range(30):
+        distance = np.bitwise_count(q[i] ^ d).sum(1)
+        assert found.counts[i].tolist() == np.bincount(distance, minlength=bits + 1).tolist()
+        hits = distance[(dl == ql[i]) & (dl >= 0)]
+        assert found.relevant[i].tolist() == np.bincount(hits, minlength=bits + 1).tolist()
+
+
+def test_without_ties_the_figures_are_the_usual_ones() -> None:
+    database = np.array([[0], [1], [3], [7], [15]], np.uint8)
+    histogram = metrics.histograms(np.array([[0]], np.uint8), np.array([1]), database, np.array([1, 0, 1, 0, 1]))
+    assert metrics.average_precisions(histogram)[0] == pytest.approx((1 + 2 / 3 + 3 / 5) / 3)
+    assert metrics.precision_at(histogram, 2)[0] == pytest.approx(0.5)
+    summary = metrics.summarise(histogram)
+    assert (summary["precision_radius_2"], summary["recall_radius_2"]) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+    stable = metrics.stable_average_precisions(np.array([[0]], np.uint8), np.array([1]), database, np.array([1, 0, 1, 0, 1]))
+    assert stable[0] == pytest.approx(metrics.average_precisions(histogram)[0])
+
+
+def test_leaving_each_query_out_equals_removing_it() -> None:
+    q, ql, _, _ = case(3, queries=8)
+    whole = metrics.average_precisions(metrics.histograms(q, ql, q, ql, own=True))
+    for i in range(len(q)):
+        rest = np.arange(len(q)) != i
+        alone = metrics.average_precisions(metrics.histograms(q[i : i + 1], ql[i : i + 1], q[rest], ql[rest]))
+        np.testing.assert_allclose(whole[i], alone[0])
+
+
+def test_no_relevant_code_and_unequal_bits_are_said() -> None:
+    q, d = np.zeros((1, 1), np.uint8), np.zeros((2, 1), np.uint8)
+    with pytest.raises(ValueError, match="no query has a relevant code"):
+        metrics.summarise(metrics.histograms(q, np.array([5]), d, np.array([0, 1])))
+    with pytest.raises(ValueError, match="8 bits, the database has 16"):
+        metrics.histograms(q, np.array([0]), np.zeros((2, 2), np.uint8), np.array([0, 1]))

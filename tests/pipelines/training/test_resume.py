@@ -1,0 +1,270 @@
+"""Runs that die go on, and end with the parameters of a run that nothing disturbed, bit for bit."""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data.batches import DomainBatch, DomainSource
+from data.filesystem import fetched
+from models.methods.dah import DAH, DAHConfig
+from pipelines import train
+from pipelines.training import checkpoint, runs
+
+ROOT = Path(__file__).resolve().parents[3]
+EPOCHS, STEPS = 3, 10
+
+
+OPTIONS = {
+    "method": "dah", "source": "typeset", "target": "handwritten", "bits": 16, "per_class": 4, "epochs": EPOCHS, "steps_per_epoch": STEPS,
+    "tracking": "none", "plots": False, "workers": 2, "threads": 1,
+}  # fmt: skip
+
+
+def config(digits: Path, storage: Path, **more: Any) -> train.Config:
+    return train.make_config({"dataset": str(digits), "storage": str(storage)} | OPTIONS | more)
+
+
+def final(folder: Path) -> dict[str, torch.Tensor]:
+    place = checkpoint.latest(folder / "checkpoints")
+    assert place is not None and place.name == f"epoch-{EPOCHS:05d}"
+    with fetched(place) as copy:
+        return load_file(copy / "model.safetensors")
+
+
+def equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """Parameters of two Ray workers' run to its end."""
+    result = train.run(config(digits, tmp_path_factory.mktemp("undisturbed")))
+    return final(Path(result["checkpoint"]).parent.parent)
+
+
+@pytest.fixture(scope="module")
+def plain(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """Parameters of a plain process's run to its end."""
+    return final(Path(train.run(config(digits, tmp_path_factory.mktemp("plain"), workers=0))["checkpoint"]).parent.parent)
+
+
+def wait_for_epoch(storage: Path, timeout: float = 120) -> Path:
+    """Wait until a run has done its first epoch and is in the middle of the next."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        for progress in storage.glob("*/progress.jsonl"):
+            if progress.read_text().count("\n") >= 1:
+                time.sleep(0.15)
+                return progress.parent
+        time.sleep(0.02)
+    raise AssertionError("no epoch was done in time")
+
+
+def training_workers(since: float = 0.0) -> list[psutil.Process]:
+    """Ray's training workers among the processes of this machine, started after a time."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if "RayTrainWorker" in " ".join(process.cmdline()) and process.create_time() >= since:
+                found.append(process)
+    return found
+
+
+def test_a_worker_killed_in_mid_epoch(digits: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    killed: list[int] = []
+    started = time.time()
+
+    def kill() -> None:
+        wait_for_epoch(tmp_path)
+        victim = training_workers(started)[0]
+        victim.send_signal(signal.SIGKILL)
+        killed.append(victim.pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    result = train.run(config(digits, tmp_path, checkpoint_steps=2))
+    killer.join()
+    assert killed and not psutil.pid_exists(killed[0])
+    assert equal(final(tmp_path / result["run_id"]), undisturbed)
+
+
+def test_a_killed_driver_resumes(digits: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    import ray
+
+    script = (
+        "import sys; from tests.pipelines.training.test_resume import config, train; from pathlib import Path; "
+        "train.run(config(Path(sys.argv[1]), Path(sys.argv[2])))"
+    )
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    arguments = [sys.executable, "-c", script, str(digits), str(tmp_path)]
+    driver = subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder = wait_for_epoch(tmp_path)
+    driver.kill()
+    driver.wait()
+    end = time.monotonic() + 60
+    while training_workers() and time.monotonic() < end:
+        time.sleep(0.2)
+    last = checkpoint.latest(folder / "checkpoints")
+    assert last is not None and last.name != f"epoch-{EPOCHS:05d}"
+    train.run(train.make_config({"resume": folder.name, "storage": str(tmp_path)}))
+    assert equal(final(folder), undisturbed)
+
+
+def test_torchrun_gives_what_ray_gives(digits: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items() if name not in ("method", "plots", "workers")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "pipelines"]
+    arguments = ["train", "dah", f"--dataset={digits}", f"--storage={tmp_path}", "--workers=0", "--no-plots", "--json", *options]
+    done = subprocess.run(command + arguments, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 1  # the other rank is silent
+    assert equal(final(Path(json.loads(lines[0])["checkpoint"]).parent.parent), undisturbed)
+
+
+def test_a_plain_process_resumes_bit_identically_past_a_damaged_checkpoint(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = {"workers": 0, "mmd_estimate": "linear"}
+    whole = train.run(config(digits, tmp_path / "whole", **plain))
+    part = train.run(config(digits, tmp_path / "part", **plain))
+    folder = tmp_path / "part" / part["run_id"]
+    kept = sorted((folder / "checkpoints").glob("epoch-*"))
+    assert len(kept) == 2
+    damage(kept[-1])
+    train.run(train.make_config({"resume": folder.name, "storage": str(folder.parent)}))
+    assert equal(final(folder), final(tmp_path / "whole" / whole["run_id"]))
+    assert f"checkpoint {kept[-1]} is damaged, and passed over" in capsys.readouterr().err
+    for each in kept:
+        damage(each)
+    with pytest.raises(ValueError, match="every checkpoint in .* is damaged"):
+        train.run(train.make_config({"resume": folder.name, "storage": str(folder.parent)}))
+
+
+def test_checkpoints_within_an_epoch_by_the_clock(digits: Path, plain: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    run = tmp_path / train.run(config(digits, tmp_path, workers=0, checkpoint_seconds=0.001))["run_id"]
+    assert sorted(each.name for each in (run / "checkpoints").iterdir()) == ["epoch-00002-step-00000005", "epoch-00003"]
+    shutil.rmtree(run / "checkpoints" / "epoch-00003")
+    train.run(train.make_config({"resume": run.name, "storage": str(tmp_path)}))
+    assert equal(final(run), plain)
+
+
+def damage(place: Path) -> None:
+    """Change a bit of a weight: the file can still be read."""
+    content = bytearray((place / "model.safetensors").read_bytes())
+    content[-5] ^= 1
+    (place / "model.safetensors").write_bytes(content)
+
+
+def method(bits: int = 16) -> DAH:
+    torch.manual_seed(0)
+    return DAH(DAHConfig(pretrained="none"), (1, 16, 16), 3, bits)
+
+
+def test_a_checkpoint_holds_the_optimiser(tmp_path: Path) -> None:
+    one = method()
+    optimizer = one.players["encoder"].optimizer
+    sum(p.sum() for p in one.network.parameters()).backward()
+    optimizer.step()
+    place = checkpoint.write(tmp_path, checkpoint.snapshot(one, 4, {}))
+    other = method()
+    assert checkpoint.load(place, other) == (4, 0, {})
+    left, right = optimizer.state_dict(), other.players["encoder"].optimizer.state_dict()
+    assert left["param_groups"] == right["param_groups"]
+    for key, state in left["state"].items():
+        assert all(torch.equal(torch.as_tensor(value), torch.as_tensor(right["state"][key][name])) for name, value in state.items())
+
+
+def test_a_checkpoint_of_another_method_or_a_torn_one_is_said(tmp_path: Path) -> None:
+    place = checkpoint.write(tmp_path, checkpoint.snapshot(method(), 1, {}))
+    with pytest.raises(ValueError, match="16 bits.*not of dah .32 bits"):
+        checkpoint.load(place, method(bits=32))
+    weights = place / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="is damaged"):
+        checkpoint.load(place, method())
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = checkpoint.write(tmp_path, checkpoint.snapshot(method(), 1, {}))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space left on device.*the one before it is kept"):
+        checkpoint.write(tmp_path, checkpoint.snapshot(method(), 2, {}))
+    assert checkpoint.latest(tmp_path) == first and [each.name for each in tmp_path.iterdir()] == [first.name]
+
+
+def test_a_process_killed_while_it_writes_a_checkpoint(digits: Path, plain: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    script = """
+import os, signal, sys
+from pathlib import Path
+from pipelines.training import checkpoint
+from tests.pipelines.training.test_resume import config, train
+
+def killing(tensors, path):
+    saved(tensors, path)
+    if "epoch-00002" in str(path):
+        path.write_bytes(path.read_bytes()[:100])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+saved, checkpoint.save_file = checkpoint.save_file, killing
+train.run(config(Path(sys.argv[1]), Path(sys.argv[2]), workers=0))
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(digits), str(tmp_path)], cwd=ROOT, capture_output=True, timeout=240, check=False)
+    assert done.returncode == -signal.SIGKILL
+    (run,) = [each.parent for each in tmp_path.glob("*/config.json")]
+    assert {each.name for each in (run / "checkpoints").iterdir()} == {"epoch-00001", ".partial-epoch-00002"}
+    train.run(train.make_config({"resume": run.name, "storage": str(tmp_path)}))
+    assert equal(final(run), plain)
+    assert {each.name for each in (run / "checkpoints").iterdir()} == {"epoch-00002", "epoch-00003"}
+
+
+def test_a_batch_with_a_value_that_is_no_number_ends_the_run_once(
+    digits: Path, plain: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    drawn = DomainSource.epoch
+
+    def spoiled(self: DomainSource, epoch: int, steps: int) -> Iterator[DomainBatch]:
+        for step, batch in enumerate(drawn(self, epoch, steps)):
+            yield batch._replace(views=tuple(view * math.nan for view in batch.views)) if (epoch, step) == (1, 4) else batch
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DomainSource, "epoch", spoiled)
+        with pytest.raises(FloatingPointError, match="failed in epoch 2: loss .* is not finite.*checkpoints up to epoch 1 are kept"):
+            train.run(config(digits, tmp_path, workers=0))
+    (run,) = [each.parent for each in tmp_path.glob("*/config.json")]
+    assert [each.name for each in (run / "checkpoints").iterdir()] == ["epoch-00001"]
+    train.run(train.make_config({"resume": run.name, "storage": str(tmp_path)}))
+    assert equal(final(run), plain)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match="failed in epoch 1: loss .* is not finite"):
+        train.run(config(digits, tmp_path, workers=0, learning_rate=1e30, optimizer="sgd", norm=False))
+
+
+def test_the_follower_hands_over_each_record_once(tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+    progress = runs.Progress(tmp_path)
+    progress({"epoch": 0})
+    with runs.Follower(tmp_path, seen.append, interval=0.01):
+        for epoch in range(1, 30):
+            progress({"epoch": epoch})
+    assert [record["epoch"] for record in seen] == list(range(1, 30))
