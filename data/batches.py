@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data.manifest import Manifest
 from data.shards import read_rows, to_arrays
-from data.transforms import random_view, seeded
+from data.transforms import random_view, seeded_generator
 
 BUFFER_ROWS = 4096
 
@@ -52,14 +52,14 @@ class Rows(NamedTuple):
         return Rows(self.x[index], None if self.label is None else self.label[index], self.row[index])
 
 
-def join(parts: list[Rows]) -> Rows:
+def concatenate(parts: list[Rows]) -> Rows:
     """Concatenate rows."""
     label = None if parts[0].label is None else torch.cat([part.label for part in parts if part.label is not None])
     return Rows(torch.cat([part.x for part in parts]), label, torch.cat([part.row for part in parts]))
 
 
 @dataclass
-class DomainSource:
+class DomainLoader:
     """Where a worker's batches of one split come from.
 
     Attributes:
@@ -102,7 +102,7 @@ class DomainSource:
         """The batches of an epoch."""
         drawn = self._from_memory(epoch, steps) if self.cached else self._from_stream(epoch, steps)
         for step, rows in enumerate(drawn):
-            generator = seeded(self.seed, self.stream, 2, epoch, step)
+            generator = seeded_generator(self.seed, self.stream, 2, epoch, step)
             views = tuple(random_view(rows.x, generator, self.rank, self.world, **self.view) for _ in range(self.views))
             yield DomainBatch(rows.x, views, rows.label, rows.row)
 
@@ -122,15 +122,15 @@ class DomainSource:
 
     def rows(self, size: int = 512) -> Iterator[DomainBatch]:
         """This worker's rows once, in their (shuffled) order, ``size`` at a time, without views."""
-        for rows in [self.memory()] if self.cached else self._read():
+        for rows in [self.cached_rows()] if self.cached else self._read():
             for part in torch.arange(len(rows.row)).split(size):
                 taken = rows.take(part)
                 yield DomainBatch(taken.x, (), taken.label, taken.row)
 
-    def memory(self) -> Rows:
+    def cached_rows(self) -> Rows:
         """This worker's rows, read once."""
         if self.held is None:
-            self.held = join(list(self._read()))
+            self.held = concatenate(list(self._read()))
         return self.held
 
     def _lacks(self, missing: list[int]) -> ValueError:
@@ -140,21 +140,21 @@ class DomainSource:
         )
 
     def _from_memory(self, epoch: int, steps: int) -> Iterator[Rows]:
-        rows = self.memory()
+        rows = self.cached_rows()
         if self.per_class:
             assert rows.label is not None
             members = [torch.nonzero(rows.label == label).flatten() for label in self.present]
             missing = [label for label, each in zip(self.present, members, strict=True) if not len(each)]
             if missing:
                 raise self._lacks(missing)
-            draws = [_endless(each, seeded(self.seed, self.stream, 1, epoch, self.rank, i), self.per_class) for i, each in enumerate(members)]
+            draws = [_endless(each, seeded_generator(self.seed, self.stream, 1, epoch, self.rank, i), self.per_class) for i, each in enumerate(members)]
         else:
-            draws = [_endless(torch.arange(len(rows.row)), seeded(self.seed, self.stream, 1, epoch, self.rank), self.batch)]
+            draws = [_endless(torch.arange(len(rows.row)), seeded_generator(self.seed, self.stream, 1, epoch, self.rank), self.batch)]
         for _ in range(steps):
             yield rows.take(torch.cat([next(draw) for draw in draws]))
 
     def _from_stream(self, epoch: int, steps: int) -> Iterator[Rows]:
-        generator = seeded(self.seed, self.stream, 1, epoch, self.rank)
+        generator = seeded_generator(self.seed, self.stream, 1, epoch, self.rank)
         drawn = self._balanced_stream(generator) if self.per_class else self._plain_stream(generator)
         for _, rows in zip(range(steps), drawn, strict=False):
             yield rows
@@ -170,7 +170,7 @@ class DomainSource:
         passes, buffer = self._passes(generator), None
         while True:
             while buffer is None or len(buffer.row) < BUFFER_ROWS + self.batch:
-                buffer = next(passes) if buffer is None else join([buffer, next(passes)])
+                buffer = next(passes) if buffer is None else concatenate([buffer, next(passes)])
             order = torch.randperm(len(buffer.row), generator=generator)
             yield buffer.take(order[: self.batch])
             buffer = buffer.take(order[self.batch :])
@@ -192,7 +192,7 @@ class DomainSource:
             for kept in latest.values():
                 order = torch.randperm(max(len(kept), self.per_class), generator=generator)[: self.per_class]
                 chosen += [kept[int(i) % len(kept)] for i in order]
-            yield join(chosen)
+            yield concatenate(chosen)
             for _ in range(len(chosen)):
                 self._keep(latest, next(arriving))
 

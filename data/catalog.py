@@ -4,7 +4,7 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.filesystem import path_of
+from data.filesystem import to_path
 from data.readers.base import Reader
 from data.readers.embedded import digits_reader
 from data.readers.folder import folder_readers
@@ -56,9 +56,9 @@ def open_source(source: str, domain: str | None, cache: Path) -> list[Reader]:
         ValueError: there is no such thing, or it is not what it should be.
     """
     name, _, path = source.partition("=")
-    if name in CATALOG and not path_of(source).exists():
+    if name in CATALOG and not to_path(source).exists():
         return _catalogued(name, path, domain, cache)
-    given = path_of(source)
+    given = to_path(source)
     if not given.exists():
         near = difflib.get_close_matches(source, CATALOG, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -75,7 +75,7 @@ def _catalogued(name: str, path: str, domain: str | None, cache: Path) -> list[R
     if entry.source == "folder":
         if not path:
             raise ValueError(f"{name} is read from a folder: give its path as {name}=FOLDER, with {'/'.join(entry.domains)} in it")
-        folder = path_of(path)
+        folder = to_path(path)
         if not folder.is_dir():
             raise ValueError(f"{name}: no folder at {path}")
         missing = [each for each in entry.domains if not (folder / each).is_dir()]

@@ -21,7 +21,7 @@ RETRIES = {"mode": "standard", "total_max_attempts": 10}  # with exponential bac
 PATIENCE = 600  # seconds that a lock in a bucket is waited for
 
 
-def path_of(path: str | Path) -> Path:
+def to_path(path: str | Path) -> Path:
     """A path by its name: pathlib's, or for ``s3://bucket/prefix`` one of a bucket that is used in the same way.
 
     Raises:
@@ -59,7 +59,7 @@ def _bucket(path: Any) -> Iterator[tuple[Any, str]]:
 
 
 @contextmanager
-def written(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A file on this machine to write to, which becomes ``path`` when the context is left without an error; folders are made."""
     if is_local(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,12 +89,12 @@ def append_text(path: Path, text: str) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file."""
-    with written(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(text)
 
 
 @contextmanager
-def written_folder(path: Path, last: str) -> Iterator[Path]:
+def atomic_folder(path: Path, last: str) -> Iterator[Path]:
     """A folder on this machine to fill with files, which takes the place of ``path`` when the context is left without an error.
 
     Args:
@@ -128,7 +128,7 @@ def _settle(path: Path) -> None:
 
 
 @contextmanager
-def fetched(path: Path) -> Iterator[Path]:
+def local_copy(path: Path) -> Iterator[Path]:
     """A file or folder as one of this machine, to read."""
     if is_local(path):
         yield path
@@ -154,7 +154,7 @@ def remove(path: Path) -> None:
             fs.rm(found)
 
 
-def files(folder: Path) -> list[Path]:
+def list_files(folder: Path) -> list[Path]:
     """All files below a folder, sorted; links to other folders are not followed."""
     if is_local(folder):
         return sorted(Path(top) / name for top, _, names in os.walk(folder) for name in names)
@@ -188,7 +188,7 @@ def read_table(path: Path) -> pa.Table:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def file_lock(path: Path) -> Iterator[None]:
     """Hold a lock, which is a file. On this machine it ends with the process, however that ends; in a bucket it is an object that is put once.
 
     Raises:

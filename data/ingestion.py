@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data.filesystem import locked, move, remove
+from data.filesystem import file_lock, move, remove
 from data.layout import Layout, check_fits, choose_layout
 from data.manifest import Domain, Manifest, Split
 from data.readers.base import Reader
@@ -71,7 +71,7 @@ def write_domain(
         if not any(split.rows for split in domain.splits.values()):
             first = domain.rejected[0]
             raise ValueError(f"{reader.domain}: not one row can be read; the first is {first['id']!r} ({first['reason']})")
-        with locked(root / ".lock"):
+        with file_lock(root / ".lock"):
             return _commit(root, staging / "domain", reader, layout, domain, classes)
     finally:
         remove(staging)

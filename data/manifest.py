@@ -94,7 +94,7 @@ class Manifest:
         if not path.is_file():
             raise ValueError(f"no dataset at {root}: it has no {NAME}; give the folder that `hashbridge ingest --dataset` wrote")
         try:
-            values = validation.parse(path.read_text())
+            values = validation.parse_json(path.read_text())
             validation.check(values, {"format": int})
             if values["format"] <= FORMAT:
                 return cls._of(values)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data.filesystem import read_table, written
+from data.filesystem import atomic_write, read_table
 from data.images import decode, resize_arrays
 from data.layout import Layout
 from data.readers.base import Chunk, Reader
@@ -79,7 +79,7 @@ class _Write:
             content = good["content"]
         order = pa.array(range(len(good)), pa.int64())
         table = pa.Table.from_arrays([good["id"], order, content, good["label"]], schema=self.layout.schema())
-        with written(self.folder / (part.replace("/", "-") + ".parquet")) as path:
+        with atomic_write(self.folder / (part.replace("/", "-") + ".parquet")) as path:
             pq.write_table(table, path)
         rejected = [f"{i}\n{e}" for i, e in zip(bad["id"].to_pylist(), bad["error"].to_pylist(), strict=True)]
         return pa.table({"part": [part], "rows": [len(good)], "rejected": [rejected]})
@@ -98,7 +98,7 @@ class _Number:
             table = table.slice(0, max(0, self.limit - int(item["offset"])))
         numbers = pc.add(table["row"], int(item["offset"])) if len(table) else table["row"]
         table = table.set_column(1, "row", numbers)
-        with written(self.target / f"split={split}" / f"part-{part}.parquet") as path:
+        with atomic_write(self.target / f"split={split}" / f"part-{part}.parquet") as path:
             pq.write_table(table, path, row_group_size=2048)
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 
-def seeded(*numbers: int) -> torch.Generator:
+def seeded_generator(*numbers: int) -> torch.Generator:
     """A CPU generator whose stream is a function of the numbers alone."""
     state = 0x9E3779B97F4A7C15
     for number in numbers:

@@ -22,7 +22,7 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def share(value: dict[str, Any]) -> dict[str, Any]:
+def broadcast_from_rank_0(value: dict[str, Any]) -> dict[str, Any]:
     """Rank 0's value, on every rank; the value itself outside a process group."""
     if world_size() == 1:
         return value
@@ -61,7 +61,7 @@ def mean_over_ranks(x: Tensor) -> Tensor:
     return total / world_size()
 
 
-def part_of_draw(draw: Tensor) -> Tensor:
+def rank_slice(draw: Tensor) -> Tensor:
     """This rank's part of a draw that every rank made alike for the global batch, along its first axis."""
     return draw.chunk(world_size())[rank()]
 

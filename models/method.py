@@ -12,7 +12,7 @@ from models.codes import check_bits
 from models.optimisers import averaged_copy
 
 
-class View(Protocol):
+class DomainView(Protocol):
     """One domain's part of a step, this worker's share of the global batch."""
 
     @property
@@ -39,15 +39,15 @@ class RowSource(Protocol):
     def total(self) -> int:
         """Number of the domain's training rows, those of other workers among them."""
 
-    def rows(self, size: int = 512) -> Iterator[View]:
+    def rows(self, size: int = 512) -> Iterator[DomainView]:
         """This worker's rows once, in their (shuffled) order, ``size`` at a time, without views and, for a target, without labels."""
 
 
 class Batch(NamedTuple):
     """What a step sees: a batch of the source and one of the target, either None where the method wants none."""
 
-    source: View | None
-    target: View | None
+    source: DomainView | None
+    target: DomainView | None
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Wants:
     view: dict[str, Any] = field(default_factory=dict)
 
 
-class Row(NamedTuple):
+class AblationRow(NamedTuple):
     """A row of a paper's ablation table.
 
     Attributes:
@@ -86,7 +86,7 @@ class Row(NamedTuple):
     figures: dict[str, float]
 
 
-def hyper(
+def hyperparameter(
     default: Any, help: str, low: Any = None, high: Any = None, log: bool = False, choices: Any = None, when: dict[str, tuple[Any, ...]] | None = None
 ) -> Any:
     """A hyper-parameter's field: its default, meaning and search range in one place.
@@ -144,11 +144,11 @@ class Method:
     name: ClassVar[str]
     reference: ClassVar[str]
     Config: ClassVar[Any]
-    ablation: ClassVar[tuple[Row, ...]] = ()
+    ablation: ClassVar[tuple[AblationRow, ...]] = ()
     table: ClassVar[tuple[str, ...]] = ("accuracy", "cross/map", "target/map")
     fitted: ClassVar[bool] = False
-    one_domain: ClassVar[bool] = False
-    embeds: ClassVar[bool] = False
+    source_optional: ClassVar[bool] = False
+    has_features: ClassVar[bool] = False
     players: dict[str, Player]
     averaged: AveragedModel | None = None
 
@@ -167,7 +167,7 @@ class Method:
         """What it needs of its data, by its configuration."""
         raise NotImplementedError
 
-    def plays(self, player: str) -> bool:
+    def is_active(self, player: str) -> bool:
         """Whether a player takes this step: a discriminator does not while an encoder is pretrained."""
         return True
 
@@ -196,12 +196,12 @@ class Method:
     def begin_step(self, progress: float) -> None:
         """Schedules by step; ``progress`` runs from 0 to 1 over the whole training."""
 
-    def average(self, networks: nn.Module, decay: float) -> None:
+    def track_average(self, networks: nn.Module, decay: float) -> None:
         """Keep an averaged copy of networks from now on; none where ``decay`` is 0."""
         self.moving, self.averaged = networks, averaged_copy(networks, decay)
 
     @property
-    def settled(self) -> Any:
+    def ema_networks(self) -> Any:
         """The averaged copy of the networks given to :meth:`average`, or these themselves where there is none."""
         return self.moving if self.averaged is None else self.averaged.module
 
@@ -227,12 +227,12 @@ class Method:
         raise NotImplementedError
 
     @property
-    def recognises(self) -> bool:
+    def can_classify(self) -> bool:
         """Whether :meth:`classify` names classes."""
         return type(self).classify is not Method.classify
 
     @property
-    def generates(self) -> bool:
+    def can_translate(self) -> bool:
         """Whether :meth:`translate` makes target images."""
         return False
 
@@ -254,14 +254,14 @@ class Method:
         """Class log-probabilities (batch, classes), where the method defines classes."""
         raise NotImplementedError
 
-    def kept(self) -> nn.ModuleDict:
+    def state_modules(self) -> nn.ModuleDict:
         """Everything that a checkpoint keeps beside the optimisers."""
         kept: dict[str, nn.Module] = {name: player.networks for name, player in self.players.items()}
         return nn.ModuleDict(kept if self.averaged is None else kept | {"averaged": self.averaged})
 
     def to(self, device: torch.device) -> Self:
         """Move every network and optimiser state."""
-        self.kept().to(device)
+        self.state_modules().to(device)
         return self
 
     def train(self, mode: bool = True) -> Self:

@@ -31,7 +31,7 @@ def build_optimizer(
     return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, betas=betas)
 
 
-def set_rate(optimizer: Optimizer, first: float, final: float, progress: float) -> None:
+def set_learning_rate(optimizer: Optimizer, first: float, final: float, progress: float) -> None:
     """Set the learning rate: log-spaced from ``first`` to ``final`` times it, or a cosine to zero where ``final`` is 0.
 
     Args:
@@ -47,7 +47,7 @@ def averaged_copy(network: nn.Module, decay: float) -> AveragedModel | None:
     return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True).eval() if decay else None
 
 
-def restart(network: nn.Module, fresh: nn.Module, optimizer: Optimizer) -> None:
+def reset_network(network: nn.Module, fresh: nn.Module, optimizer: Optimizer) -> None:
     """Give a network the parameters and buffers of a fresh one, and forget what its optimiser knew of it."""
     network.load_state_dict(fresh.state_dict())
     for parameter in network.parameters():

@@ -15,7 +15,7 @@ ALL = (DAH, DPSH, IGAN, SIGAN, DTN, IDRAE, UCDIR, LSH, ITQ, SpectralHashing, KMe
 METHODS: dict[str, type[Method]] = {method.name: method for method in ALL}
 
 
-def find(name: str) -> type[Method]:
+def find_method(name: str) -> type[Method]:
     """The method of a name.
 
     Raises:

@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from typing import Any
 
-from data.filesystem import path_of
+from data.filesystem import to_path
 from data.manifest import Manifest
-from models.method import Row
-from models.registry import METHODS, find
+from models.method import AblationRow
+from models.registry import METHODS, find_method
 from pipelines import train
 from pipelines.console.config import option
 from pipelines.training import runs
@@ -32,7 +32,7 @@ class Config(TrainOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not find(self.method).ablation:
+        if not find_method(self.method).ablation:
             named = ", ".join(name for name, method in METHODS.items() if method.ablation)
             raise ValueError(f"no ablation table is known for {self.method}: one is for {named}")
         if self.both and not self.source:
@@ -54,7 +54,7 @@ class Config(TrainOptions):
 make_config = partial(make_options, kind=Config)
 
 
-def _settings(config: Config, row: Row, direction: tuple[str, str], seed: int) -> TrainOptions:
+def _settings(config: Config, row: AblationRow, direction: tuple[str, str], seed: int) -> TrainOptions:
     """The training of one row."""
     given = {each.name: getattr(config, each.name) for each in fields(TrainOptions)}
     source, target = direction
@@ -63,11 +63,11 @@ def _settings(config: Config, row: Row, direction: tuple[str, str], seed: int) -
 
 def result_of(wanted: TrainOptions) -> dict[str, Any]:
     """The result of a training: read where it is finished, else trained to its end."""
-    root = path_of(wanted.dataset)
+    root = to_path(wanted.dataset)
     cut_off = None
-    for folder in sorted(each.parent for each in path_of(wanted.storage).glob("*/config.json")):
+    for folder in sorted(each.parent for each in to_path(wanted.storage).glob("*/config.json")):
         saved = runs.read_config(folder)
-        if path_of(saved["dataset"]).resolve() != root.resolve() or any(saved[name] != getattr(wanted, name) for name in SAME):
+        if to_path(saved["dataset"]).resolve() != root.resolve() or any(saved[name] != getattr(wanted, name) for name in SAME):
             continue
         if not (folder / "result.json").is_file():
             cut_off = folder
@@ -101,7 +101,7 @@ def show(config: Config, table: dict[str, dict[str, Any]]) -> None:
     """Print the table: a block for each direction, a row for each set of terms."""
     for name, rows in table.items():
         print(f"\n{config.method}, {config.bits} bits, {name}: percent, last epoch, seeds {config.seeds}, preset {config.preset}")
-        columns = find(config.method).table
+        columns = find_method(config.method).table
         widths = [max(14, len(column) + 2) for column in columns]
         print(f"  {'':<34}" + "".join(f"{column:>{width}}" for column, width in zip(columns, widths, strict=True)) + "   the paper's")
         for row, cells in rows.items():
@@ -110,9 +110,9 @@ def show(config: Config, table: dict[str, dict[str, Any]]) -> None:
             print(f"  {row:<34}{ours}   {_papers(cells['paper'], name)}{failed}")
 
 
-def _train_row(config: Config, row: Row, direction: tuple[str, str]) -> dict[str, Any]:
+def _train_row(config: Config, row: AblationRow, direction: tuple[str, str]) -> dict[str, Any]:
     """A row's figures by seed, its runs, and what its failed trainings said."""
-    columns = find(config.method).table
+    columns = find_method(config.method).table
     cells: dict[str, Any] = {column: [] for column in columns} | {"paper": row.figures, "runs": [], "failed": []}
     for seed in config.seed_list():
         print(f"\n{_named(direction)}: {row.name}, seed {seed}")
@@ -134,7 +134,7 @@ def run(config: Config) -> dict[str, Any]:
     A training that diverges is counted as failed, and the others go on.
     """
     directions = [(config.source, config.target), *([(config.target, config.source)] if config.both else [])]
-    rows = find(config.method).ablation
+    rows = find_method(config.method).ablation
     table = {_named(direction): {row.name: _train_row(config, row, direction) for row in rows} for direction in directions}
     show(config, table)
     return {"table": table, "options": asdict(config)}

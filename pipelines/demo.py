@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.filesystem import is_local, path_of
-from models.registry import METHODS, find
+from data.filesystem import is_local, to_path
+from models.registry import METHODS, find_method
 from pipelines import encode, index, ingest, promote, register, search, train
 from pipelines.console.config import option
 
@@ -28,12 +28,12 @@ class Config:
     seed: int = option(0, "seed")
 
     def __post_init__(self) -> None:
-        if not is_local(path_of(self.out)):
+        if not is_local(to_path(self.out)):
             raise ValueError(f"--out is {self.out}, but the demo's must be a folder of this machine")
 
 
 def _train(method: str, config: Config, dataset: Path, runs: Path) -> dict[str, Any]:
-    small = {"per_class": 10} if hasattr(find(method).Config, "per_class") else {}
+    small = {"per_class": 10} if hasattr(find_method(method).Config, "per_class") else {}
     return train.run(train.make_config({
         "method": method, "dataset": str(dataset), "source": "typeset", "target": "handwritten", "epochs": config.epochs,
         "steps_per_epoch": config.steps, "storage": str(runs), "seed": config.seed, "tracking": f"sqlite:///{runs.resolve()}/mlflow.db",
@@ -42,7 +42,7 @@ def _train(method: str, config: Config, dataset: Path, runs: Path) -> dict[str, 
 
 def _needs_labels(name: str) -> bool:
     """Whether a method learns from the source's labels."""
-    method = find(name)
+    method = find_method(name)
     return method(method.Config(), (1, 32, 32), 10, 64).wants.source_labels
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.filesystem import move, path_of, remove, written
+from data.filesystem import atomic_write, move, remove, to_path
 from data.images import SUFFIXES, decode
 from data.manifest import Manifest
 from data.readers.base import printable
@@ -51,14 +51,14 @@ class _Encode:
 
     def __init__(self, config: Config, staging: str) -> None:
         self.encoder: Encoder = open_encoder(config.model, config.storage, config.tracking)
-        self.root, self.staging = path_of(config.input), path_of(staging)
+        self.root, self.staging = to_path(config.input), to_path(staging)
         self.meta = {b"bits": str(self.encoder.bits).encode(), b"model": config.model.encode()}
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         lost: list[str] = []
         tables = list(self._rows(item["split"], item["start"], item["stop"]) if item["split"] else self._files(json.loads(item["files"]), lost))
         table = pa.concat_tables(tables or [SCHEMA.empty_table()]).replace_schema_metadata(self.meta)
-        with written(self.staging / f"part-{item['part']:05d}.parquet") as file:
+        with atomic_write(self.staging / f"part-{item['part']:05d}.parquet") as file:
             pq.write_table(table, file)
         return {"part": item["part"], "codes": len(table), "lost": json.dumps(lost)}
 
@@ -107,7 +107,7 @@ def _size(rows: int, workers: int) -> int:
 
 
 def _dataset_items(config: Config, shape: tuple[int, ...]) -> list[dict[str, Any]]:
-    manifest = Manifest.read(path_of(config.input))
+    manifest = Manifest.read(to_path(config.input))
     if tuple(manifest.shape) != tuple(shape):
         raise ValueError(f"{config.model} takes rows of shape {list(shape)}, dataset {manifest.dataset!r} has {manifest.shape}")
     if config.domain and config.domain not in manifest.domains:
@@ -130,7 +130,7 @@ def _file_items(path: Path, workers: int) -> list[dict[str, Any]]:
 
 def run(config: Config) -> dict[str, Any]:
     """Encode; returns the number of codes, of images left out, and the codes' digest."""
-    path, out = path_of(config.input), path_of(config.out)
+    path, out = to_path(config.input), to_path(config.out)
     if not path.exists():
         raise ValueError(f"no file or folder {config.input!r} to encode")
     if out.exists():
@@ -140,12 +140,12 @@ def run(config: Config) -> dict[str, Any]:
     if not dataset and len(encoder.shape) != 3:
         raise ValueError(f"{config.model} takes feature vectors, {path} holds files: ingest the features and give the dataset")
     items = _dataset_items(config, encoder.shape) if dataset else _file_items(path, config.workers)
-    cluster.start()
+    cluster.connect()
     import ray.data  # noqa: PLC0415
 
     staging = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
     absolute = dataclasses.replace(  # as workers may be elsewhere, with another environment
-        config, input=str(path.resolve()), storage=str(path_of(config.storage).resolve()), tracking=registry_uri(config.model, config.storage, config.tracking)
+        config, input=str(path.resolve()), storage=str(to_path(config.storage).resolve()), tracking=registry_uri(config.model, config.storage, config.tracking)
     )
     try:
         parts = ray.data.from_items([item | {"part": part} for part, item in enumerate(items)], override_num_blocks=len(items))

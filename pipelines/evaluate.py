@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from data.filesystem import path_of
+from data.filesystem import to_path
 from data.manifest import Manifest
 from models.encoder import HashEncoder, encode_all
 from models.method import Method
 from pipelines.console.config import option, positional
 from pipelines.registry.connection import default_uri
 from pipelines.registry.encoders import RegisteredEncoder
-from pipelines.retrieval.evaluation import PROTOCOLS, Encode, cosines, encode_split, evaluate, evaluate_run, features_of, measure, show
+from pipelines.retrieval.evaluation import PROTOCOLS, Encode, cosines, encode_split, evaluate, evaluate_run, features_of, print_metrics, retrieval_metrics
 from pipelines.training import runs
 from pipelines.training.restore import load_method
 
@@ -44,16 +44,16 @@ def run(config: Config) -> dict[str, Any]:
         raise ValueError(f"query and database are both {config.query}: a query must not find itself; take another split")
     protocols = (config.protocol,) if config.protocol else PROTOCOLS
     result = (_run_model if config.model.startswith("models:/") else _run_run)(config, protocols)
-    show(result["metrics"], result["notes"])
+    print_metrics(result["metrics"], result["notes"])
     return result
 
 
 def _run_run(config: Config, protocols: tuple[str, ...]) -> dict[str, Any]:
     folder = runs.find_run(config.model, config.storage)
-    root = path_of(config.dataset or runs.read_config(folder)["dataset"])
+    root = to_path(config.dataset or runs.read_config(folder)["dataset"])
     manifest = Manifest.read(root)
     if not config.query:
-        out = path_of(config.out) if config.out else None
+        out = to_path(config.out) if config.out else None
         return {"model": folder.name} | evaluate_run(folder, root, manifest, protocols, config.ties, True, out)
     method = load_method(folder, manifest)
     encoder = HashEncoder(method.encoder()).eval()
@@ -62,8 +62,8 @@ def _run_run(config: Config, protocols: tuple[str, ...]) -> dict[str, Any]:
 
 def _pair(encode: Encode, root: Path, manifest: Manifest, config: Config, method: Method | None = None) -> dict[str, Any]:
     query, database = (encode_split(encode, root, manifest, *name.rsplit("/", 1)) for name in (config.query, config.database))
-    figures = measure(query, database, config.ties)
-    if method is not None and method.embeds:
+    figures = retrieval_metrics(query, database, config.ties)
+    if method is not None and method.has_features:
         figures |= cosines(query, features_of(method, query.x), database, features_of(method, database.x))
     return {"metrics": {f"{config.query} in {config.database}/{name}": value for name, value in figures.items()}, "notes": []}
 
@@ -72,7 +72,7 @@ def _run_model(config: Config, protocols: tuple[str, ...]) -> dict[str, Any]:
 
     if not config.dataset:
         raise ValueError("--dataset is missing: a registered model does not carry its data")
-    root = path_of(config.dataset)
+    root = to_path(config.dataset)
     manifest = Manifest.read(root)
     encoder = RegisteredEncoder(config.model, config.tracking or default_uri(config.storage))
     if list(encoder.shape) != manifest.shape:
@@ -80,5 +80,5 @@ def _run_model(config: Config, protocols: tuple[str, ...]) -> dict[str, Any]:
     if config.query:
         return {"model": config.model} | _pair(encoder, root, manifest, config)
     tags = encoder.tags(config.model)
-    out = path_of(config.out) if config.out else None
+    out = to_path(config.out) if config.out else None
     return {"model": config.model} | evaluate(encoder, root, manifest, tags["source"], tags["target"], protocols, config.ties, None, out)

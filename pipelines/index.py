@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from data.filesystem import path_of
+from data.filesystem import to_path
 from pipelines.console.config import option, positional, required
 from pipelines.retrieval import search_index
 from pipelines.retrieval.code_files import read_codes
@@ -24,8 +24,8 @@ class Config:
 
 def run(config: Config) -> dict[str, Any]:
     """Build and write the index; returns its size."""
-    table, codes, meta = read_codes(path_of(config.codes))
-    out = path_of(config.out)
+    table, codes, meta = read_codes(to_path(config.codes))
+    out = to_path(config.out)
     if out.is_dir():
         raise ValueError(f"{out} is a folder: give a file's name")
     index = search_index.build(codes, config.kind, config.neighbours, config.lists)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data.catalog import open_source
-from data.filesystem import is_local, path_of
+from data.filesystem import is_local, to_path
 from data.ingestion import write_domain
 from pipelines.console import cluster
 from pipelines.console.config import flag, option, positional, required
@@ -36,7 +36,7 @@ class Config:
             raise ValueError(f"--channels is {self.channels}, but must be 1 or 3")
         if not 0 <= self.test_share < 1:
             raise ValueError(f"--test-share is {self.test_share}, but must be at least 0 and below 1")
-        if not is_local(path_of(self.cache)):
+        if not is_local(to_path(self.cache)):
             raise ValueError(f"--cache is {self.cache}, but must be a folder of this machine")
         for name in ("limit", "seed"):
             if getattr(self, name) < 0:
@@ -45,7 +45,7 @@ class Config:
 
 def run(config: Config) -> dict[str, Any]:
     """Ingest every domain of the source; returns the rows of each split."""
-    root = path_of(config.dataset)
+    root = to_path(config.dataset)
     readers = open_source(config.source, config.domain or None, Path(config.cache))
     result: dict[str, Any] = {"dataset": str(root), "domains": {}}
     for reader in readers:
@@ -54,7 +54,7 @@ def run(config: Config) -> dict[str, Any]:
             manifest = write_domain(
                 reader, root.resolve(), size=config.size, channels=config.channels, store=config.store, seed=config.seed,
                 test_share=config.test_share, limit=config.limit, strict=config.strict, replace=config.replace,
-                start=cluster.start,
+                start=cluster.connect,
             )  # fmt: skip
         except Exception as error:
             raise cluster.user_error(error) from error

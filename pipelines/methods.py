@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from models.registry import METHODS, find
+from models.registry import METHODS, find_method
 from pipelines.console.config import positional
 
 
@@ -16,7 +16,7 @@ class Config:
 
 def run(config: Config) -> dict[str, Any]:
     """Print each method with its fields: default, paper's value, search range."""
-    chosen = METHODS.values() if config.method == "all" else [find(config.method)]
+    chosen = METHODS.values() if config.method == "all" else [find_method(config.method)]
     for method in chosen:
         default, paper = asdict(method.Config()), asdict(method.Config.paper())
         print(f"{method.name}: {(method.__doc__ or '').splitlines()[0]}\n  {method.reference}")

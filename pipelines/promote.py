@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data.filesystem import path_of
+from data.filesystem import to_path
 from data.manifest import Manifest
 from pipelines.console.config import option, positional
 from pipelines.registry import versions
@@ -52,7 +52,7 @@ def _precisions(uri: str, name: str, version: int, root: Path, manifest: Manifes
     query, database = evaluation.protocol_splits(manifest, tags["source"], tags["target"], protocol)
     splits = {each: evaluation.encode_split(encoder, root, manifest, *each.rsplit("/", 1)) for each in {query, database}}
     q, d = splits[query], splits[database]
-    return metrics.average_precisions(metrics.histograms(q.codes, q.labels, d.codes, d.labels, own=query == database))
+    return metrics.average_precisions(metrics.distance_histograms(q.codes, q.labels, d.codes, d.labels, own=query == database))
 
 
 def compare(uri: str, config: Config, challenger: Any, champion: Any) -> dict[str, float]:
@@ -72,7 +72,7 @@ def compare(uri: str, config: Config, challenger: Any, champion: Any) -> dict[st
             )
     if config.protocol not in challenger[1]["protocol"].split("+"):
         raise ValueError(f"version {challenger[0]} was not measured under protocol {config.protocol}, but under {challenger[1]['protocol'] or 'none'}")
-    root = path_of(config.dataset or challenger[1].get("dataset_path", ""))
+    root = to_path(config.dataset or challenger[1].get("dataset_path", ""))
     manifest = Manifest.read(root)
     if manifest.digest() != challenger[1]["dataset_digest"]:
         raise ValueError(f"dataset {root} is not the one that the versions belong to: give its folder by --dataset")

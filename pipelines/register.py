@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from data.filesystem import path_of
+from data.filesystem import to_path
 from data.manifest import Manifest
 from models.encoder import HashEncoder
 from pipelines.console.config import option, positional, required
@@ -29,7 +29,7 @@ def run(config: Config) -> dict[str, Any]:
     """Register; returns name, version and tags."""
     folder = runs.find_run(config.run, config.storage)
     saved, result = runs.read_config(folder), runs.read_result(folder)
-    manifest = Manifest.read(path_of(saved["dataset"]))
+    manifest = Manifest.read(to_path(saved["dataset"]))
     if manifest.digest() != result["dataset"]:
         raise ValueError(f"dataset {saved['dataset']} has changed since run {folder.name}: train again, so that the figures belong to it")
     uri = config.tracking or default_uri(str(folder.parent))
@@ -39,7 +39,7 @@ def run(config: Config) -> dict[str, Any]:
     tags = versions.dump({
         "method": result["method"], "bits": result["bits"], "source": result["source"], "target": result["target"], "seed": result["seed"],
         "run_id": folder.name, "dataset": manifest.dataset, "dataset_digest": result["dataset"],
-        "dataset_path": str(path_of(saved["dataset"]).resolve()), "oracle": result["oracle"],
+        "dataset_path": str(to_path(saved["dataset"]).resolve()), "oracle": result["oracle"],
         "protocol": "+".join(sorted({name.split("/")[0] for name in result["metrics"] if "/" in name})),
     } | {f"metric.{name.replace('/', '.')}": f"{value:.6f}" for name, value in result["metrics"].items()})  # fmt: skip
     version = versions.register(uri, saved["tracked"], encoder, example.numpy(), config.name, tags)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from data.filesystem import path_of
+from data.filesystem import to_path
 from pipelines.console.config import option, positional
 from pipelines.registry.encoders import open_encoder
 from pipelines.retrieval import search_index
@@ -30,7 +30,7 @@ class Config:
 
 def run(config: Config) -> dict[str, Any]:
     """Search; returns each query with its answers: id, label, Hamming distance."""
-    index, rows, meta = search_index.read(path_of(config.index))
+    index, rows, meta = search_index.read(to_path(config.index))
     encoder = open_encoder(config.model or meta["model"], config.storage, config.tracking)
     if encoder.bits != int(meta["bits"]):
         raise ValueError(f"the model gives {encoder.bits} bits, the index holds {meta['bits']}: search with the model that encoded it")
@@ -51,6 +51,6 @@ def run(config: Config) -> dict[str, Any]:
             raise ValueError("--grid needs images, and this model takes feature vectors")
         pictures = [[picture(load_origin(origins[n], encoder.shape)) for n in near if n >= 0] for near in found[:20]]
         right = [[known[n] == label if label >= 0 <= known[n] else None for n in near if n >= 0] for label, near in zip(labels, found[:20], strict=False)]
-        grid([picture(each) for each in x[:20]], pictures, right, f"{len(names[:20])} queries in {path_of(config.index).name}", path_of(config.grid))
+        grid([picture(each) for each in x[:20]], pictures, right, f"{len(names[:20])} queries in {to_path(config.index).name}", to_path(config.grid))
         print(f"picture in {config.grid}")
     return {"queries": [{"query": name, "answers": near} for name, near in zip(names, answers, strict=True)]}

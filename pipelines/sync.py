@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from data.filesystem import path_of
+from data.filesystem import to_path
 from data.manifest import Manifest
 from pipelines.console.config import build, option, positional
 from pipelines.training import runs
@@ -36,7 +36,7 @@ def run(config: Config) -> dict[str, Any]:
     kept = "" if own.tracking == "none" else own.tracking
     same = not config.tracking or config.tracking == kept  # ids are one server's own
     trained = dataclasses.replace(own, tracking=config.tracking or kept, storage=str(folder.parent))
-    tracker = open_tracker(trained, folder, Manifest.read(path_of(own.dataset)), saved["tracked"] if same else "")
+    tracker = open_tracker(trained, folder, Manifest.read(to_path(own.dataset)), saved["tracked"] if same else "")
     if tracker is None:
         raise ValueError("--tracking is none, but sync needs a server: give its URI")
     try:

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from data.filesystem import path_of
-from models.distributed import share
+from data.filesystem import to_path
+from models.distributed import broadcast_from_rank_0
 from pipelines.console import cluster
 from pipelines.retrieval import evaluation
 from pipelines.training import checkpoint, runs
@@ -41,7 +41,7 @@ def run(options: TrainOptions) -> dict[str, Any]:
         if dist.get_rank() == 0:
             return _run(options)
         try:
-            plan = share({})["plan"]
+            plan = broadcast_from_rank_0({})["plan"]
         except RuntimeError as error:
             raise ValueError("rank 0 ended before training began; its message says why") from error
         train(plan)
@@ -53,10 +53,10 @@ def run(options: TrainOptions) -> dict[str, Any]:
 def _run(options: TrainOptions) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0))
     if options.workers and not options.gpu:
-        cores = int(cluster.start().cluster_resources().get("CPU", cores))
+        cores = int(cluster.connect().cluster_resources().get("CPU", cores))
     setup = prepare(options)
     plan = _open_folder(make_plan(setup, cores))
-    folder = path_of(plan.folder)
+    folder = to_path(plan.folder)
     tracked = runs.read_config(folder)["tracked"] if options.resume else ""
     tracker = open_tracker(plan.options, folder, setup.manifest, tracked)
     runs.write_json(folder / "config.json", asdict(plan.options) | {"tracked": tracker.tracked if tracker else ""})
@@ -83,10 +83,10 @@ def _open_folder(plan: Plan) -> Plan:
     options = plan.options
     if not options.resume:
         named = [each for each in (options.method, options.source, options.target) if each]
-        folder = path_of(options.storage) / "-".join([*named, str(options.bits), uuid.uuid4().hex[:6]]).replace(" ", "_")
+        folder = to_path(options.storage) / "-".join([*named, str(options.bits), uuid.uuid4().hex[:6]]).replace(" ", "_")
         folder.mkdir(parents=True)
     else:
-        folder = path_of(options.storage) / options.resume
+        folder = to_path(options.storage) / options.resume
         _check_resumed(options, folder)
     return dataclasses.replace(plan, folder=str(folder.resolve()))
 
@@ -105,7 +105,7 @@ def _check_resumed(options: TrainOptions, folder: Path) -> None:
 
 def conclude(plan: Plan, setup: Setup, seconds: float) -> dict[str, Any]:
     """Evaluate the last epoch, write the run's result and show it."""
-    options, folder = plan.options, path_of(plan.folder)
+    options, folder = plan.options, to_path(plan.folder)
     evaluated = evaluation.evaluate_run(folder, setup.root, setup.manifest, plots=options.plots)
     lines = runs.read_progress(folder)
     speeds = [line["images_per_second"] for line in lines[1:] or lines]
@@ -118,6 +118,6 @@ def conclude(plan: Plan, setup: Setup, seconds: float) -> dict[str, Any]:
         "checkpoint": str(checkpoint.latest(folder / "checkpoints")),
     }  # fmt: skip
     runs.write_json(folder / "result.json", result)
-    evaluation.show(evaluated["metrics"], evaluated["notes"], oracle)
+    evaluation.print_metrics(evaluated["metrics"], evaluated["notes"], oracle)
     print(f"run {folder.name}: {seconds:.0f} s; plots in {folder / 'plots'}")
     return result

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.filesystem import path_of, written
+from data.filesystem import atomic_write, to_path
 from models.method import Method
 from pipelines.console.config import option, positional, required
 from pipelines.retrieval.plots import picture
@@ -34,7 +34,7 @@ def load_generator(folder: Path) -> tuple[Method, tuple[int, ...]]:
         ValueError: it makes none.
     """
     method = load_method(folder)
-    if not method.generates:
+    if not method.can_translate:
         raise ValueError(f"run {folder.name} of {method.name} has no generator: train igan, sigan or dtn with its generating terms on")
     if len(method.shape) != 3:
         raise ValueError(f"run {folder.name} makes feature vectors, not images")
@@ -47,11 +47,11 @@ def run(config: Config) -> dict[str, Any]:
     method, shape = load_generator(folder)
     names, x, labels = load_queries(config.images, shape)
     made = translate_all(method, x)
-    out = path_of(config.out)
+    out = to_path(config.out)
     files = []
     for i, (name, image) in enumerate(zip(names, made, strict=True)):
         files.append(out / f"{i:05d}-{Path(name).stem.rpartition('#')[2][:60]}.png")
-        with written(files[-1]) as file:
+        with atomic_write(files[-1]) as file:
             Image.fromarray(image[0] if len(image) == 1 else picture(image)).save(file)
     draw(x, made, np.array(labels), f"{len(x)} images and their translations by {folder.name}", out / "grid.png")
     epoch = checkpoint.read_state(checkpoint.latest(folder / "checkpoints") or folder)["epoch"]

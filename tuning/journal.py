@@ -7,7 +7,7 @@ from typing import Any
 
 from optuna.storages.journal import BaseJournalBackend
 
-from data.filesystem import path_of, write_text
+from data.filesystem import to_path, write_text
 
 
 class Journal(BaseJournalBackend):
@@ -22,7 +22,7 @@ class Journal(BaseJournalBackend):
             self.parts += 1
 
     def _path(self) -> Path:
-        return path_of(self.folder)
+        return to_path(self.folder)
 
     def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
         """The logs from a number on."""

@@ -24,7 +24,7 @@ ROWS = 4096  # of a split that are looked at, the first of the shuffled rows
 NEIGHBOURS = 0.05  # temperature of the soft neighbourhood density, the paper's
 
 
-class Seen(NamedTuple):
+class Outputs(NamedTuple):
     """What the objectives are computed of.
 
     Attributes:
@@ -53,32 +53,32 @@ class Objective:
         needs: of ``classes`` (the method's probabilities of them), ``source`` and ``labels`` (the source's).
     """
 
-    compute: Callable[[Seen], float]
+    compute: Callable[[Outputs], float]
     maximise: bool
     help: str
     needs: tuple[str, ...] = ()
 
 
-def source_map(seen: Seen) -> float:
+def source_map(seen: Outputs) -> float:
     """mAP of the source's test images in its training images; without a test split, each of these in the others."""
     alone = not len(seen.held)
     query, labels = (seen.source, seen.source_labels) if alone else (seen.held, seen.held_labels)
-    counted = metrics.histograms(_packed(query), labels.numpy(), _packed(seen.source), seen.source_labels.numpy(), own=alone)
+    counted = metrics.distance_histograms(_packed(query), labels.numpy(), _packed(seen.source), seen.source_labels.numpy(), own=alone)
     return metrics.summarise(counted)["map"]
 
 
-def entropy(seen: Seen) -> float:
+def entropy(seen: Outputs) -> float:
     """Mean entropy of the target's class probabilities, in nats."""
     return float(-(seen.probabilities.exp() * seen.probabilities).sum(1).mean())
 
 
-def information(seen: Seen) -> float:
+def information(seen: Outputs) -> float:
     """Mutual information of a target image and its class: the entropy of the mean prediction less the mean entropy, in nats."""
     mean = seen.probabilities.exp().mean(0)
     return float(-torch.special.xlogy(mean, mean).sum()) - entropy(seen)
 
 
-def soft_neighbourhood_density(seen: Seen) -> float:
+def soft_neighbourhood_density(seen: Outputs) -> float:
     """Mean entropy of a target image's similarities to the others, by class probabilities (by codes where there are none)."""
     x = normalize(seen.probabilities.exp() if len(seen.probabilities) else seen.target)
     total = 0.0
@@ -90,7 +90,7 @@ def soft_neighbourhood_density(seen: Seen) -> float:
     return total / len(x)
 
 
-def a_distance(seen: Seen) -> float:
+def a_distance(seen: Outputs) -> float:
     """2 (1 - 2 error) of a linear classifier that tells the domains' codes apart, on the half that it was not trained on."""
     from sklearn.linear_model import LogisticRegression  # noqa: PLC0415  scikit-learn is slow to import
 
@@ -132,7 +132,7 @@ def _read(root: Path, manifest: Manifest, domain: str, split: str, labels: bool)
 
 
 @torch.no_grad()
-def look(method: Method, root: Path, manifest: Manifest, source: str, target: str) -> Seen:
+def collect_outputs(method: Method, root: Path, manifest: Manifest, source: str, target: str) -> Outputs:
     """Codes and probabilities of the first rows of each split."""
     encoder = method.encoder().eval()
 
@@ -143,13 +143,13 @@ def look(method: Method, root: Path, manifest: Manifest, source: str, target: st
     held, held_labels = _read(root, manifest, source, "test", True)
     of_target, _ = _read(root, manifest, target, "train", False)
     codes, probabilities = encoded(x), torch.empty(0)
-    if method.recognises:
+    if method.can_classify:
         method.set_references(torch.where(codes > 0, 1.0, -1.0), labels)
         probabilities = torch.cat([method.classify(part) for part in of_target.split(512)])
-    return Seen(codes, labels, encoded(held), held_labels, encoded(of_target), probabilities)
+    return Outputs(codes, labels, encoded(held), held_labels, encoded(of_target), probabilities)
 
 
-def objectives(seen: Seen) -> dict[str, float]:
+def objectives(seen: Outputs) -> dict[str, float]:
     """Every label-free objective; nan where it cannot be computed."""
     there = {"classes": len(seen.probabilities) > 0, "source": len(seen.source) > 0, "labels": bool((seen.source_labels >= 0).any())}
     return {name: each.compute(seen) if all(there[need] for need in each.needs) else float("nan") for name, each in OBJECTIVES.items()}

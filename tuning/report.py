@@ -18,7 +18,7 @@ import pyarrow.parquet
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
-from data.filesystem import write_text, written
+from data.filesystem import atomic_write, write_text
 from pipelines import register, train
 from pipelines.training import runs
 from pipelines.training.options import TrainOptions, make_options
@@ -51,9 +51,9 @@ def write_table(rows: list[dict[str, Any]], out: Path) -> None:
     """The table as CSV and Parquet."""
     names = list({name: None for row in rows for name in row})
     columns = pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
-    with written(out / "trials.csv") as file:
+    with atomic_write(out / "trials.csv") as file:
         pyarrow.csv.write_csv(columns, file)
-    with written(out / "trials.parquet") as file:
+    with atomic_write(out / "trials.parquet") as file:
         pyarrow.parquet.write_table(columns, file)
 
 
@@ -84,7 +84,7 @@ def draw(study: optuna.Study, names: list[str], out: Path) -> None:
     one = {"target": lambda each: each.values[0], "target_name": names[0]}
 
     def save(name: str) -> None:
-        with written(out / f"{name}.png") as file:
+        with atomic_write(out / f"{name}.png") as file:
             pyplot.savefig(file, dpi=110, bbox_inches="tight")
 
     with warnings.catch_warnings():

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from data.filesystem import is_local, path_of, remove
+from data.filesystem import is_local, remove, to_path
 from data.manifest import Manifest
-from models.registry import find
+from models.registry import find_method
 from pipelines.console import cluster
 from pipelines.console.config import flag, option, read_yaml
 from pipelines.training import runs
@@ -17,8 +17,8 @@ from pipelines.training.plan import make_plan, prepare
 from tuning import report
 from tuning.objectives import OBJECTIVES
 from tuning.space import RESERVED, Space, space_of
-from tuning.study import Judged, Watcher, open_study, recover
-from tuning.trial import Setting, trial
+from tuning.study import ProgressCallback, TuneSearch, open_study, recover
+from tuning.trial import SearchContext, trial
 
 SAMPLERS = ("tpe", "random", "nsga2", "cmaes")
 ORACLES = ("oracle/accuracy", "oracle/cross/map", "oracle/target/map")
@@ -73,7 +73,7 @@ class Config(TrainOptions):
 
     def folder(self) -> Path:
         """The search's folder."""
-        return path_of(self.storage) / (self.study or "-".join(filter(None, ("tune", self.method, self.source, self.target))))
+        return to_path(self.storage) / (self.study or "-".join(filter(None, ("tune", self.method, self.source, self.target))))
 
 
 def make_config(values: dict[str, Any]) -> Config:
@@ -90,7 +90,7 @@ def make_config(values: dict[str, Any]) -> Config:
 
 
 def _space(config: Config) -> Space:
-    method = find(config.method)
+    method = find_method(config.method)
     own = {each.name for each in fields(method.Config)}
     given = read_yaml(config.space) if config.space else {}
     return space_of(method, config.own, given, own & set(config.drawn), config.bits, COST in config.names())
@@ -101,7 +101,7 @@ def _resources(config: Config, threads: int) -> tuple[dict[str, float], int]:
 
     A trial of several workers takes a token, as Ray refuses one that takes nothing: Ray Train asks for its workers' share, so that the number is bounded here.
     """
-    total, room = cluster.start().cluster_resources(), []
+    total, room = cluster.connect().cluster_resources(), []
     per = {"CPU": float(threads)} | ({"GPU": 1.0 if config.trial_workers > 1 else config.gpu_share} if config.gpu else {})
     for name, count in per.items():
         wanted, there = count * config.trial_workers, total.get(name, 0.0)
@@ -115,36 +115,36 @@ def _resources(config: Config, threads: int) -> tuple[dict[str, float], int]:
 
 def _held(config: Config, manifest: Manifest, labels: bool) -> dict[str, dict[str, Any]]:
     """The training rows' arrays, read once for all trials of one worker; none where a split is over the memory's bound."""
-    from data.batches import DomainSource  # noqa: PLC0415
+    from data.batches import DomainLoader  # noqa: PLC0415
 
     held: dict[str, dict[str, Any]] = {}
     if config.trial_workers > 1:
         return held
     for role, domain, known in (("source", config.source, labels), ("target", config.target, False)):
         if domain:
-            source = DomainSource(path_of(config.dataset), manifest, domain, "train", 1, labels=known, cache_mb=config.cache_mb)
+            source = DomainLoader(to_path(config.dataset), manifest, domain, "train", 1, labels=known, cache_mb=config.cache_mb)
             if not source.cached:
                 return {}
-            rows = source.memory()
+            rows = source.cached_rows()
             held[role] = {name: None if part is None else part.numpy() for name, part in rows._asdict().items()}
     return held
 
 
 def run(config: Config) -> dict[str, Any]:
     """Search; returns the best trial, its values and the files that tell of the search."""
-    folder, root = config.folder().resolve(), path_of(config.dataset).resolve()
+    folder, root = config.folder().resolve(), to_path(config.dataset).resolve()
     manifest = Manifest.read(root)
     space = _space(config)
     config.own, config.bits = {name: space.fixed[name] for name in config.own}, space.fixed[RESERVED]  # a file's fixed values are every trial's
-    kind = find(config.method)
+    kind = find_method(config.method)
     method = kind(kind.Config(**config.own), tuple(manifest.shape), len(manifest.classes), config.bits)
     for name in config.names():
         needs = OBJECTIVES[name].needs if name in OBJECTIVES else ("classes",) * (name == "oracle/accuracy")
-        if "classes" in needs and not method.recognises:
+        if "classes" in needs and not method.can_classify:
             raise ValueError(f"objective {name} needs class probabilities, and {config.method} names no classes: take density or source-map")
         if "source" in needs and not config.source:
             raise ValueError(f"objective {name} needs a source: take density")
-    cores = int(cluster.start().cluster_resources().get("CPU", 1))
+    cores = int(cluster.connect().cluster_resources().get("CPU", 1))
     config.threads = config.threads or max(1, cores // ((config.concurrency or 2) * config.trial_workers))
     share, at_once = _resources(config, config.threads)
     options = {each.name: getattr(config, each.name) for each in fields(TrainOptions) if each.init and each.name not in ("own", "resume")}
@@ -165,7 +165,7 @@ def run(config: Config) -> dict[str, Any]:
     print(f"search {folder.name}: {done} of {config.trials} trials are done; {len(space.searched)} values are searched", file=sys.stderr)
     if left > 0:
         oracle = "each" if any(name in ORACLES for name in config.names()) else "last" if config.oracle else ""
-        setting = Setting(options, str(folder), oracle)
+        setting = SearchContext(options, str(folder), oracle)
         config.concurrency = at_once
         _search(config, setting, study, space, left, share, _held(config, manifest, method.wants.source_labels), tracker)
     return report.conclude(config, study, folder, tracker)
@@ -184,7 +184,7 @@ def _tracker(config: Config, folder: Path) -> Any:
     return tracker
 
 
-def _search(config: Config, setting: Setting, study: Any, space: Space, left: int, share: dict[str, float], held: dict[str, Any], tracker: Any) -> None:
+def _search(config: Config, setting: SearchContext, study: Any, space: Space, left: int, share: dict[str, float], held: dict[str, Any], tracker: Any) -> None:
     """Run the trials that are left."""
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
@@ -199,15 +199,16 @@ def _search(config: Config, setting: Setting, study: Any, space: Space, left: in
     if config.asha and len(config.names()) == 1 and config.epochs > 1:
         mode = "max" if config.maximise()[0] else "min"
         stopping = ASHAScheduler("epoch", name, mode, max_t=config.epochs, grace_period=max(1, config.epochs // 4), reduction_factor=3)
-    folder = path_of(setting.folder)
+    folder = to_path(setting.folder)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(trial, setting=setting, held=held), share),
         tune_config=tune.TuneConfig(
-            search_alg=Judged(study, space, folder, config.names(), config.maximise(), config.epochs),
+            search_alg=TuneSearch(study, space, folder, config.names(), config.maximise(), config.epochs),
             scheduler=stopping, num_samples=left, max_concurrent_trials=config.concurrency, reuse_actors=True,
         ),
         run_config=tune.RunConfig(
-            name="tune", **cluster.storage(folder / "ray"), verbose=0, callbacks=[Watcher(folder, name, config.maximise()[0], config.epochs, tracker)],
+            name="tune", **cluster.storage_options(folder / "ray"), verbose=0,
+            callbacks=[ProgressCallback(folder, name, config.maximise()[0], config.epochs, tracker)],
             failure_config=tune.FailureConfig(max_failures=config.max_failures),
         ),
     )  # fmt: skip

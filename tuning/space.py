@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from models.codes import check_bits
-from pipelines.console.config import convert, flag, nearest
+from pipelines.console.config import convert, flag, suggestion
 
 BITS = (16, 32, 64, 128)
 RESERVED = "bits"
@@ -103,7 +103,7 @@ def space_of(method: Any, own: dict[str, Any], given: dict[str, Any], named: set
         searched[RESERVED] = Dimension(choices=BITS)
     for name, value in given.items():
         if name != RESERVED and name not in known:
-            raise ValueError(f"the space has {name!r}, but method {method.name} has no such field{nearest(name, [*known, RESERVED])}")
+            raise ValueError(f"the space has {name!r}, but method {method.name} has no such field{suggestion(name, [*known, RESERVED])}")
         found = _read(name, value, known.get(name))
         if isinstance(found, Dimension):
             searched[name] = found

@@ -104,7 +104,7 @@ class Draw:
         return {"number": trial.number, "continues": "" if old is None else str(trial_folder(self.folder, old))}
 
 
-class Judged(OptunaSearch):
+class TuneSearch(OptunaSearch):
     """Optuna's search as Tune drives it; a trial that a scheduler stopped is told as pruned, not as finished with what it had."""
 
     def __init__(self, study: optuna.Study, space: Space, folder: Path, names: list[str], maximise: list[bool], epochs: int) -> None:
@@ -138,7 +138,7 @@ class Judged(OptunaSearch):
         self._completed_trials.add(trial_id)
 
 
-class Watcher(Callback):
+class ProgressCallback(Callback):
     """Shows the trials as they go: a table that is drawn anew on a terminal, else a line an event. Tells the tracker, too."""
 
     def __init__(self, folder: Path, name: str, maximise: bool, epochs: int, tracker: Any) -> None:

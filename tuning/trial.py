@@ -7,20 +7,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data.filesystem import append_text, move, path_of, write_text
+from data.filesystem import append_text, move, to_path, write_text
 from pipelines.retrieval.evaluation import evaluate_run
 from pipelines.training import runs
 from pipelines.training.launch import launch, train
 from pipelines.training.options import TrainOptions, make_options
 from pipelines.training.plan import Plan, Setup, make_plan, prepare
 from pipelines.training.restore import load_method
-from tuning.objectives import look, objectives
+from tuning.objectives import collect_outputs, objectives
 
 CONFIG, JUDGED, ENDED, FAILED = "config.json", "judged.jsonl", "trial.json", "failure.txt"  # files of a trial's folder
 
 
 @dataclass(frozen=True)
-class Setting:
+class SearchContext:
     """What the trials of a search share.
 
     Attributes:
@@ -39,7 +39,7 @@ def trial_folder(search: Path, number: int) -> Path:
     return search / f"trial-{number:04d}"
 
 
-def trial(drawn: dict[str, Any], setting: Setting, held: dict[str, dict[str, Any]]) -> None:
+def trial(drawn: dict[str, Any], setting: SearchContext, held: dict[str, dict[str, Any]]) -> None:
     """Train with the drawn values; each epoch's objectives go to Tune, the last epoch's into the trial's folder.
 
     Args:
@@ -47,9 +47,9 @@ def trial(drawn: dict[str, Any], setting: Setting, held: dict[str, dict[str, Any
         held: of ``source`` and ``target``, the rows' arrays in Ray's object store; empty where each trial reads its own.
     """
     values = {name: value for name, value in drawn.items() if name not in ("number", "continues")}
-    folder = trial_folder(path_of(setting.folder), drawn["number"])
-    if drawn["continues"] and path_of(drawn["continues"]).is_dir():
-        move(path_of(drawn["continues"]), folder)
+    folder = trial_folder(to_path(setting.folder), drawn["number"])
+    if drawn["continues"] and to_path(drawn["continues"]).is_dir():
+        move(to_path(drawn["continues"]), folder)
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / FAILED).is_file():  # Tune tries again what failed, but only what its node took with it can end better
         raise RuntimeError((folder / FAILED).read_text())
@@ -60,7 +60,7 @@ def trial(drawn: dict[str, Any], setting: Setting, held: dict[str, dict[str, Any
         raise
 
 
-def _train(options: TrainOptions, folder: Path, number: int, setting: Setting, held: dict[str, dict[str, Any]]) -> None:
+def _train(options: TrainOptions, folder: Path, number: int, setting: SearchContext, held: dict[str, dict[str, Any]]) -> None:
     from ray import tune  # noqa: PLC0415
 
     runs.write_json(folder / CONFIG, asdict(options) | {"tracked": ""})
@@ -103,7 +103,7 @@ def _rows(arrays: dict[str, Any]) -> Any:
 def _train_group(plan: Plan, setup: Setup, listen: Any) -> None:
     """Train on Ray Train's workers, and judge the checkpoints as their epochs end."""
 
-    folder = path_of(plan.folder)
+    folder = to_path(plan.folder)
 
     def judged(record: dict[str, Any]) -> None:
         listen(record, load_method(folder, setup.manifest))
@@ -127,7 +127,7 @@ class _Judge:
     def __call__(self, record: dict[str, Any], method: Any) -> dict[str, float]:
         options, root, manifest = self.setup.options, self.setup.root, self.setup.manifest
         method.train(False)
-        told = objectives(look(method, root, manifest, options.source, options.target)) | {"bits": float(options.bits)}
+        told = objectives(collect_outputs(method, root, manifest, options.source, options.target)) | {"bits": float(options.bits)}
         if self.oracle == "each" or (self.oracle and record["epoch"] == options.epochs):
             found = evaluate_run(self.folder, root, manifest, plots=False)["metrics"]
             told |= {f"oracle/{name}": found[name] for name in ("accuracy", "cross/map", "target/map") if name in found}

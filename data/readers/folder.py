@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.filesystem import files, path_of
+from data.filesystem import list_files, to_path
 from data.images import SUFFIXES
 from data.readers.base import FILE_CHUNK, Chunk, Reader, Row, printable
 
@@ -24,7 +24,7 @@ class FolderReader(Reader):
         ]
 
     def read(self, chunk: Chunk) -> Iterator[Row]:
-        root = path_of(self.path)
+        root = to_path(self.path)
         folder = root / self.classes[chunk.label] if self.classes else root
         for path in image_files(folder)[chunk.start : chunk.stop]:
             yield Row(printable(path.relative_to(root).as_posix()), chunk.label, path.read_bytes())
@@ -32,7 +32,7 @@ class FolderReader(Reader):
 
 def image_files(folder: Path) -> list[Path]:
     """Image files below a folder, sorted; hidden ones are none."""
-    return [path for path in files(folder) if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+    return [path for path in list_files(folder) if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
 
 
 def _folders(path: Path) -> list[Path]:

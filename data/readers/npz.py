@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data.filesystem import path_of
+from data.filesystem import to_path
 from data.readers.base import Chunk, Reader, Row
 
 MOST_CLASSES = 1_000_000
@@ -25,7 +25,7 @@ class NpzReader(Reader):
     path: str = ""
 
     def read(self, chunk: Chunk) -> Iterator[Row]:
-        with path_of(self.path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with to_path(self.path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             rows = arrays[f"x_{chunk.split}"][chunk.start : chunk.stop]
             name = f"y_{chunk.split}"
             labels = arrays[name][chunk.start : chunk.stop] if name in arrays.files else np.full(len(rows), -1)

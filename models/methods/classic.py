@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.itq import Projection, fit_itq
-from models.method import Method, Player, RowSource, Wants, hyper
+from models.method import Method, Player, RowSource, Wants, hyperparameter
 from models.networks.extractors import Extractor
 
 SUBSPACE_BITS = 4  # bits of a k-means codebook: 16 centroids
@@ -26,9 +26,9 @@ ANNEALING_STEPS = 20_000  # swaps tried to number 16 centroids
 class ClassicConfig:
     """Settings of a fitted hash."""
 
-    fit_rows: int = hyper(50_000, "training images of each domain, at most, that it is fitted on: the first of the shuffled rows")
-    extractor: str = hyper("auto", "what makes feature vectors of images: none takes the pixels", choices=("auto", "none", "alexnet", "vgg16"))
-    pretrained: str = hyper("IMAGENET1K_V1", "the extractor's weights: torchvision name, file path, or none")
+    fit_rows: int = hyperparameter(50_000, "training images of each domain, at most, that it is fitted on: the first of the shuffled rows")
+    extractor: str = hyperparameter("auto", "what makes feature vectors of images: none takes the pixels", choices=("auto", "none", "alexnet", "vgg16"))
+    pretrained: str = hyperparameter("IMAGENET1K_V1", "the extractor's weights: torchvision name, file path, or none")
 
     @classmethod
     def paper(cls) -> Self:
@@ -41,7 +41,7 @@ class Classic(Method):
 
     Config: ClassVar[Any] = ClassicConfig
     fitted: ClassVar[bool] = True
-    one_domain: ClassVar[bool] = True
+    source_optional: ClassVar[bool] = True
     config: ClassicConfig
 
     def __init__(self, config: ClassicConfig, shape: tuple[int, ...], classes: int, bits: int) -> None:
@@ -55,7 +55,7 @@ class Classic(Method):
     def wants(self) -> Wants:
         return Wants(source_labels=False, target=True, per_class=0, batch_size=512, views=0)
 
-    def kept(self) -> nn.ModuleDict:
+    def state_modules(self) -> nn.ModuleDict:
         """The extractor, and what is fitted."""
         return nn.ModuleDict({"extractor": self.extractor, "hashing": self.hashing})
 

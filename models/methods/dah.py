@@ -15,10 +15,10 @@ from models.distributed import gather
 from models.losses.alignment import confident_classes
 from models.losses.hashing import class_log_probabilities, entropy_loss, pairwise_hash_loss, quantisation_loss
 from models.losses.mmd import linear_mmd, quadratic_mmd
-from models.method import Batch, Method, Player, Wants, hyper
+from models.method import Batch, Method, Player, Wants, hyperparameter
 from models.networks.build import build_network
-from models.networks.layers import CodeOnly, HashNetwork
-from models.optimisers import build_optimizer, set_rate
+from models.networks.layers import CodesOnly, HashNetwork
+from models.optimisers import build_optimizer, set_learning_rate
 
 REFERENCES_PER_CLASS = 200
 
@@ -27,26 +27,26 @@ REFERENCES_PER_CLASS = 200
 class DAHConfig:
     """Hyper-parameters of DAH; the defaults are what works best here, ``paper()`` is the paper's setting."""
 
-    like_weight: float = hyper(10.0, "weight of like pairs in the hash loss", 1.0, 100.0, log=True)
-    quantisation_weight: float = hyper(0.1, "weight of the quantisation term", 1e-3, 1.0, log=True)
-    mmd_weight: float = hyper(1.0, "gamma, weight of the MK-MMD term", 1e-2, 100.0, log=True)
-    mmd_estimate: str = hyper("quadratic", "estimate of MK-MMD", choices=("linear", "quadratic"))
-    entropy_weight: float = hyper(0.1, "eta, weight of the target's entropy", 1e-3, 1.0, log=True)
-    entropy_scale: float = hyper(0.125, "inverse temperature of eq. 6 in the entropy and pseudo-label terms", 0.03, 1.0, log=True)
-    pseudo_weight: float = hyper(1.0, "weight of the hash loss on confident target images; 0 is the paper", 0.1, 3.0, log=True)
-    pseudo_threshold: float = hyper(0.9, "class probability above which a target image is taken as labelled", 0.5, 0.99)
-    average: float = hyper(0.99, "decay of the averaged copy that labels and encodes; 0 is the paper (no copy)", 0.9, 0.999)
-    augment: bool = hyper(True, "train on randomly transformed views; off in the paper")
-    per_class: int = hyper(20, "K, source images per class in a batch", 5, 40)
-    network: str = hyper("auto", "network", choices=("auto", "lenet", "conv4", "alexnet", "mlp"))
-    pretrained: str = hyper("IMAGENET1K_V1", "AlexNet's weights: torchvision name, file path, or none")
-    norm: bool = hyper(True, "batch-norm in the trunk; off in the paper")
-    dropout: float = hyper(0.3, "dropout before the last trunk layer; 0 in the paper's LeNet", 0.0, 0.6)
-    optimizer: str = hyper("adam", "optimiser", choices=("adam", "sgd"))
-    learning_rate: float = hyper(2e-3, "first learning rate", 1e-4, 1e-2, log=True)
-    final_rate: float = hyper(0.0, "last learning rate, as a share of the first: log-spaced between, cosine if 0")
-    pretrained_rate: float = hyper(0.1, "share of the learning rate for pretrained layers")
-    weight_decay: float = hyper(5e-4, "weight decay", 1e-5, 1e-2, log=True)
+    like_weight: float = hyperparameter(10.0, "weight of like pairs in the hash loss", 1.0, 100.0, log=True)
+    quantisation_weight: float = hyperparameter(0.1, "weight of the quantisation term", 1e-3, 1.0, log=True)
+    mmd_weight: float = hyperparameter(1.0, "gamma, weight of the MK-MMD term", 1e-2, 100.0, log=True)
+    mmd_estimate: str = hyperparameter("quadratic", "estimate of MK-MMD", choices=("linear", "quadratic"))
+    entropy_weight: float = hyperparameter(0.1, "eta, weight of the target's entropy", 1e-3, 1.0, log=True)
+    entropy_scale: float = hyperparameter(0.125, "inverse temperature of eq. 6 in the entropy and pseudo-label terms", 0.03, 1.0, log=True)
+    pseudo_weight: float = hyperparameter(1.0, "weight of the hash loss on confident target images; 0 is the paper", 0.1, 3.0, log=True)
+    pseudo_threshold: float = hyperparameter(0.9, "class probability above which a target image is taken as labelled", 0.5, 0.99)
+    average: float = hyperparameter(0.99, "decay of the averaged copy that labels and encodes; 0 is the paper (no copy)", 0.9, 0.999)
+    augment: bool = hyperparameter(True, "train on randomly transformed views; off in the paper")
+    per_class: int = hyperparameter(20, "K, source images per class in a batch", 5, 40)
+    network: str = hyperparameter("auto", "network", choices=("auto", "lenet", "conv4", "alexnet", "mlp"))
+    pretrained: str = hyperparameter("IMAGENET1K_V1", "AlexNet's weights: torchvision name, file path, or none")
+    norm: bool = hyperparameter(True, "batch-norm in the trunk; off in the paper")
+    dropout: float = hyperparameter(0.3, "dropout before the last trunk layer; 0 in the paper's LeNet", 0.0, 0.6)
+    optimizer: str = hyperparameter("adam", "optimiser", choices=("adam", "sgd"))
+    learning_rate: float = hyperparameter(2e-3, "first learning rate", 1e-4, 1e-2, log=True)
+    final_rate: float = hyperparameter(0.0, "last learning rate, as a share of the first: log-spaced between, cosine if 0")
+    pretrained_rate: float = hyperparameter(0.1, "share of the learning rate for pretrained layers")
+    weight_decay: float = hyperparameter(5e-4, "weight decay", 1e-5, 1e-2, log=True)
 
     @classmethod
     def paper(cls) -> Self:
@@ -76,7 +76,7 @@ class DAH(Method):
         network = build_network(config.network, shape, bits, config.norm, config.dropout, config.pretrained)
         self.network = network
         self.players = {"encoder": Player(nn.ModuleDict({"network": network}), self._optimizer(network))}
-        self.average(network, config.average)
+        self.track_average(network, config.average)
         self.references: tuple[Tensor, Tensor] | None = None
         self.draws = 0
 
@@ -94,7 +94,7 @@ class DAH(Method):
 
     def _optimizer(self, network: HashNetwork) -> torch.optim.Optimizer:
         c = self.config
-        return build_optimizer(c.optimizer, network.groups(c.pretrained_rate), c.learning_rate, c.weight_decay)
+        return build_optimizer(c.optimizer, network.parameter_groups(c.pretrained_rate), c.learning_rate, c.weight_decay)
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         """Begin the epoch's own sequence of shuffles."""
@@ -102,7 +102,7 @@ class DAH(Method):
 
     def begin_step(self, progress: float) -> None:
         """Set the learning rate: log-spaced to ``final_rate``, or a cosine to zero."""
-        set_rate(self.players["encoder"].optimizer, self.config.learning_rate, self.config.final_rate, progress)
+        set_learning_rate(self.players["encoder"].optimizer, self.config.learning_rate, self.config.final_rate, progress)
 
     def losses(self, player: str, batch: Batch) -> dict[str, Tensor]:
         """Terms ``hash``, ``quantisation`` and, by weight, ``mmd``, ``entropy``, ``pseudo`` (eq. 1, 5, 7)."""
@@ -159,12 +159,12 @@ class DAH(Method):
         Codes that are still soft make no confident guess: the term begins by itself when the source's codes have settled.
         """
         with torch.no_grad():
-            guess = confident_classes(self._probabilities(gather(self.settled(x)[1]), u_s, labels), self.config.pseudo_threshold)
+            guess = confident_classes(self._probabilities(gather(self.ema_networks(x)[1]), u_s, labels), self.config.pseudo_threshold)
         return pairwise_hash_loss(u_t, guess, u_s, labels, self.config.like_weight)
 
     def encoder(self) -> nn.Module:
         """The averaged copy where there is one, as input -> codes."""
-        return CodeOnly(self.settled).eval()
+        return CodesOnly(self.ema_networks).eval()
 
     def set_references(self, codes: Tensor, labels: Tensor) -> None:
         """Keep the first 200 codes of each class (section 5.2: the target classifier compares hash codes)."""
@@ -185,9 +185,9 @@ class DAH(Method):
 class DPSHConfig(DAHConfig):
     """DAH with every term that looks at the target switched off."""
 
-    mmd_weight: float = hyper(0.0, "gamma, off: DPSH does not adapt")
-    entropy_weight: float = hyper(0.0, "eta, off: DPSH does not adapt")
-    pseudo_weight: float = hyper(0.0, "off: DPSH does not adapt")
+    mmd_weight: float = hyperparameter(0.0, "gamma, off: DPSH does not adapt")
+    entropy_weight: float = hyperparameter(0.0, "eta, off: DPSH does not adapt")
+    pseudo_weight: float = hyperparameter(0.0, "off: DPSH does not adapt")
 
     @classmethod
     def paper(cls) -> Self:

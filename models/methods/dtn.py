@@ -7,7 +7,7 @@ translated image; it takes the place of SIGAN's label consistency and attention 
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from models.method import Row, hyper
+from models.method import AblationRow, hyperparameter
 from models.methods.sigan import DTN_TERMS, SIGAN, SIGANConfig
 
 
@@ -15,11 +15,11 @@ from models.methods.sigan import DTN_TERMS, SIGAN, SIGANConfig
 class DTNConfig(SIGANConfig):
     """SIGAN with f-constancy in place of label consistency and attention, and the plain GAN objective."""
 
-    adversarial_objective: str = hyper("gan", "adversarial objective", choices=("wasserstein", "gan"))
-    label_weight: float = hyper(0.0, "weight of the label consistency; 0 in DTN")
-    semantic_weight: float = hyper(0.0, "weight of the label as E and F when pretrained see it; 0 in DTN")
-    attention_weight: float = hyper(0.0, "weight of the attention term; 0 in DTN")
-    constancy_weight: float = hyper(15.0, "weight of the f-constancy", 1.0, 100.0, log=True)
+    adversarial_objective: str = hyperparameter("gan", "adversarial objective", choices=("wasserstein", "gan"))
+    label_weight: float = hyperparameter(0.0, "weight of the label consistency; 0 in DTN")
+    semantic_weight: float = hyperparameter(0.0, "weight of the label as E and F when pretrained see it; 0 in DTN")
+    attention_weight: float = hyperparameter(0.0, "weight of the attention term; 0 in DTN")
+    constancy_weight: float = hyperparameter(15.0, "weight of the f-constancy", 1.0, 100.0, log=True)
 
     @classmethod
     def paper(cls) -> Self:
@@ -33,4 +33,4 @@ class DTN(SIGAN):
     name: ClassVar[str] = "dtn"
     reference: ClassVar[str] = "Taigman et al., Unsupervised Cross-domain Image Generation, ICLR 2017"
     Config: ClassVar[Any] = DTNConfig
-    ablation: ClassVar[tuple[Row, ...]] = ()  # SIGAN's table is of SIGAN's terms
+    ablation: ClassVar[tuple[AblationRow, ...]] = ()  # SIGAN's table is of SIGAN's terms

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from models.distributed import gather
 from models.losses.adversarial import critic_loss, generator_loss, gradient_penalty
 from models.losses.matching import assignment_distance, bitwise_distance
-from models.method import Batch, Method, Player, Row, Wants, hyper
+from models.method import AblationRow, Batch, Method, Player, Wants, hyperparameter
 from models.networks.extractors import Extractor
-from models.optimisers import build_optimizer, set_rate
+from models.optimisers import build_optimizer, set_learning_rate
 
 CIFAR = "CIFAR10, 64 bits"
 
@@ -27,30 +27,30 @@ CIFAR = "CIFAR10, 64 bits"
 class IDRAEConfig:
     """Hyper-parameters of IDR-AE; the defaults are what works best here, ``paper()`` is the paper's setting."""
 
-    matching: str = hyper(
+    matching: str = hyperparameter(
         "bitwise", "distance of codes to fair bits: none is AE, critic WGAN-AE, assignment OT-AE, bitwise IDR-AE",
         choices=("none", "critic", "assignment", "bitwise"),
     )  # fmt: skip
-    matching_weight: float = hyper(
+    matching_weight: float = hyperparameter(
         0.75, "lambda, weight of the matching beside the reconstruction error; 0.01 in the paper", 1e-3, 10.0, log=True,
         when={"matching": ("critic", "assignment", "bitwise")},
     )  # fmt: skip
-    ramp: float = hyper(
+    ramp: float = hyperparameter(
         0.8, "share of the training over which the matching's weight grows from zero; 0 in the paper", 0.1, 1.0,
         when={"matching": ("critic", "assignment", "bitwise")},
     )  # fmt: skip
-    relative: bool = hyper(True, "the reconstruction error is a share of the features' variance; off in the paper: a mean square")
-    penalty_weight: float = hyper(10.0, "weight of the critic's gradient penalty", 1.0, 30.0, log=True, when={"matching": ("critic",)})
-    extractor: str = hyper("auto", "h: none takes the input as it is", choices=("auto", "none", "alexnet", "vgg16"))
-    pretrained: str = hyper("IMAGENET1K_V1", "h's weights: torchvision name, file path, or none")
-    train_extractor: bool = hyper(False, "train h too")
-    width: int = hyper(1024, "units of the encoder's first hidden layer, half as many in its second")
-    batch: int = hyper(256, "images in a batch of a domain; 128 in the paper", 64, 512)
-    average: float = hyper(0.99, "decay of the averaged copy that encodes; 0 is the paper (no copy)", 0.9, 0.999)
-    learning_rate: float = hyper(1e-3, "first learning rate", 1e-4, 1e-2, log=True)
-    critic_rate: float = hyper(1.0, "the critic's share of the learning rate", 0.1, 10.0, log=True, when={"matching": ("critic",)})
-    final_rate: float = hyper(0.3, "last learning rate, as a share of the first: log-spaced between, cosine if 0; 1 in the paper")
-    weight_decay: float = hyper(0.0, "weight decay", 1e-6, 1e-2, log=True)
+    relative: bool = hyperparameter(True, "the reconstruction error is a share of the features' variance; off in the paper: a mean square")
+    penalty_weight: float = hyperparameter(10.0, "weight of the critic's gradient penalty", 1.0, 30.0, log=True, when={"matching": ("critic",)})
+    extractor: str = hyperparameter("auto", "h: none takes the input as it is", choices=("auto", "none", "alexnet", "vgg16"))
+    pretrained: str = hyperparameter("IMAGENET1K_V1", "h's weights: torchvision name, file path, or none")
+    train_extractor: bool = hyperparameter(False, "train h too")
+    width: int = hyperparameter(1024, "units of the encoder's first hidden layer, half as many in its second")
+    batch: int = hyperparameter(256, "images in a batch of a domain; 128 in the paper", 64, 512)
+    average: float = hyperparameter(0.99, "decay of the averaged copy that encodes; 0 is the paper (no copy)", 0.9, 0.999)
+    learning_rate: float = hyperparameter(1e-3, "first learning rate", 1e-4, 1e-2, log=True)
+    critic_rate: float = hyperparameter(1.0, "the critic's share of the learning rate", 0.1, 10.0, log=True, when={"matching": ("critic",)})
+    final_rate: float = hyperparameter(0.3, "last learning rate, as a share of the first: log-spaced between, cosine if 0; 1 in the paper")
+    weight_decay: float = hyperparameter(0.0, "weight decay", 1e-6, 1e-2, log=True)
 
     @classmethod
     def paper(cls) -> Self:
@@ -94,14 +94,14 @@ class IDRAE(Method):
     name: ClassVar[str] = "idr-ae"
     reference: ClassVar[str] = "Doan et al., Image Hashing by Minimizing Independent Relaxed Wasserstein Distance, 2020"
     Config: ClassVar[Any] = IDRAEConfig
-    ablation: ClassVar[tuple[Row, ...]] = (  # Table 2, with its names for the variants; the weights are those of the best mAP on USPS
-        Row("AE", {"matching": "none"}, {}),
-        Row("WGAN-AE (AE-WGAN)", {"matching": "critic", "matching_weight": 0.01}, {CIFAR: 17.75}),
-        Row("OT-AE (AE-LP)", {"matching": "assignment", "matching_weight": 0.01}, {CIFAR: 17.77}),
-        Row("IDR-AE (AE-IW)", {"matching": "bitwise"}, {CIFAR: 20.84}),
+    ablation: ClassVar[tuple[AblationRow, ...]] = (  # Table 2, with its names for the variants; the weights are those of the best mAP on USPS
+        AblationRow("AE", {"matching": "none"}, {}),
+        AblationRow("WGAN-AE (AE-WGAN)", {"matching": "critic", "matching_weight": 0.01}, {CIFAR: 17.75}),
+        AblationRow("OT-AE (AE-LP)", {"matching": "assignment", "matching_weight": 0.01}, {CIFAR: 17.77}),
+        AblationRow("IDR-AE (AE-IW)", {"matching": "bitwise"}, {CIFAR: 20.84}),
     )
     table: ClassVar[tuple[str, ...]] = ("target/map", "target/precision_at_1000")
-    one_domain: ClassVar[bool] = True
+    source_optional: ClassVar[bool] = True
     config: IDRAEConfig
 
     def __init__(self, config: IDRAEConfig, shape: tuple[int, ...], classes: int, bits: int) -> None:
@@ -116,7 +116,7 @@ class IDRAE(Method):
         if c.matching == "critic":
             critic = nn.ModuleDict({"critic": nn.Sequential(_layers(bits, 256, 256, 1), nn.Flatten(0))})
             self.players["critic"] = Player(critic, self._optimizer(critic, c.critic_rate))
-        self.average(self.networks, c.average)
+        self.track_average(self.networks, c.average)
         self.made = torch.empty(0)
 
     def _optimizer(self, networks: nn.Module, share: float) -> torch.optim.Optimizer:
@@ -134,7 +134,7 @@ class IDRAE(Method):
     def begin_step(self, progress: float) -> None:
         self.matched = min(1.0, progress / self.config.ramp) if self.config.ramp else 1.0
         for player in self.players.values():
-            set_rate(player.optimizer, self.config.learning_rate, self.config.final_rate, progress)
+            set_learning_rate(player.optimizer, self.config.learning_rate, self.config.final_rate, progress)
 
     def losses(self, player: str, batch: Batch) -> dict[str, Tensor]:
         """Autoencoder: ``reconstruction`` and ``matching``. Critic: its objective on what the autoencoder's step made."""
@@ -177,4 +177,4 @@ class IDRAE(Method):
 
     def encoder(self) -> nn.Module:
         """The averaged copy where there is one, as input -> codes."""
-        return _Codes(self.settled["extractor"], self.settled["encoder"]).eval()
+        return _Codes(self.ema_networks["extractor"], self.ema_networks["encoder"]).eval()

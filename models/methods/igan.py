@@ -18,11 +18,11 @@ from models.distributed import gather
 from models.losses.adversarial import deceiving_loss, generated_loss, real_class_loss
 from models.losses.alignment import centroid_distance, confident_classes, imbalance_loss, pseudo_label_loss
 from models.losses.hashing import entropy_loss, quantisation_loss, similarity_loss
-from models.method import Batch, Method, Player, Row, Wants, hyper
+from models.method import AblationRow, Batch, Method, Player, Wants, hyperparameter
 from models.networks.build import build_network
 from models.networks.generative import Discriminator, Generator, stored
-from models.networks.layers import CodeOnly, unit
-from models.optimisers import build_optimizer, restart, set_rate
+from models.networks.layers import CodesOnly, unit
+from models.optimisers import build_optimizer, reset_network, set_learning_rate
 
 DOMAINS = ("source", "target")
 U_M, M_U = "usps -> mnist", "mnist -> usps"
@@ -32,32 +32,32 @@ U_M, M_U = "usps -> mnist", "mnist -> usps"
 class IGANConfig:
     """Hyper-parameters of IGAN; the defaults are what works best here, ``paper()`` is the paper's setting."""
 
-    pseudo_weight: float = hyper(1.0, "epsilon, weight of pseudo-labels in the label prediction", 0.1, 3.0, log=True)
-    threshold: float = hyper(0.9, "T, class probability above which a target image has a pseudo-label", 0.5, 0.99)
-    hash_weight: float = hyper(1.0, "alpha, weight of the hash term", 1e-2, 10.0, log=True)
-    relaxation_weight: float = hyper(0.1, "upsilon, weight of the relaxation beside the hash term", 1e-3, 1.0, log=True)
-    centroid_weight: float = hyper(0.1, "beta, weight of the semantic centroid alignment", 1e-3, 1.0, log=True)
-    adversarial_weight: float = hyper(0.01, "weight of the adversarial term for encoder and generators; 1 in the paper", 1e-3, 1.0, log=True)
-    l1_weight: float = hyper(0.01, "chi, weight of the pixel-wise reconstruction", 1e-3, 10.0, log=True)
-    entropy_weight: float = hyper(0.1, "weight of the target's entropy; 0 is the paper", 1e-3, 1.0, log=True)
-    balance_weight: float = hyper(0.3, "weight of the classes' equal share in the target's probabilities; 0 is the paper", 0.03, 3.0, log=True)
-    real_unlabelled: bool = hyper(True, "target images without a confident label are shown as real; off in the paper")
-    spectral: bool = hyper(True, "spectral norm in the discriminators; off in the paper")
-    average: float = hyper(0.99, "decay of the averaged copy that labels and encodes; 0 is the paper (no copy)", 0.9, 0.999)
-    augment: bool = hyper(True, "train on randomly transformed views; off in the paper")
-    pretrain_epochs: int = hyper(1, "epochs on the source alone before the first stage")
-    stages: int = hyper(1, "stages; at the start of each, all but the encoder begins anew")
-    per_class: int = hyper(20, "source images per class in a batch", 5, 40)
-    network: str = hyper("auto", "network", choices=("auto", "lenet", "conv4", "alexnet", "mlp"))
-    pretrained: str = hyper("IMAGENET1K_V1", "AlexNet's weights: torchvision name, file path, or none")
-    norm: bool = hyper(True, "batch-norm in the trunk; off in the paper")
-    dropout: float = hyper(0.3, "dropout before the last trunk layer; 0 in the paper's LeNet", 0.0, 0.6)
-    width: int = hyper(8, "channels of the outermost hidden layers of generators and discriminators")
-    optimizer: str = hyper("adam", "optimiser", choices=("adam", "sgd"))
-    learning_rate: float = hyper(2e-3, "first learning rate of encoder, classifier and generators", 1e-4, 1e-2, log=True)
-    discriminator_rate: float = hyper(0.2, "the discriminators' share of the learning rate; 1 in the paper", 0.05, 5.0, log=True)
-    pretrained_rate: float = hyper(0.1, "share of the learning rate for pretrained layers")
-    weight_decay: float = hyper(5e-4, "weight decay of all but the discriminators", 1e-5, 1e-2, log=True)
+    pseudo_weight: float = hyperparameter(1.0, "epsilon, weight of pseudo-labels in the label prediction", 0.1, 3.0, log=True)
+    threshold: float = hyperparameter(0.9, "T, class probability above which a target image has a pseudo-label", 0.5, 0.99)
+    hash_weight: float = hyperparameter(1.0, "alpha, weight of the hash term", 1e-2, 10.0, log=True)
+    relaxation_weight: float = hyperparameter(0.1, "upsilon, weight of the relaxation beside the hash term", 1e-3, 1.0, log=True)
+    centroid_weight: float = hyperparameter(0.1, "beta, weight of the semantic centroid alignment", 1e-3, 1.0, log=True)
+    adversarial_weight: float = hyperparameter(0.01, "weight of the adversarial term for encoder and generators; 1 in the paper", 1e-3, 1.0, log=True)
+    l1_weight: float = hyperparameter(0.01, "chi, weight of the pixel-wise reconstruction", 1e-3, 10.0, log=True)
+    entropy_weight: float = hyperparameter(0.1, "weight of the target's entropy; 0 is the paper", 1e-3, 1.0, log=True)
+    balance_weight: float = hyperparameter(0.3, "weight of the classes' equal share in the target's probabilities; 0 is the paper", 0.03, 3.0, log=True)
+    real_unlabelled: bool = hyperparameter(True, "target images without a confident label are shown as real; off in the paper")
+    spectral: bool = hyperparameter(True, "spectral norm in the discriminators; off in the paper")
+    average: float = hyperparameter(0.99, "decay of the averaged copy that labels and encodes; 0 is the paper (no copy)", 0.9, 0.999)
+    augment: bool = hyperparameter(True, "train on randomly transformed views; off in the paper")
+    pretrain_epochs: int = hyperparameter(1, "epochs on the source alone before the first stage")
+    stages: int = hyperparameter(1, "stages; at the start of each, all but the encoder begins anew")
+    per_class: int = hyperparameter(20, "source images per class in a batch", 5, 40)
+    network: str = hyperparameter("auto", "network", choices=("auto", "lenet", "conv4", "alexnet", "mlp"))
+    pretrained: str = hyperparameter("IMAGENET1K_V1", "AlexNet's weights: torchvision name, file path, or none")
+    norm: bool = hyperparameter(True, "batch-norm in the trunk; off in the paper")
+    dropout: float = hyperparameter(0.3, "dropout before the last trunk layer; 0 in the paper's LeNet", 0.0, 0.6)
+    width: int = hyperparameter(8, "channels of the outermost hidden layers of generators and discriminators")
+    optimizer: str = hyperparameter("adam", "optimiser", choices=("adam", "sgd"))
+    learning_rate: float = hyperparameter(2e-3, "first learning rate of encoder, classifier and generators", 1e-4, 1e-2, log=True)
+    discriminator_rate: float = hyperparameter(0.2, "the discriminators' share of the learning rate; 1 in the paper", 0.05, 5.0, log=True)
+    pretrained_rate: float = hyperparameter(0.1, "share of the learning rate for pretrained layers")
+    weight_decay: float = hyperparameter(5e-4, "weight decay of all but the discriminators", 1e-5, 1e-2, log=True)
 
     @classmethod
     def paper(cls) -> Self:
@@ -77,12 +77,12 @@ class IGAN(Method):
         "He et al., One Network for Multi-Domains: Domain Adaptive Hashing with Intersectant Generative Adversarial Networks, IJCAI 2019"
     )
     Config: ClassVar[Any] = IGANConfig
-    ablation: ClassVar[tuple[Row, ...]] = (  # Table 4; each row adds a term to the one above
-        Row("Lc", {"centroid_weight": 0.0, "hash_weight": 0.0, "adversarial_weight": 0.0, "l1_weight": 0.0}, {U_M: 61.8, M_U: 85.5}),
-        Row("Lc + Ls", {"hash_weight": 0.0, "adversarial_weight": 0.0, "l1_weight": 0.0}, {U_M: 88.8, M_U: 89.5}),
-        Row("Lc + Ls + Lh", {"adversarial_weight": 0.0, "l1_weight": 0.0}, {U_M: 89.5, M_U: 90.3}),
-        Row("Lc + Ls + Lh + La", {"l1_weight": 0.0}, {U_M: 97.2, M_U: 96.1}),
-        Row("Lc + Ls + Lh + La + L1", {}, {U_M: 97.8, M_U: 96.8}),
+    ablation: ClassVar[tuple[AblationRow, ...]] = (  # Table 4; each row adds a term to the one above
+        AblationRow("Lc", {"centroid_weight": 0.0, "hash_weight": 0.0, "adversarial_weight": 0.0, "l1_weight": 0.0}, {U_M: 61.8, M_U: 85.5}),
+        AblationRow("Lc + Ls", {"hash_weight": 0.0, "adversarial_weight": 0.0, "l1_weight": 0.0}, {U_M: 88.8, M_U: 89.5}),
+        AblationRow("Lc + Ls + Lh", {"adversarial_weight": 0.0, "l1_weight": 0.0}, {U_M: 89.5, M_U: 90.3}),
+        AblationRow("Lc + Ls + Lh + La", {"l1_weight": 0.0}, {U_M: 97.2, M_U: 96.1}),
+        AblationRow("Lc + Ls + Lh + La + L1", {}, {U_M: 97.8, M_U: 96.8}),
     )
     config: IGANConfig
 
@@ -92,19 +92,19 @@ class IGAN(Method):
         self.images = len(shape) == 3
         self.network = build_network(c.network, shape, bits, c.norm, c.dropout, c.pretrained)
         self.heads = self._fresh_heads()
-        groups = [*self.network.groups(c.pretrained_rate), {"params": [*self.heads.parameters()], "share": 1.0}]
+        groups = [*self.network.parameter_groups(c.pretrained_rate), {"params": [*self.heads.parameters()], "share": 1.0}]
         optimizer = build_optimizer(c.optimizer, groups, c.learning_rate, c.weight_decay)
         self.networks = nn.ModuleDict({"network": self.network, **self.heads})
-        self.players = {"encoder": Player(self.networks, optimizer, partial=self.pretraining and self.generates)}
+        self.players = {"encoder": Player(self.networks, optimizer, partial=self.pretraining and self.can_translate)}
         self.judges = self._fresh_judges()
         if c.adversarial_weight:
             rates: list[dict[str, Any]] = [{"params": [*self.judges.parameters()], "share": c.discriminator_rate}]
             self.players["discriminator"] = Player(self.judges, build_optimizer(c.optimizer, rates, c.learning_rate, 0.0, betas=(0.5, 0.999)))
-        self.average(self.networks, c.average)
+        self.track_average(self.networks, c.average)
         self.made: dict[str, Tensor] = {}
 
     @property
-    def generates(self) -> bool:
+    def can_translate(self) -> bool:
         """Whether any term needs the generators; without one there is nothing to translate with."""
         return bool(self.config.adversarial_weight or self.config.l1_weight)
 
@@ -115,7 +115,7 @@ class IGAN(Method):
     def _fresh_heads(self) -> nn.ModuleDict:
         """The classifier C and, where a term needs them, the generators G_s and G_t."""
         heads = nn.ModuleDict({"classifier": nn.Linear(self.bits, self.classes)})
-        for domain in DOMAINS if self.generates else ():
+        for domain in DOMAINS if self.can_translate else ():
             heads[domain] = Generator(self.bits, self.shape, self.config.width)
         return heads
 
@@ -138,18 +138,18 @@ class IGAN(Method):
             return
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed + stage + 1)  # alike on every rank
-            restart(self.heads, self._fresh_heads(), self.players["encoder"].optimizer)
+            reset_network(self.heads, self._fresh_heads(), self.players["encoder"].optimizer)
             if "discriminator" in self.players:
-                restart(self.judges, self._fresh_judges(), self.players["discriminator"].optimizer)
+                reset_network(self.judges, self._fresh_judges(), self.players["discriminator"].optimizer)
         for name, head in self.heads.items() if self.averaged is not None else ():
-            self.settled[name].load_state_dict(head.state_dict())
+            self.ema_networks[name].load_state_dict(head.state_dict())
 
     def begin_step(self, progress: float) -> None:
         """Set the learning rates: a cosine to zero with Adam, constant with the paper's SGD."""
         for player in self.players.values():
-            set_rate(player.optimizer, self.config.learning_rate, 1.0 if self.config.optimizer == "sgd" else 0.0, progress)
+            set_learning_rate(player.optimizer, self.config.learning_rate, 1.0 if self.config.optimizer == "sgd" else 0.0, progress)
 
-    def plays(self, player: str) -> bool:
+    def is_active(self, player: str) -> bool:
         return player == "encoder" or not self.pretraining
 
     def losses(self, player: str, batch: Batch) -> dict[str, Tensor]:
@@ -168,7 +168,7 @@ class IGAN(Method):
             return terms
         guess = self._pseudo_labels(batch.target.x)
         terms |= self._align(all_s, labels, gather(u_t), gather(guess))
-        if self.generates:
+        if self.can_translate:
             self.made = {"real source": unit(x_s, self.images), "real target": unit(x_t, self.images), "guess": guess}
             terms |= self._generate(u_s, u_t, batch.source.label, guess)
         return terms
@@ -184,7 +184,7 @@ class IGAN(Method):
     @torch.no_grad()
     def _pseudo_labels(self, x: Tensor) -> Tensor:
         """Classes of the target images that the classifier is sure of, -1 for the others (eq. 4)."""
-        return confident_classes(self.settled["classifier"](self.settled["network"](x)[1]), self.config.threshold)
+        return confident_classes(self.ema_networks["classifier"](self.ema_networks["network"](x)[1]), self.config.threshold)
 
     def _align(self, u_s: Tensor, labels: Tensor, u_t: Tensor, guesses: Tensor) -> dict[str, Tensor]:
         """Terms that hold the target's codes to the source's (eq. 3 and the second part of eq. 5)."""
@@ -233,13 +233,13 @@ class IGAN(Method):
 
     def encoder(self) -> nn.Module:
         """The averaged copy where there is one, as input -> codes."""
-        return CodeOnly(self.settled["network"]).eval()
+        return CodesOnly(self.ema_networks["network"]).eval()
 
     def classify(self, x: Tensor) -> Tensor:
         """Class log-probabilities by the classifier on the relaxed codes."""
-        return log_softmax(self.settled["classifier"](self.encode(x)), 1)
+        return log_softmax(self.ema_networks["classifier"](self.encode(x)), 1)
 
     def translate(self, x: Tensor) -> Tensor:
         """Target images of source images, x~_st = G_t(E(x)) (eq. 8); features where the data are features."""
-        made = self.settled["target"].eval()(self.encode(x))
+        made = self.ema_networks["target"].eval()(self.encode(x))
         return stored(made) if self.images else made

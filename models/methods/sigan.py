@@ -15,15 +15,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, log_softmax, mse_loss
 
-from models.distributed import gather, part_of_draw, world_size
+from models.distributed import gather, rank_slice, world_size
 from models.losses.adversarial import critic_loss, generator_loss, gradient_penalty
 from models.losses.alignment import confident_classes, imbalance_loss, pseudo_label_loss
 from models.losses.hashing import quantisation_loss, similarity_loss
-from models.method import Batch, Method, Player, Row, Wants, hyper
+from models.method import AblationRow, Batch, Method, Player, Wants, hyperparameter
 from models.networks.generative import stored
 from models.networks.layers import HashLayer
-from models.networks.translation import FEATURES, Critic, Decoder, Encoder, Seen, TranslatedCode, attention_map, framed, resampled, total_variation
-from models.optimisers import build_optimizer, set_rate
+from models.networks.translation import (
+    FEATURES,
+    Activations,
+    Critic,
+    Decoder,
+    Encoder,
+    TranslatedCode,
+    attention_map,
+    resize_to,
+    to_network_input,
+    total_variation,
+)
+from models.optimisers import build_optimizer, set_learning_rate
 
 S_M = "svhn -> mnist"
 DTN_TERMS: dict[str, Any] = {"adversarial_objective": "gan", "label_weight": 0.0, "semantic_weight": 0.0, "attention_weight": 0.0, "constancy_weight": 15.0}
@@ -33,37 +44,39 @@ DTN_TERMS: dict[str, Any] = {"adversarial_objective": "gan", "label_weight": 0.0
 class SIGANConfig:
     """Hyper-parameters of SIGAN; the defaults are what works best here, ``paper()`` is the paper's setting."""
 
-    adversarial_objective: str = hyper("wasserstein", "adversarial objective", choices=("wasserstein", "gan"))
-    adversarial_weight: float = hyper(1.0, "weight of the adversarial term; 0 leaves the critic out", 0.1, 3.0, log=True)
-    label_weight: float = hyper(1.0, "weight of the label consistency", 0.1, 10.0, log=True)
-    label_interval: int = hyper(1, "t, steps from one update by label consistency to the next; 20 in the paper")
-    semantic_weight: float = hyper(1.0, "weight of the label as E and F when pretrained see it, which moves G; 0 in the paper", 0.1, 10.0, log=True)
-    constancy_weight: float = hyper(0.0, "weight of DTN's f-constancy; 0 in SIGAN", 1.0, 100.0, log=True)
-    attention_weight: float = hyper(0.01, "alpha, weight of the attention term", 1e-3, 1.0, log=True)
-    attention_scaled: bool = hyper(True, "attention maps divided by their number of channels; off in the paper")
-    reconstruction_weight: float = hyper(10.0, "beta, weight of the reconstruction of target images; 1 in the paper", 0.1, 30.0, log=True)
-    variation_weight: float = hyper(1e-4, "gamma, weight of the total variation", 1e-5, 1e-2, log=True)
-    source_weight: float = hyper(1.0, "weight of the source's classification after pretraining; 0 in the paper", 0.1, 3.0, log=True)
-    pseudo_weight: float = hyper(1.0, "weight of confident pseudo-labels of target images, which move E; 0 in the paper", 0.1, 3.0, log=True)
-    balance_weight: float = hyper(1.0, "weight of the classes' equal share in the target's guesses, with these; 0 in the paper", 0.1, 3.0, log=True)
-    threshold: float = hyper(0.9, "class probability above which a target image has a pseudo-label", 0.5, 0.99)
-    hash_weight: float = hyper(1.0, "weight of the hash loss on source and translated images (not in the paper)", 0.1, 10.0, log=True)
-    relaxation_weight: float = hyper(0.1, "weight of the relaxation beside the hash loss", 1e-3, 1.0, log=True)
-    lipschitz: str = hyper("penalty", "what bounds a Wasserstein critic's slope", choices=("penalty", "clip"), when={"adversarial_objective": ("wasserstein",)})
-    penalty_weight: float = hyper(
+    adversarial_objective: str = hyperparameter("wasserstein", "adversarial objective", choices=("wasserstein", "gan"))
+    adversarial_weight: float = hyperparameter(1.0, "weight of the adversarial term; 0 leaves the critic out", 0.1, 3.0, log=True)
+    label_weight: float = hyperparameter(1.0, "weight of the label consistency", 0.1, 10.0, log=True)
+    label_interval: int = hyperparameter(1, "t, steps from one update by label consistency to the next; 20 in the paper")
+    semantic_weight: float = hyperparameter(1.0, "weight of the label as E and F when pretrained see it, which moves G; 0 in the paper", 0.1, 10.0, log=True)
+    constancy_weight: float = hyperparameter(0.0, "weight of DTN's f-constancy; 0 in SIGAN", 1.0, 100.0, log=True)
+    attention_weight: float = hyperparameter(0.01, "alpha, weight of the attention term", 1e-3, 1.0, log=True)
+    attention_scaled: bool = hyperparameter(True, "attention maps divided by their number of channels; off in the paper")
+    reconstruction_weight: float = hyperparameter(10.0, "beta, weight of the reconstruction of target images; 1 in the paper", 0.1, 30.0, log=True)
+    variation_weight: float = hyperparameter(1e-4, "gamma, weight of the total variation", 1e-5, 1e-2, log=True)
+    source_weight: float = hyperparameter(1.0, "weight of the source's classification after pretraining; 0 in the paper", 0.1, 3.0, log=True)
+    pseudo_weight: float = hyperparameter(1.0, "weight of confident pseudo-labels of target images, which move E; 0 in the paper", 0.1, 3.0, log=True)
+    balance_weight: float = hyperparameter(1.0, "weight of the classes' equal share in the target's guesses, with these; 0 in the paper", 0.1, 3.0, log=True)
+    threshold: float = hyperparameter(0.9, "class probability above which a target image has a pseudo-label", 0.5, 0.99)
+    hash_weight: float = hyperparameter(1.0, "weight of the hash loss on source and translated images (not in the paper)", 0.1, 10.0, log=True)
+    relaxation_weight: float = hyperparameter(0.1, "weight of the relaxation beside the hash loss", 1e-3, 1.0, log=True)
+    lipschitz: str = hyperparameter(
+        "penalty", "what bounds a Wasserstein critic's slope", choices=("penalty", "clip"), when={"adversarial_objective": ("wasserstein",)}
+    )
+    penalty_weight: float = hyperparameter(
         10.0, "weight of the gradient penalty", 1.0, 30.0, log=True, when={"adversarial_objective": ("wasserstein",), "lipschitz": ("penalty",)}
     )
-    clip: float = hyper(0.01, "bound of the critic's weights under clipping")
-    pretrain_epochs: int = hyper(3, "epochs that train encoder and classifier alone")
-    average: float = hyper(0.99, "decay of the averaged copy that encodes and translates; 0 is the paper (no copy)", 0.9, 0.999)
-    augment: bool = hyper(True, "E learns from randomly transformed views; off in the paper")
-    view_scale: float = hyper(0.4, "largest relative change of an image's size in a view; USPS to MNIST needs 0.3", 0.1, 0.5)
-    per_class: int = hyper(10, "source images per class in a batch", 5, 40)
-    width: int = hyper(16, "channels of the encoder's first layer; 64 in the paper")
-    optimizer: str = hyper("adam", "optimiser", choices=("rmsprop", "adam"))
-    learning_rate: float = hyper(1e-3, "first learning rate of encoder, generator and hash layer", 1e-5, 1e-2, log=True)
-    critic_rate: float = hyper(1.0, "the critic's share of the learning rate", 0.1, 10.0, log=True)
-    final_rate: float = hyper(0.0, "last learning rate, as a share of the first: log-spaced between, cosine if 0; 1 in the paper")
+    clip: float = hyperparameter(0.01, "bound of the critic's weights under clipping")
+    pretrain_epochs: int = hyperparameter(3, "epochs that train encoder and classifier alone")
+    average: float = hyperparameter(0.99, "decay of the averaged copy that encodes and translates; 0 is the paper (no copy)", 0.9, 0.999)
+    augment: bool = hyperparameter(True, "E learns from randomly transformed views; off in the paper")
+    view_scale: float = hyperparameter(0.4, "largest relative change of an image's size in a view; USPS to MNIST needs 0.3", 0.1, 0.5)
+    per_class: int = hyperparameter(10, "source images per class in a batch", 5, 40)
+    width: int = hyperparameter(16, "channels of the encoder's first layer; 64 in the paper")
+    optimizer: str = hyperparameter("adam", "optimiser", choices=("rmsprop", "adam"))
+    learning_rate: float = hyperparameter(1e-3, "first learning rate of encoder, generator and hash layer", 1e-5, 1e-2, log=True)
+    critic_rate: float = hyperparameter(1.0, "the critic's share of the learning rate", 0.1, 10.0, log=True)
+    final_rate: float = hyperparameter(0.0, "last learning rate, as a share of the first: log-spaced between, cosine if 0; 1 in the paper")
 
     @classmethod
     def paper(cls) -> Self:
@@ -81,15 +94,15 @@ class SIGAN(Method):
     name: ClassVar[str] = "sigan"
     reference: ClassVar[str] = "Mao et al., Semantic Invariant Cross-domain Image Generation with Generative Adversarial Networks, Neurocomputing 2018"
     Config: ClassVar[Any] = SIGANConfig
-    ablation: ClassVar[tuple[Row, ...]] = (  # Table 1
-        Row("SIGAN without TV", {"variation_weight": 0.0}, {S_M: 83.63}),
-        Row("SIGAN", {}, {S_M: 83.41}),
-        Row("without attention", {"attention_weight": 0.0}, {S_M: 78.56}),
-        Row("without label consistency", {"label_weight": 0.0, "semantic_weight": 0.0}, {S_M: 51.77}),
-        Row("without GAN", {"adversarial_weight": 0.0}, {S_M: 32.60}),
-        Row("without attention and label", {"attention_weight": 0.0, "label_weight": 0.0, "semantic_weight": 0.0}, {S_M: 10.39}),
-        Row("DTN", DTN_TERMS, {S_M: 80.23}),
-        Row("source only", {"pretrain_epochs": 1_000_000, "pseudo_weight": 0.0}, {S_M: 60.21}),
+    ablation: ClassVar[tuple[AblationRow, ...]] = (  # Table 1
+        AblationRow("SIGAN without TV", {"variation_weight": 0.0}, {S_M: 83.63}),
+        AblationRow("SIGAN", {}, {S_M: 83.41}),
+        AblationRow("without attention", {"attention_weight": 0.0}, {S_M: 78.56}),
+        AblationRow("without label consistency", {"label_weight": 0.0, "semantic_weight": 0.0}, {S_M: 51.77}),
+        AblationRow("without GAN", {"adversarial_weight": 0.0}, {S_M: 32.60}),
+        AblationRow("without attention and label", {"attention_weight": 0.0, "label_weight": 0.0, "semantic_weight": 0.0}, {S_M: 10.39}),
+        AblationRow("DTN", DTN_TERMS, {S_M: 80.23}),
+        AblationRow("source only", {"pretrain_epochs": 1_000_000, "pseudo_weight": 0.0}, {S_M: 60.21}),
     )
     config: SIGANConfig
 
@@ -106,7 +119,7 @@ class SIGAN(Method):
         if c.adversarial_weight:
             critic = nn.ModuleDict({"critic": Critic(shape[0], c.width)})
             self.players["critic"] = Player(critic, self._optimizer(critic, c.critic_rate))
-        self.average(self.networks, c.average)
+        self.track_average(self.networks, c.average)
         self.pretrained = copy.deepcopy(nn.ModuleDict({"encoder": self.encode_part, "classifier": self.classifier})).eval().requires_grad_(False)
         self.pretraining, self.guessing, self.steps, self.draws = c.pretrain_epochs > 0, False, 0, 0
         self.made: tuple[Tensor, Tensor] | None = None
@@ -121,7 +134,7 @@ class SIGAN(Method):
         return self.players["critic"].networks["critic"]
 
     @property
-    def generates(self) -> bool:
+    def can_translate(self) -> bool:
         return True
 
     @property
@@ -137,12 +150,12 @@ class SIGAN(Method):
         self.pretraining, self.guessing, self.steps, self.draws = epoch < self.config.pretrain_epochs, epoch > 0, 0, epoch << 32
         if epoch == self.config.pretrain_epochs:
             for name, network in self.pretrained.items():
-                network.load_state_dict(self.settled[name].state_dict())
+                network.load_state_dict(self.ema_networks[name].state_dict())
 
     def begin_step(self, progress: float) -> None:
         """Set the learning rates; the classifier F keeps still after the pretraining by taking no gradient."""
         for player in self.players.values():
-            set_rate(player.optimizer, self.config.learning_rate, self.config.final_rate, progress)
+            set_learning_rate(player.optimizer, self.config.learning_rate, self.config.final_rate, progress)
 
     def end_step(self) -> None:
         self.steps += 1
@@ -152,7 +165,7 @@ class SIGAN(Method):
                     parameter.clamp_(-self.config.clip, self.config.clip)
         super().end_step()
 
-    def plays(self, player: str) -> bool:
+    def is_active(self, player: str) -> bool:
         return player == "generator" or not self.pretraining
 
     def losses(self, player: str, batch: Batch) -> dict[str, Tensor]:
@@ -161,8 +174,8 @@ class SIGAN(Method):
         if player == "critic":
             return self._judge()
         labels, c = batch.source.label, self.config
-        x_s, x_t = framed(batch.source.views[0] if c.augment else batch.source.x), framed(batch.target.x)
-        view = [framed(batch.target.views[0] if c.augment else batch.target.x)] if c.pseudo_weight and self.guessing else []
+        x_s, x_t = to_network_input(batch.source.views[0] if c.augment else batch.source.x), to_network_input(batch.target.x)
+        view = [to_network_input(batch.target.views[0] if c.augment else batch.target.x)] if c.pseudo_weight and self.guessing else []
         if self.pretraining:
             return self._pretrain(x_s, labels, x_t, view)
         s, t = slice(None, len(x_s)), slice(len(x_s), len(x_s) + len(x_t))
@@ -170,7 +183,7 @@ class SIGAN(Method):
         made = self.generator(seen.out[: t.stop])
         again = self.encode_part(made.out[s].detach())  # translations as labelled data
         self.made = (x_t, made.out[s].detach())
-        terms = self._keep_meaning(Seen(*(each[s] for each in seen)), Seen(*(each[s] for each in made)), labels)
+        terms = self._keep_meaning(Activations(*(each[s] for each in seen)), Activations(*(each[s] for each in made)), labels)
         if c.label_weight and self.steps % max(c.label_interval, 1) == 0:
             terms["label"] = cross_entropy(self._fixed_classifier(again.out), labels)
         if view:
@@ -206,7 +219,7 @@ class SIGAN(Method):
         """F, which takes no gradient after the pretraining."""
         return linear(h, self.classifier.weight.detach(), self.classifier.bias.detach())
 
-    def _keep_meaning(self, seen: Seen, made: Seen, labels: Tensor) -> dict[str, Tensor]:
+    def _keep_meaning(self, seen: Activations, made: Activations, labels: Tensor) -> dict[str, Tensor]:
         """Terms that keep a source image's meaning in its translation: semantic, f-constancy (DTN), attention (eq. 9-10).
 
         Args:
@@ -232,7 +245,7 @@ class SIGAN(Method):
     @torch.no_grad()
     def _pseudo_labels(self, x: Tensor) -> Tensor:
         """Classes of the target images that E and F are sure of, -1 for the others."""
-        return confident_classes(self.settled["classifier"](self.settled["encoder"](x).out), self.config.threshold)
+        return confident_classes(self.ema_networks["classifier"](self.ema_networks["encoder"](x).out), self.config.threshold)
 
     def _hash(self, h: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Hash loss of source images and, after the pretraining, their translations, as one labelled set; it does not move E."""
@@ -250,7 +263,7 @@ class SIGAN(Method):
         if c.adversarial_objective == "wasserstein" and c.lipschitz == "penalty":
             self.draws += 1
             generator = torch.Generator().manual_seed(self.draws)
-            share = part_of_draw(torch.rand(len(real) * world_size(), generator=generator)).to(real.device)
+            share = rank_slice(torch.rand(len(real) * world_size(), generator=generator)).to(real.device)
             terms["penalty"] = gradient_penalty(self.critic, real, made, share)
         return terms
 
@@ -264,21 +277,21 @@ class SIGAN(Method):
             return f"the critic's scores run away ({terms['critic']:.3g}): raise --penalty-weight, or lower --critic-rate"
         return ""
 
-    def kept(self) -> nn.ModuleDict:
+    def state_modules(self) -> nn.ModuleDict:
         """The pretrained encoder and classifier, too."""
-        kept = super().kept()
+        kept = super().state_modules()
         kept["pretrained"] = self.pretrained
         return kept
 
     def encoder(self) -> nn.Module:
         """E and the hash layer, as input -> codes."""
-        return TranslatedCode(self.settled["encoder"], self.settled["hash"]).eval()
+        return TranslatedCode(self.ema_networks["encoder"], self.ema_networks["hash"]).eval()
 
     def classify(self, x: Tensor) -> Tensor:
         """Class log-probabilities by F on E's features, E being adapted."""
-        return log_softmax(self.settled["classifier"](self.settled["encoder"].eval()(framed(x)).out), 1)
+        return log_softmax(self.ema_networks["classifier"](self.ema_networks["encoder"].eval()(to_network_input(x)).out), 1)
 
     def translate(self, x: Tensor) -> Tensor:
         """g = G(E(x)) (eq. 2), at the size of ``x``."""
-        made = self.settled["generator"].eval()(self.settled["encoder"].eval()(framed(x)).out).out
-        return stored(resampled(made, tuple(x.shape[1:])))
+        made = self.ema_networks["generator"].eval()(self.ema_networks["encoder"].eval()(to_network_input(x)).out).out
+        return stored(resize_to(made, tuple(x.shape[1:])))

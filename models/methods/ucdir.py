@@ -21,10 +21,10 @@ from models.distributed import gather, world_size
 from models.itq import fit_itq
 from models.losses.contrastive import attraction, cluster_probabilities, contrast, distance_of_distance, neighbour_loss, self_entropy
 from models.losses.hashing import quantisation_loss
-from models.method import Batch, Method, Player, Row, RowSource, View, Wants, hyper
+from models.method import AblationRow, Batch, DomainView, Method, Player, RowSource, Wants, hyperparameter
 from models.networks.extractors import Backbone
 from models.networks.layers import HashLayer
-from models.optimisers import build_optimizer, set_rate
+from models.optimisers import build_optimizer, set_learning_rate
 
 WIDTH = 128
 DOMAINS = ("source", "target")
@@ -35,32 +35,34 @@ DOMAINNET = "P@50, DomainNet"
 class UCDIRConfig:
     """Hyper-parameters of UCDIR; the defaults are what works best here, ``paper()`` is the paper's setting."""
 
-    cluster_weight: float = hyper(0.5, "alpha, weight of the cluster-wise contrast", 0.1, 2.0, log=True)
-    cluster_start: float = hyper(0.1, "T1, share of the training after which the cluster-wise contrast begins", 0.0, 0.5)
-    cluster_full: float = hyper(0.5, "T2, share of the training from which it, and the alignment, have their whole weight", 0.1, 0.9)
-    cluster_filter: float = hyper(0.2, "probability of its own cluster above which an image counts in it", 0.0, 0.9)
-    entropy_weight: float = hyper(1.0, "gamma, weight of the entropy of the cluster probabilities", 0.01, 3.0, log=True)
-    distance_weight: float = hyper(0.5, "beta, weight of the distance-of-distance", 0.01, 30.0, log=True)
-    temperature: float = hyper(0.2, "tau, temperature of the contrast", 0.05, 1.0, log=True)
-    cluster_temperature: float = hyper(0.1, "phi, temperature of the cluster probabilities", 0.01, 1.0, log=True)
-    clusters: int = hyper(0, "K, clusters of a domain; 0 for the number of classes times the next")
-    clusters_per_class: int = hyper(3, "clusters for each class, where K is not given; 1 in the paper", 1, 5)
-    negatives: int = hyper(65536, "slots of a domain that a step compares with, drawn anew each step; 0 for all, as in the paper")
-    average: float = hyper(0.99, "momentum of the momentum encoder; 0.999 in the paper", 0.9, 0.999)
-    views: str = hyper("affine", "kind of the two views", choices=("affine", "contrastive"))
-    crop: float = hyper(0.2, "contrastive views: smallest share of the image's area", 0.08, 0.6, when={"views": ("contrastive",)})
-    flip: float = hyper(0.5, "contrastive views: probability of a mirror image; 0 for digits")
-    batch: int = hyper(128, "images of each domain in a batch; 64 in the paper", 32, 512)
-    network: str = hyper("auto", "network", choices=("auto", "lenet", "conv4", "resnet18", "resnet50", "mlp"))
-    pretrained: str = hyper("none", "a ResNet's weights: file of MoCo v2 or of a state dict, torchvision name, or none")
-    codes: str = hyper("head", "what makes the codes of the features", choices=("head", "itq"))
-    code_temperature: float = hyper(0.2, "temperature of a code's neighbours in the head's loss", 0.05, 1.0, log=True, when={"codes": ("head",)})
-    neighbour_temperature: float = hyper(0.1, "temperature of a feature's neighbours in the head's loss", 0.02, 0.5, log=True, when={"codes": ("head",)})
-    quantisation_weight: float = hyper(0.1, "weight of the quantisation of the head's codes", 1e-3, 1.0, log=True, when={"codes": ("head",)})
-    head_rate: float = hyper(10.0, "the hash head's share of the learning rate", 1.0, 30.0, log=True, when={"codes": ("head",)})
-    optimizer: str = hyper("adam", "optimiser", choices=("adam", "sgd"))
-    learning_rate: float = hyper(1e-3, "first learning rate; a cosine to zero", 1e-5, 1e-2, log=True)
-    weight_decay: float = hyper(1e-4, "weight decay", 1e-6, 1e-2, log=True)
+    cluster_weight: float = hyperparameter(0.5, "alpha, weight of the cluster-wise contrast", 0.1, 2.0, log=True)
+    cluster_start: float = hyperparameter(0.1, "T1, share of the training after which the cluster-wise contrast begins", 0.0, 0.5)
+    cluster_full: float = hyperparameter(0.5, "T2, share of the training from which it, and the alignment, have their whole weight", 0.1, 0.9)
+    cluster_filter: float = hyperparameter(0.2, "probability of its own cluster above which an image counts in it", 0.0, 0.9)
+    entropy_weight: float = hyperparameter(1.0, "gamma, weight of the entropy of the cluster probabilities", 0.01, 3.0, log=True)
+    distance_weight: float = hyperparameter(0.5, "beta, weight of the distance-of-distance", 0.01, 30.0, log=True)
+    temperature: float = hyperparameter(0.2, "tau, temperature of the contrast", 0.05, 1.0, log=True)
+    cluster_temperature: float = hyperparameter(0.1, "phi, temperature of the cluster probabilities", 0.01, 1.0, log=True)
+    clusters: int = hyperparameter(0, "K, clusters of a domain; 0 for the number of classes times the next")
+    clusters_per_class: int = hyperparameter(3, "clusters for each class, where K is not given; 1 in the paper", 1, 5)
+    negatives: int = hyperparameter(65536, "slots of a domain that a step compares with, drawn anew each step; 0 for all, as in the paper")
+    average: float = hyperparameter(0.99, "momentum of the momentum encoder; 0.999 in the paper", 0.9, 0.999)
+    views: str = hyperparameter("affine", "kind of the two views", choices=("affine", "contrastive"))
+    crop: float = hyperparameter(0.2, "contrastive views: smallest share of the image's area", 0.08, 0.6, when={"views": ("contrastive",)})
+    flip: float = hyperparameter(0.5, "contrastive views: probability of a mirror image; 0 for digits")
+    batch: int = hyperparameter(128, "images of each domain in a batch; 64 in the paper", 32, 512)
+    network: str = hyperparameter("auto", "network", choices=("auto", "lenet", "conv4", "resnet18", "resnet50", "mlp"))
+    pretrained: str = hyperparameter("none", "a ResNet's weights: file of MoCo v2 or of a state dict, torchvision name, or none")
+    codes: str = hyperparameter("head", "what makes the codes of the features", choices=("head", "itq"))
+    code_temperature: float = hyperparameter(0.2, "temperature of a code's neighbours in the head's loss", 0.05, 1.0, log=True, when={"codes": ("head",)})
+    neighbour_temperature: float = hyperparameter(
+        0.1, "temperature of a feature's neighbours in the head's loss", 0.02, 0.5, log=True, when={"codes": ("head",)}
+    )
+    quantisation_weight: float = hyperparameter(0.1, "weight of the quantisation of the head's codes", 1e-3, 1.0, log=True, when={"codes": ("head",)})
+    head_rate: float = hyperparameter(10.0, "the hash head's share of the learning rate", 1.0, 30.0, log=True, when={"codes": ("head",)})
+    optimizer: str = hyperparameter("adam", "optimiser", choices=("adam", "sgd"))
+    learning_rate: float = hyperparameter(1e-3, "first learning rate; a cosine to zero", 1e-5, 1e-2, log=True)
+    weight_decay: float = hyperparameter(1e-4, "weight decay", 1e-6, 1e-2, log=True)
 
     @classmethod
     def paper(cls) -> Self:
@@ -88,7 +90,7 @@ class Memory(nn.Module):
         self.slots, self.members = (torch.zeros_like(state_dict[prefix + name]) for name in ("slots", "members"))  # as many as were saved
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
-    def fill(self, rows: int, parts: Iterator[View], encode: Any) -> None:
+    def fill(self, rows: int, parts: Iterator[DomainView], encode: Any) -> None:
         """Take every image's feature; each rank brings its own images."""
         slots = self.centroids.new_zeros(rows, WIDTH)
         for part in parts:
@@ -138,14 +140,14 @@ class UCDIR(Method):
     name: ClassVar[str] = "ucdir"
     reference: ClassVar[str] = "Hu and Lee, Feature Representation Learning for Unsupervised Cross-domain Image Retrieval, ECCV 2022"
     Config: ClassVar[Any] = UCDIRConfig
-    ablation: ClassVar[tuple[Row, ...]] = (  # Table 3, the means of its twelve directions
-        Row("instance (v1)", {"cluster_weight": 0.0, "entropy_weight": 0.0, "distance_weight": 0.0}, {DOMAINNET: 38.14}),
-        Row("+ cluster (v2)", {"entropy_weight": 0.0, "distance_weight": 0.0}, {DOMAINNET: 41.57}),
-        Row("+ entropy (v3)", {"distance_weight": 0.0}, {DOMAINNET: 44.61}),
-        Row("+ distance-of-distance", {}, {DOMAINNET: 47.09}),
+    ablation: ClassVar[tuple[AblationRow, ...]] = (  # Table 3, the means of its twelve directions
+        AblationRow("instance (v1)", {"cluster_weight": 0.0, "entropy_weight": 0.0, "distance_weight": 0.0}, {DOMAINNET: 38.14}),
+        AblationRow("+ cluster (v2)", {"entropy_weight": 0.0, "distance_weight": 0.0}, {DOMAINNET: 41.57}),
+        AblationRow("+ entropy (v3)", {"distance_weight": 0.0}, {DOMAINNET: 44.61}),
+        AblationRow("+ distance-of-distance", {}, {DOMAINNET: 47.09}),
     )
     table: ClassVar[tuple[str, ...]] = tuple(f"cross/cosine_precision_at_{k}" for k in (50, 100, 200))
-    embeds: ClassVar[bool] = True
+    has_features: ClassVar[bool] = True
     config: UCDIRConfig
 
     def __init__(self, config: UCDIRConfig, shape: tuple[int, ...], classes: int, bits: int) -> None:
@@ -156,7 +158,7 @@ class UCDIR(Method):
             {"params": [*self.networks["embedding"].parameters()], "share": 1.0}, {"params": [*self.networks["hash"].parameters()], "share": c.head_rate},
         ]  # fmt: skip
         self.players = {"encoder": Player(self.networks, build_optimizer(c.optimizer, groups, c.learning_rate, c.weight_decay))}
-        self.average(self.networks, c.average)
+        self.track_average(self.networks, c.average)
         self.memory: Any = nn.ModuleDict({domain: Memory(c.clusters or c.clusters_per_class * classes) for domain in DOMAINS})
         self.clustering, self.aligning, self.draws = 0.0, False, 0
 
@@ -166,9 +168,9 @@ class UCDIR(Method):
         view = {"kind": "contrastive", "crop": c.crop, "flip": c.flip} if c.views == "contrastive" else {}
         return Wants(source_labels=False, target=True, per_class=0, batch_size=c.batch, views=2, view=view)
 
-    def kept(self) -> nn.ModuleDict:
+    def state_modules(self) -> nn.ModuleDict:
         """The memory, too."""
-        kept = super().kept()
+        kept = super().state_modules()
         kept["memory"] = self.memory
         return kept
 
@@ -177,7 +179,7 @@ class UCDIR(Method):
         """Fill each domain's slots by the momentum encoder (section 4.1)."""
         for domain, rows in zip(DOMAINS, (source, target), strict=True):
             assert rows is not None
-            self.memory[domain].fill(rows.total, rows.rows(), self.settled["embedding"].eval())
+            self.memory[domain].fill(rows.total, rows.rows(), self.ema_networks["embedding"].eval())
 
     @torch.no_grad()
     def begin_epoch(self, epoch: int, epochs: int) -> None:
@@ -190,7 +192,7 @@ class UCDIR(Method):
             memory.cluster(epoch)
 
     def begin_step(self, progress: float) -> None:
-        set_rate(self.players["encoder"].optimizer, self.config.learning_rate, 0.0, progress)
+        set_learning_rate(self.players["encoder"].optimizer, self.config.learning_rate, 0.0, progress)
 
     def losses(self, player: str, batch: Batch) -> dict[str, Tensor]:
         """Terms of eq. 3 and 10 on both domains' batches, and of the codes."""
@@ -198,7 +200,7 @@ class UCDIR(Method):
         parts = {"source": batch.source, "target": batch.target}
         seen = self.networks["embedding"](torch.cat([part.views[0] for part in parts.values()]))
         with torch.no_grad():
-            keys = self.settled["embedding"](torch.cat([part.views[1] for part in parts.values()]))
+            keys = self.ema_networks["embedding"](torch.cat([part.views[1] for part in parts.values()]))
         n = len(batch.source.x)
         x = {domain: gather(each) for domain, each in zip(DOMAINS, seen.split([n, len(seen) - n]), strict=True)}
         terms: dict[str, list[Tensor]] = {}
@@ -247,11 +249,11 @@ class UCDIR(Method):
 
     def features(self, x: Tensor) -> Tensor:
         """The momentum encoder's features, which the paper ranks by cosine."""
-        return self.settled["embedding"].eval()(x)
+        return self.ema_networks["embedding"].eval()(x)
 
     def encoder(self) -> nn.Module:
         """The momentum encoder with the learned head or, fitted on both domains' slots, ITQ."""
-        hashing = self.settled["hash"]
+        hashing = self.ema_networks["hash"]
         if self.config.codes == "itq":
             hashing = fit_itq(torch.cat([memory.slots for memory in self.memory.values()]), self.bits)
-        return _Codes(self.settled["embedding"], hashing).eval()
+        return _Codes(self.ema_networks["embedding"], hashing).eval()

@@ -61,7 +61,7 @@ class HashNetwork(nn.Module):
         linear, code = self.hash(x)
         return [*outputs, linear], code
 
-    def groups(self, share: float) -> list[dict[str, Any]]:
+    def parameter_groups(self, share: float) -> list[dict[str, Any]]:
         """Parameter groups of an optimiser: pretrained layers learn at a ``share`` of the rate, the hash layer at the whole."""
         body = [*self.trunk.parameters(), *self.layers.parameters()]
         return [
@@ -70,7 +70,7 @@ class HashNetwork(nn.Module):
         ]
 
 
-class CodeOnly(nn.Module):
+class CodesOnly(nn.Module):
     """A hash network without its layers' outputs: input -> codes (batch, bits)."""
 
     def __init__(self, network: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """DTN's networks at 32x32 (Taigman et al., ICLR 2017), which SIGAN keeps: encoder, decoder, critic.
 
-``width`` w is the encoder's first number of channels; DTN and SIGAN have 64. Images of another size are resampled.
+``width`` w is the encoder's first number of channels; DTN and SIGAN have 64. Images of another size are resize_to.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ SIDE = 32
 FEATURES = 128  # length of h
 
 
-class Seen(NamedTuple):
+class Activations(NamedTuple):
     """What an encoder or decoder gives, with the layers that attention compares.
 
     ``out`` is (batch, 128) features h, or (batch, channels, 32, 32) images in [-1, 1]; ``at_8`` and ``at_4`` are (batch, *, 8, 8)
@@ -27,7 +27,7 @@ class Seen(NamedTuple):
     at_4: Tensor
 
 
-def framed(x: Tensor) -> Tensor:
+def to_network_input(x: Tensor) -> Tensor:
     """Stored images (0..255) of any size as (batch, channels, 32, 32) in [-1, 1]."""
     x = unit(x, images=True)
     return x if x.shape[-2:] == (SIDE, SIDE) else interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True)
@@ -46,11 +46,11 @@ class Encoder(nn.Module):
         self.to_4 = _block(nn.Conv2d(2 * width, 4 * width, 3, 2, 1))
         self.to_1 = nn.Sequential(nn.Conv2d(4 * width, FEATURES, 4), BatchNorm(FEATURES), nn.Tanh(), nn.Flatten())
 
-    def forward(self, x: Tensor) -> Seen:
+    def forward(self, x: Tensor) -> Activations:
         """(batch, channels, 32, 32) in [-1, 1] to features (batch, 128)."""
         at_8 = self.to_8(x)
         at_4 = self.to_4(at_8)
-        return Seen(self.to_1(at_4), at_8, at_4)
+        return Activations(self.to_1(at_4), at_8, at_4)
 
 
 class Decoder(nn.Module):
@@ -63,11 +63,11 @@ class Decoder(nn.Module):
         to_16 = _block(nn.ConvTranspose2d(4 * width, 2 * width, 3, 2, 1, 1))
         self.to_32 = nn.Sequential(to_16, nn.ConvTranspose2d(2 * width, channels, 3, 2, 1, 1), nn.Tanh())
 
-    def forward(self, h: Tensor) -> Seen:
+    def forward(self, h: Tensor) -> Activations:
         """Features (batch, 128) to (batch, channels, 32, 32) in [-1, 1]."""
         at_4 = self.to_4(h)
         at_8 = self.to_8(at_4)
-        return Seen(self.to_32(at_8), at_8, at_4)
+        return Activations(self.to_32(at_8), at_8, at_4)
 
 
 class Critic(nn.Module):
@@ -93,7 +93,7 @@ class TranslatedCode(nn.Module):
         self.encoder, self.hash = encoder, hash_layer
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.hash(self.encoder(framed(x)).out)[1]
+        return self.hash(self.encoder(to_network_input(x)).out)[1]
 
 
 def attention_map(layer: Tensor, scaled: bool) -> Tensor:
@@ -118,6 +118,6 @@ def total_variation(images: Tensor) -> Tensor:
     return (across.square() + down.square() + 1e-8).sqrt().sum((1, 2, 3)).mean()  # the root has no gradient at zero
 
 
-def resampled(images: Tensor, shape: tuple[int, ...]) -> Tensor:
+def resize_to(images: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Images (batch, channels, 32, 32) at the size of ``shape``, (channels, h, w)."""
     return images if images.shape[-2:] == shape[1:] else interpolate(images, shape[1:], mode="bilinear", antialias=True)

@@ -9,9 +9,9 @@ import sys
 from dataclasses import fields
 from typing import Any
 
-from data.filesystem import path_of
+from data.filesystem import to_path
 from infra import storage
-from pipelines.console.config import Parser, add_fields, build, masked, nearest, read_yaml
+from pipelines.console.config import Parser, add_fields, build, mask_passwords, read_yaml, suggestion
 
 COMMANDS = {
     "demo": "the whole way on the embedded digits, in minutes",
@@ -46,7 +46,7 @@ def parse(argv: list[str]) -> tuple[str, Any, argparse.Namespace]:
     commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     name = next((each for each in argv if not each.startswith("-")), "")
     if name and name not in COMMANDS:
-        raise ValueError(f"no command {name!r}{nearest(name, COMMANDS)}")
+        raise ValueError(f"no command {name!r}{suggestion(name, COMMANDS)}")
     parsers = {each: commands.add_parser(each, help=text, description=text, allow_abbrev=False) for each, text in COMMANDS.items()}
     if not name:
         top.print_help()
@@ -66,7 +66,7 @@ def parse(argv: list[str]) -> tuple[str, Any, argparse.Namespace]:
     if unknown:
         known = [text for action in parser._actions for text in action.option_strings]
         wrong = unknown[0].split("=")[0]
-        raise ValueError(f"no option {wrong}{nearest(wrong, known)}")
+        raise ValueError(f"no option {wrong}{suggestion(wrong, known)}")
     values = {k: v for k, v in vars(given).items() if k not in {"command", "config", "json", "verbose"}}
     values = (read_yaml(given.config) if given.config else {}) | values
     if name == "submit" and argv[cut + 1 :]:
@@ -76,7 +76,7 @@ def parse(argv: list[str]) -> tuple[str, Any, argparse.Namespace]:
     return name, make(values) if make else build(stage.Config, values), given
 
 
-def quiet() -> None:
+def set_default_environment() -> None:
     """No telemetry, no chatter; what the user has set stays."""
     for name, value in {
         "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1", "RAY_DEDUP_LOGS": "1", "RAY_worker_niceness": "0",
@@ -88,14 +88,14 @@ def quiet() -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run a command; its exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    quiet()
+    set_default_environment()
     verbose = "--verbose" in argv
     try:
         name, config, common = parse(argv)
         stage = importlib.import_module(MODULES.get(name, f"pipelines.{name}"))
         from pipelines.console import cluster  # noqa: PLC0415
 
-        cluster.verbose(verbose)
+        cluster.set_verbose(verbose)
         check_buckets(name, config)
         with contextlib.redirect_stdout(sys.stderr) if common.json else contextlib.nullcontext():
             result = stage.run(config)
@@ -105,12 +105,12 @@ def main(argv: list[str] | None = None) -> int:
     except USER_ERRORS as error:
         if verbose:
             raise
-        print(f"hashbridge: {one_line(error)}", file=sys.stderr)
+        print(f"hashbridge: {error_line(error)}", file=sys.stderr)
         return 2
     except Exception as error:
         if verbose or not type(error).__module__.startswith("botocore."):
             raise
-        print(f"hashbridge: bucket: {one_line(error)}", file=sys.stderr)
+        print(f"hashbridge: bucket: {error_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("hashbridge: interrupted", file=sys.stderr)
@@ -126,10 +126,10 @@ def check_buckets(name: str, config: Any) -> None:
     for each in fields(config):
         value = getattr(config, each.name)
         if isinstance(value, str) and value.startswith(storage.SCHEME):
-            storage.check(str(path_of(value.partition("#")[0])), each.name in ("out", "grid", WRITTEN.get(name)))
+            storage.check(str(to_path(value.partition("#")[0])), each.name in ("out", "grid", WRITTEN.get(name)))
 
 
-def one_line(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """An error's text on one line."""
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
@@ -139,6 +139,6 @@ def one_line(error: BaseException) -> str:
 
 def _plain(text: str) -> str:
     """A text on one line, without passwords, and without what would steer a terminal."""
-    return "".join(each if each.isprintable() else "\ufffd" for each in masked(" ".join(text.split())))
+    return "".join(each if each.isprintable() else "\ufffd" for each in mask_passwords(" ".join(text.split())))
 
 

@@ -12,12 +12,12 @@ NOTE = "\nFailed to apply UDF"  # what Ray Data adds to an error's text
 _VERBOSE = "HASHBRIDGE_VERBOSE"
 
 
-def verbose(on: bool) -> None:
+def set_verbose(on: bool) -> None:
     """Whether Ray's logs are shown."""
     os.environ[_VERBOSE] = "1" if on else ""
 
 
-def start() -> Any:
+def connect() -> Any:
     """Connect to the cluster of the environment, or start one on this machine; returns the ``ray`` module.
 
     Raises:
@@ -42,13 +42,13 @@ def start() -> Any:
     return ray
 
 
-def nodes() -> int:
+def count_nodes() -> int:
     """Nodes of the cluster that this process is connected to; 0 where it is to none."""
     ray = sys.modules.get("ray")
     return sum(node["Alive"] for node in ray.nodes()) if ray and ray.is_initialized() else 0
 
 
-def storage(folder: Path) -> dict[str, Any]:
+def storage_options(folder: Path) -> dict[str, Any]:
     """Where Ray keeps what it writes of its own, as options of its ``RunConfig``."""
     if is_local(folder):
         return {"storage_path": str(folder.resolve())}

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from data.filesystem import path_of
+from data.filesystem import to_path
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -61,7 +61,7 @@ def add_fields(parser: argparse._ActionsContainer, wanted: Iterable[Field]) -> N
             parser.add_argument(*names, type=str, **({"metavar": kind.__name__.upper()} | common))
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def suggestion(name: str, known: Iterable[str]) -> str:
     """A hint at the nearest known name, or nothing."""
     near = difflib.get_close_matches(name, list(known), 1)
     return f": did you mean {near[0]}?" if near else ""
@@ -70,7 +70,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 _PASSWORD = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*(?=@)|(?<=[?&]password=)[^&\s]+")
 
 
-def masked(text: str) -> str:
+def mask_passwords(text: str) -> str:
     """A text without the user's name and password that an address in it may carry."""
     return _PASSWORD.sub("***", text)
 
@@ -109,7 +109,7 @@ def convert(each: Field, value: Any) -> Any:
         raise wrong
     choices = each.metadata.get("choices")
     if choices and converted not in choices:
-        raise ValueError(f"{flag(each.name)} is {value!r}, but must be one of {', '.join(choices)}{nearest(str(value), choices)}")
+        raise ValueError(f"{flag(each.name)} is {value!r}, but must be one of {', '.join(choices)}{suggestion(str(value), choices)}")
     return converted
 
 
@@ -120,7 +120,7 @@ def read_yaml(path: str) -> dict[str, Any]:
         ValueError: it is missing or no mapping.
     """
     try:
-        text = path_of(path).read_text()
+        text = to_path(path).read_text()
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
             raise ValueError("it refers to itself by an alias")  # a few of these can stand for more than the memory holds
         values = yaml.safe_load(text)
@@ -141,7 +141,7 @@ def build(kind: type, values: dict[str, Any], where: str = "option") -> Any:
     for name, value in values.items():
         _check_open(name, value)
         if name not in known:
-            raise ValueError(f"no {where} {flag(name)}{nearest(flag(name), map(flag, known))}")
+            raise ValueError(f"no {where} {flag(name)}{suggestion(flag(name), map(flag, known))}")
     for each in known.values():
         if each.metadata.get("required") and not values.get(each.name):
             shown = each.name.upper() if each.metadata.get("positional") else flag(each.name)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from data.filesystem import is_local, path_of
+from data.filesystem import is_local, to_path
 from pipelines.console import cluster
-from pipelines.console.config import masked
+from pipelines.console.config import mask_passwords
 
 EXPERIMENT = "hashbridge"
 
@@ -23,7 +23,7 @@ def default_uri(storage: str) -> str:
         ValueError: the runs are in a bucket, where no SQLite can be.
     """
     given = os.environ.get("MLFLOW_TRACKING_URI")
-    if not given and not is_local(path_of(storage)):
+    if not given and not is_local(to_path(storage)):
         raise ValueError(f"runs in {storage} need a tracking server: set MLFLOW_TRACKING_URI to one, or give --tracking")
     return given or f"sqlite:///{Path(storage).resolve()}/mlflow.db"
 
@@ -39,7 +39,7 @@ def one_line_errors(uri: str) -> Iterator[None]:
         text = " ".join(str(error).split())
         if "Max retries exceeded" in text or "Connection" in text or "timed out" in text:
             text = "it does not answer"
-        raise ValueError(masked(f"tracking server {uri}: {text[:300]} (--tracking names another, or `none`)")) from error
+        raise ValueError(mask_passwords(f"tracking server {uri}: {text[:300]} (--tracking names another, or `none`)")) from error
 
 
 def _log_in(uri: str) -> str:
@@ -62,9 +62,9 @@ def connect(uri: str) -> Any:
     if "://" not in uri and uri != "databricks":
         raise ValueError(f"--tracking is {uri!r}, but must be a server's address, as http://host:5000, or sqlite:///FILE")
     uri = _log_in(uri)
-    if uri.startswith("sqlite:") and cluster.nodes() > 1:
+    if uri.startswith("sqlite:") and cluster.count_nodes() > 1:
         raise ValueError(
-            f"tracking by {uri} is a file of one machine, and the cluster has {cluster.nodes()} nodes: set MLFLOW_TRACKING_URI to a server "
+            f"tracking by {uri} is a file of one machine, and the cluster has {cluster.count_nodes()} nodes: set MLFLOW_TRACKING_URI to a server "
             "(infra/README.md), or give --tracking none"
         )
     os.environ |= {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data.filesystem import fetched
+from data.filesystem import local_copy
 from pipelines.registry.connection import EXPERIMENT, connect, one_line_errors
 
 
@@ -75,7 +75,7 @@ class SearchTracker:
     def finish(self, folder: Path, values: dict[str, float], status: str) -> None:
         """The search's files and best values, and its end."""
         if self.client:
-            with self._lenient(), fetched(folder) as results:
+            with self._lenient(), local_copy(folder) as results:
                 self.client.log_artifacts(self.tracked, str(results))
                 for name, value in values.items():
                     self.client.log_metric(self.tracked, f"best/{name}", value)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from data.filesystem import fetched, path_of
+from data.filesystem import local_copy, to_path
 from pipelines.registry.connection import connect, one_line_errors
 
 
@@ -45,7 +45,7 @@ class RunTracker:
         with one_line_errors(self.uri):
             self._log(values | {"images_per_second": record["images_per_second"]}, record["time"], record["epoch"])
             if "picture" in record:
-                with fetched(path_of(record["picture"])) as file:
+                with local_copy(to_path(record["picture"])) as file:
                     self.client.log_artifact(self.tracked, str(file), "plots")
 
     def _log(self, values: dict[str, float], seconds: float, step: int) -> None:
@@ -61,10 +61,10 @@ class RunTracker:
         with one_line_errors(self.uri):
             self._log({name.replace(" ", "_"): value for name, value in metrics.items()}, (folder / "result.json").stat().st_mtime, 0)
             for name in ("config.json", "result.json"):
-                with fetched(folder / name) as file:
+                with local_copy(folder / name) as file:
                     self.client.log_artifact(self.tracked, str(file))
             if (folder / "plots").is_dir():
-                with fetched(folder / "plots") as plots:
+                with local_copy(folder / "plots") as plots:
                     self.client.log_artifacts(self.tracked, str(plots), "plots")
             self.client.set_terminated(self.tracked, "FINISHED")
             mlflow.end_run()

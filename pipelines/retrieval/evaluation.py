@@ -38,7 +38,7 @@ def protocol_splits(manifest: Manifest, source: str, target: str, protocol: str)
     return query, f"{source if protocol == 'cross' else target}/train"
 
 
-def measure(query: Encoded, database: Encoded, ties: str = "expected", leave_one_out: bool = False) -> dict[str, float]:
+def retrieval_metrics(query: Encoded, database: Encoded, ties: str = "expected", leave_one_out: bool = False) -> dict[str, float]:
     """All retrieval metrics of a query set against a database.
 
     Raises:
@@ -46,7 +46,7 @@ def measure(query: Encoded, database: Encoded, ties: str = "expected", leave_one
     """
     if query.name == database.name and not leave_one_out:
         raise ValueError(f"query and database are both {query.name}: a query must not find itself; take another split")
-    figures = metrics.summarise(metrics.histograms(query.codes, query.labels, database.codes, database.labels, own=leave_one_out))
+    figures = metrics.summarise(metrics.distance_histograms(query.codes, query.labels, database.codes, database.labels, own=leave_one_out))
     if ties == "stable":
         figures["map_stable"] = float(
             np.nanmean(metrics.stable_average_precisions(query.codes, query.labels, database.codes, database.labels))
@@ -126,14 +126,14 @@ def evaluate(
             notes.append(f"cross: left out, as query and database are both {query}")
             continue
         if known:
-            measured = measure(encoded(query), encoded(database), ties, alone)
-            if method is not None and method.embeds:
+            measured = retrieval_metrics(encoded(query), encoded(database), ties, alone)
+            if method is not None and method.has_features:
                 measured |= cosines(encoded(query), features(query), encoded(database), features(database), alone)
             figures |= {f"{protocol}/{name}": value for name, value in measured.items()}
         if known and alone:
             notes.append(f"{protocol}: {target} has no test split; each query is left out of its own ranking")
         last = last or (encoded(query), encoded(database))
-    if method is not None and method.recognises and known:
+    if method is not None and method.can_classify and known:
         query = protocol_splits(manifest, source, target, "cross")[0]
         figures["accuracy"] = accuracy(method, encoded(f"{source}/train"), encoded(query))
         if source == target and query.endswith("/train"):
@@ -143,7 +143,7 @@ def evaluate(
     return {"metrics": figures, "notes": notes}
 
 
-def show(figures: dict[str, float], notes: list[str], oracle: bool = False) -> None:
+def print_metrics(figures: dict[str, float], notes: list[str], oracle: bool = False) -> None:
     """Print the main figures as a small table."""
     mark = "  (oracle: trained with target labels)" if oracle else ""
     if "accuracy" in figures:

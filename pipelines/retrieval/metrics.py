@@ -71,7 +71,7 @@ class Histograms:
     relevant: Array
 
 
-def histograms(queries: Array, query_labels: Array, database: Array, database_labels: Array, own: bool = False) -> Histograms:
+def distance_histograms(queries: Array, query_labels: Array, database: Array, database_labels: Array, own: bool = False) -> Histograms:
     """Count the database per distance from each query.
 
     Args:

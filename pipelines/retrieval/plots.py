@@ -6,9 +6,9 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import to_rgba
 
-from data.filesystem import written
+from data.filesystem import atomic_write
 from data.manifest import Manifest
-from pipelines.retrieval.metrics import Encoded, histograms, precision_recall
+from pipelines.retrieval.metrics import Encoded, distance_histograms, precision_recall
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -27,7 +27,7 @@ def draw_all(query: Encoded, database: Encoded, manifest: Manifest, out: Path) -
 
 def pr_curve(query: Encoded, database: Encoded, path: Path) -> None:
     """Precision against recall within each Hamming radius."""
-    precision, recall = precision_recall(histograms(query.codes, query.labels, database.codes, database.labels))
+    precision, recall = precision_recall(distance_histograms(query.codes, query.labels, database.codes, database.labels))
     figure, axes = plt.subplots(figsize=(5, 4), layout="constrained")
     axes.plot(recall, precision, marker=".")
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.01))
@@ -133,6 +133,6 @@ def pairs_grid(rows: list[list[tuple[np.ndarray, np.ndarray]]], title: str, path
 
 
 def _save(figure: plt.Figure, path: Path) -> None:
-    with written(path) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, dpi=110)
     plt.close(figure)

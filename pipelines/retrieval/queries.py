@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from data.filesystem import path_of
+from data.filesystem import to_path
 from data.images import decode
 from data.manifest import Manifest
 from data.readers.base import printable
@@ -16,9 +16,9 @@ def load_queries(images: str, shape: tuple[int, ...]) -> tuple[list[str], np.nda
     Raises:
         ValueError: there is nothing, or it does not fit the model.
     """
-    if "#" in images and not path_of(images).exists():
+    if "#" in images and not to_path(images).exists():
         return _dataset_queries(images, shape)
-    path = path_of(images)
+    path = to_path(images)
     if not path.exists():
         raise ValueError(f"no image or folder {images!r}")
     if len(shape) != 3:
@@ -48,7 +48,7 @@ def _dataset_queries(images: str, shape: tuple[int, ...]) -> tuple[list[str], np
         start, stop = int(first), int(last or first) + 1
     except ValueError:
         raise ValueError(f"{images!r} is neither a path nor DATASET#DOMAIN/SPLIT#FIRST-LAST") from None
-    folder = path_of(root)
+    folder = to_path(root)
     manifest = Manifest.read(folder)
     if tuple(manifest.shape) != tuple(shape):
         raise ValueError(f"the model takes rows of shape {list(shape)}, dataset {manifest.dataset!r} has {manifest.shape}")
@@ -62,8 +62,8 @@ def _dataset_queries(images: str, shape: tuple[int, ...]) -> tuple[list[str], np
 def load_origin(origin: str, shape: tuple[int, ...]) -> np.ndarray:
     """The image (channels, h, w) that a code was made of; grey where it is gone."""
     try:
-        if "#" in origin and not path_of(origin).exists():
+        if "#" in origin and not to_path(origin).exists():
             return _dataset_queries(origin, shape)[1][0]
-        return decode(path_of(origin).read_bytes(), shape[0], shape[1])
+        return decode(to_path(origin).read_bytes(), shape[0], shape[1])
     except (ValueError, OSError):
         return np.full(shape, 128, np.uint8)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.filesystem import fetched, read_table, written
+from data.filesystem import atomic_write, local_copy, read_table
 from pipelines.retrieval.code_files import SCHEMA
 
 
@@ -52,7 +52,7 @@ def write(index: faiss.IndexBinary, kind: str, table: pa.Table, meta: dict[str, 
         OSError: it could not be written.
     """
     try:
-        with written(path) as file, written(beside(path)) as side:
+        with atomic_write(path) as file, atomic_write(beside(path)) as side:
             faiss.write_index_binary(index, str(file))
             pq.write_table(table.drop_columns(["code"]).replace_schema_metadata(meta | {"kind": kind, "sha256": _digest(file)}), side)
             return file.stat().st_size
@@ -85,7 +85,7 @@ def read(path: Path) -> tuple[faiss.IndexBinary, pa.Table, dict[str, str]]:
         if [(each.name, each.type) for each in rows.schema] != [(each.name, each.type) for each in wanted] or any(c.null_count for c in rows.columns):
             raise ValueError(f"{side.name} has other columns")
         meta = {key.decode(): value.decode() for key, value in (rows.schema.metadata or {}).items()}
-        with fetched(path) as file:
+        with local_copy(path) as file:
             if not {"bits", "model", "sha256"} <= set(meta) or _digest(file) != meta["sha256"]:  # FAISS itself trusts what it reads
                 raise ValueError("it is not the file that was written")
             index = faiss.read_index_binary(str(file))

@@ -15,7 +15,7 @@ PER_CLASS, MOST = 8, 200  # pairs of a grid: of each class, and in all
 
 def translate_all(method: Method, x: np.ndarray, batch: int = 256) -> np.ndarray:
     """Images of the target domain made of source images, both (n, channels, h, w) uint8."""
-    device = next(method.kept().parameters()).device
+    device = next(method.state_modules().parameters()).device
     with torch.no_grad():
         return torch.cat([method.translate(part.to(device)).cpu() for part in torch.from_numpy(x).split(batch)]).numpy()
 

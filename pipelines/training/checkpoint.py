@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data import validation
-from data.filesystem import fetched, remove, written_folder
+from data.filesystem import atomic_folder, local_copy, remove
 from models.method import Method
 
 FORMAT = 2  # of 1 there were no digests
@@ -59,7 +59,7 @@ class Snapshot(NamedTuple):
     state: dict[str, Any]
 
 
-class Reached(NamedTuple):
+class Position(NamedTuple):
     """How far a checkpoint's training was: epochs done, and within the next one steps done and what the loop was at."""
 
     epoch: int
@@ -77,7 +77,7 @@ def snapshot(method: Method, epoch: int, config: dict[str, Any], step: int = 0, 
     """
     tensors: dict[str, Tensor] = {}
     optimizers = {name: _flatten(player.optimizer.state_dict(), name, tensors) for name, player in method.players.items()}
-    model = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in method.kept().state_dict().items()}
+    model = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in method.state_modules().state_dict().items()}
     state = {
         "format": FORMAT, "epoch": epoch, "step": step, "loop": _flatten(loop or {}, "loop", tensors), "method": method.name,
         "shape": list(method.shape), "classes": method.classes, "bits": method.bits, "optimizers": optimizers, "config": config,
@@ -93,7 +93,7 @@ def write(folder: Path, taken: Snapshot) -> Path:
     """
     place = folder / taken.name
     try:
-        with written_folder(place, last=DIGESTS) as partial:
+        with atomic_folder(place, last=DIGESTS) as partial:
             save_file(taken.model, partial / "model.safetensors")
             save_file(taken.tensors, partial / "optimizer.safetensors")
             (partial / "state.json").write_text(json.dumps(taken.state))
@@ -113,12 +113,12 @@ def _digests(place: Path) -> dict[str, str]:
     return found
 
 
-def whole(place: Path) -> bool:
+def is_intact(place: Path) -> bool:
     """Whether a checkpoint's files are as they were written."""
     try:
         if not (place / DIGESTS).exists():
             return read_state(place)["format"] == 1
-        return validation.parse((place / DIGESTS).read_text()) == _digests(place)
+        return validation.parse_json((place / DIGESTS).read_text()) == _digests(place)
     except (OSError, ValueError):
         return False
 
@@ -131,7 +131,7 @@ def latest(folder: Path) -> Path | None:
     """
     found = [each for each in reversed(_all(folder)) if re.fullmatch(r"epoch-\d{5}(-step-\d{8})?", each.name)]
     for each in found:
-        if whole(each):
+        if is_intact(each):
             return each
         print(f"note: checkpoint {each} is damaged, and passed over", file=sys.stderr)
     if found:
@@ -156,7 +156,7 @@ def read_state(place: Path) -> dict[str, Any]:
         ValueError: there is none, it is damaged, or of a newer format.
     """
     try:
-        state = validation.parse((place / "state.json").read_text())
+        state = validation.parse_json((place / "state.json").read_text())
         validation.check(state, {"format": int})
         if state["format"] <= FORMAT:
             validation.check({"step": 0} | state, FORM)
@@ -168,11 +168,11 @@ def read_state(place: Path) -> dict[str, Any]:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    with fetched(path) as file:
+    with local_copy(path) as file:
         return load_file(file)
 
 
-def load(place: Path, method: Method, optimizers: bool = True) -> Reached:
+def load(place: Path, method: Method, optimizers: bool = True) -> Position:
     """Bring a method to a checkpoint's state.
 
     Args:
@@ -193,7 +193,7 @@ def load(place: Path, method: Method, optimizers: bool = True) -> Reached:
         )
     loop: dict[str, Any] = {}
     try:
-        method.kept().load_state_dict(_tensors(place / "model.safetensors"))
+        method.state_modules().load_state_dict(_tensors(place / "model.safetensors"))
         if optimizers:
             tensors = _tensors(place / "optimizer.safetensors")
             for name, player in method.players.items():
@@ -202,4 +202,4 @@ def load(place: Path, method: Method, optimizers: bool = True) -> Reached:
     except (SafetensorError, OSError, KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"checkpoint {place} is damaged or of other settings ({reason})") from error
-    return Reached(int(state["epoch"]), int(state.get("step", 0)), loop)
+    return Position(int(state["epoch"]), int(state.get("step", 0)), loop)

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from data.batches import DomainSource, Rows
-from data.filesystem import path_of, remove, write_text
-from models.distributed import rank, share, world_size
+from data.batches import DomainLoader, Rows
+from data.filesystem import remove, to_path, write_text
+from models.distributed import broadcast_from_rank_0, rank, world_size
 from pipelines.console import cluster
 from pipelines.training import runs
 from pipelines.training.loop import Trainer
@@ -27,7 +27,7 @@ def launch(plan: Plan, setup: Setup) -> None:
     if plan.options.workers:
         _launch_on_ray(plan)
     else:
-        share({"plan": plan})
+        broadcast_from_rank_0({"plan": plan})
         train(plan, setup)
 
 
@@ -43,10 +43,10 @@ def train(plan: Plan, setup: Setup | None = None, listen: Listener | None = None
     torch.set_num_threads(plan.threads)
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()) if options.gpu else torch.device("cpu")
     setup = setup or prepare(options)
-    method, folder, wants = setup.method, path_of(plan.folder), setup.method.wants
+    method, folder, wants = setup.method, to_path(plan.folder), setup.method.wants
     source = _batches(plan, setup, "source", wants.source_labels, wants.per_class, held) if options.source else None
     target = _batches(plan, setup, "target", False, 0, held) if wants.target else None
-    progress = runs.Progress(folder)
+    progress = runs.ProgressWriter(folder)
     write = _with_pictures(progress, setup, folder) if rank() == 0 else progress
 
     def report(record: dict[str, Any]) -> None:
@@ -60,18 +60,18 @@ def train(plan: Plan, setup: Setup | None = None, listen: Listener | None = None
     ).fit()  # fmt: skip
 
 
-def _batches(plan: Plan, setup: Setup, role: str, labels: bool, per_class: int, held: dict[str, Rows] | None) -> DomainSource:
+def _batches(plan: Plan, setup: Setup, role: str, labels: bool, per_class: int, held: dict[str, Rows] | None) -> DomainLoader:
     """This worker's batches of one domain's training split."""
     options, wants, world = plan.options, setup.method.wants, world_size()
-    return DomainSource(
+    return DomainLoader(
         setup.root, setup.manifest, getattr(options, role), "train", plan.batch // world, per_class // world, labels, wants.views, wants.view,
         options.seed, rank(), world, options.cache_mb, STREAMS[role], (held or {}).get(role),
     )  # fmt: skip
 
 
-def _with_pictures(progress: runs.Progress, setup: Setup, folder: Path) -> Callable[[dict[str, Any]], None]:
+def _with_pictures(progress: runs.ProgressWriter, setup: Setup, folder: Path) -> Callable[[dict[str, Any]], None]:
     """For a method that generates images: a reporter that also draws translations of source images after each epoch."""
-    if not (setup.options.plots and setup.method.generates and setup.manifest.store != "feature"):
+    if not (setup.options.plots and setup.method.can_translate and setup.manifest.store != "feature"):
         return progress
     from pipelines.retrieval.translations import Sampler  # noqa: PLC0415  matplotlib is slow to import
 
@@ -85,11 +85,11 @@ def _train_on_worker(given: dict[str, Any]) -> None:
     try:
         train(plan)
     except FloatingPointError as error:
-        write_text(path_of(plan.folder) / FAILURE, str(error))
+        write_text(to_path(plan.folder) / FAILURE, str(error))
 
 
 def _launch_on_ray(plan: Plan) -> None:
-    ray = cluster.start()
+    ray = cluster.connect()
     from ray.train import FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415  ray is slow to import
     from ray.train.torch import TorchTrainer  # noqa: PLC0415
 
@@ -99,7 +99,7 @@ def _launch_on_ray(plan: Plan) -> None:
     for name, count in wanted.items():
         if available.get(name, 0) < count:
             raise ValueError(f"{workers} workers need {count} {name}s, but the cluster has {available.get(name, 0):g}: fewer --workers or --threads")
-    folder = path_of(plan.folder)
+    folder = to_path(plan.folder)
     trainer = TorchTrainer(
         _train_on_worker,
         train_loop_config={"plan": plan},
@@ -107,7 +107,7 @@ def _launch_on_ray(plan: Plan) -> None:
             num_workers=workers, use_gpu=options.gpu, resources_per_worker=None if options.gpu else {"CPU": plan.threads}
         ),
         run_config=RunConfig(
-            name=f"attempt-{uuid.uuid4().hex[:8]}", **cluster.storage(folder / "ray"),
+            name=f"attempt-{uuid.uuid4().hex[:8]}", **cluster.storage_options(folder / "ray"),
             failure_config=FailureConfig(max_failures=options.max_failures),
         ),
     )  # fmt: skip

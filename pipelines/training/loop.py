@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from data.batches import DomainSource
+from data.batches import DomainLoader
 from models.distributed import gather, mean_over_ranks, rank, world_size
 from models.method import Batch, Method
 from pipelines.training import checkpoint
@@ -54,8 +54,8 @@ class Trainer:
     """
 
     method: Method
-    source: DomainSource | None
-    target: DomainSource | None
+    source: DomainLoader | None
+    target: DomainLoader | None
     epochs: int
     steps: int
     seed: int
@@ -69,7 +69,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.place = checkpoint.latest(self.folder)
-        self.epoch, self.first, self.loop = checkpoint.load(self.place, self.method) if self.place else checkpoint.Reached(0, 0, {})
+        self.epoch, self.first, self.loop = checkpoint.load(self.place, self.method) if self.place else checkpoint.Position(0, 0, {})
         if self.place and self.first:
             self.method.begin_epoch(self.epoch, self.epochs)  # what it draws anew is then taken from the checkpoint again
             checkpoint.load(self.place, self.method)
@@ -145,7 +145,7 @@ class Trainer:
             if step < self.first:
                 continue
             self.method.begin_step((self.epoch + step / self.steps) / self.epochs)
-            for name in filter(self.method.plays, self.steppers):
+            for name in filter(self.method.is_active, self.steppers):
                 for term, value in self.step(name, batch).items():
                     sums[term] = sums.get(term, torch.zeros((), device=self.device)) + value
             self.method.end_step()

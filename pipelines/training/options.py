@@ -5,7 +5,7 @@ from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any
 
 from models.codes import check_bits
-from models.registry import METHODS, find
+from models.registry import METHODS, find_method
 from pipelines.console.config import build, flag, option, positional
 from pipelines.training import runs
 
@@ -72,7 +72,7 @@ def make_options(values: dict[str, Any], kind: type[TrainOptions] = TrainOptions
         values = saved | values | {"resume": folder.name, "storage": str(folder.parent)}
     if not values.get("method"):
         raise ValueError(f"METHOD is missing: one of {', '.join(METHODS)}")
-    method = find(str(values["method"]))
+    method = find_method(str(values["method"]))
     named = {each.name for each in fields(method.Config)}
     common = {name: value for name, value in values.items() if name not in named}
     own = {name: value for name, value in values.items() if name in named}
@@ -86,6 +86,6 @@ def make_options(values: dict[str, Any], kind: type[TrainOptions] = TrainOptions
     options.own = asdict(dataclasses.replace(preset, **{name: checked[name] for name in own}))
     options.epochs = 1 if method.fitted else options.epochs
     for name in ("dataset", "source", "target"):
-        if not getattr(options, name) and not (name == "source" and method.one_domain):
+        if not getattr(options, name) and not (name == "source" and method.source_optional):
             raise ValueError(f"{flag(name)} is missing: {TrainOptions.__dataclass_fields__[name].metadata['help']}")
     return options

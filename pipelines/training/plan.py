@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from data.filesystem import path_of
+from data.filesystem import to_path
 from data.manifest import Manifest, Split
 from models.method import Method
-from models.registry import find
+from models.registry import find_method
 from pipelines.training.options import TrainOptions
 
 
@@ -54,9 +54,9 @@ def prepare(options: TrainOptions) -> Setup:
     Raises:
         ValueError: there is no such dataset, or the method does not take its rows.
     """
-    root = path_of(options.dataset)
+    root = to_path(options.dataset)
     manifest = Manifest.read(root)
-    kind = find(options.method)
+    kind = find_method(options.method)
     torch.manual_seed(options.seed)
     return Setup(options, root, manifest, kind(kind.Config(**options.own), tuple(manifest.shape), len(manifest.classes), options.bits))
 
@@ -74,7 +74,7 @@ def make_plan(setup: Setup, cores: int) -> Plan:
     source = manifest.split(options.source, "train") if options.source else None
     target = manifest.split(options.target, "train")
     if method.wants.target and options.source == options.target:
-        hint = ": leave --source out" if method.one_domain else ""
+        hint = ": leave --source out" if method.source_optional else ""
         raise ValueError(f"{options.method} learns from two domains, but source and target are both {options.source!r}{hint}")
     world = options.workers or int(os.environ.get("WORLD_SIZE", 1))
     if method.fitted and world > 1:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.filesystem import path_of, remove
+from data.filesystem import remove, to_path
 from data.manifest import Manifest
 from pipelines.registry.connection import default_uri
 from pipelines.registry.tracking import RunTracker
@@ -31,7 +31,7 @@ class Reporter:
     def epoch(self, record: dict[str, Any]) -> None:
         """Show and track one finished epoch."""
         self.epochs += 1
-        print(runs.show(record | {"done_here": self.epochs}, self.started), file=sys.stderr, flush=True)
+        print(runs.epoch_line(record | {"done_here": self.epochs}, self.started), file=sys.stderr, flush=True)
         if self.tracker:
             self.queue(partial(self.tracker.epoch, record))
 
@@ -68,7 +68,7 @@ def open_tracker(options: TrainOptions, folder: Path, manifest: Manifest, tracke
         if not tracked:
             parameters = {k: v for k, v in asdict(options).items() if k not in ("own", "resume", "tracking")} | options.own
             rows = sum(manifest.split(domain, "train").rows for domain in {options.source, options.target} - {""})
-            tracker.start(parameters, {"name": manifest.dataset, "digest": manifest.digest(), "path": str(path_of(options.dataset).resolve())}, rows)
+            tracker.start(parameters, {"name": manifest.dataset, "digest": manifest.digest(), "path": str(to_path(options.dataset).resolve())}, rows)
     except ValueError:
         if tracker:
             tracker.fail()

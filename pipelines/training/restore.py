@@ -4,7 +4,7 @@ from pathlib import Path
 
 from data.manifest import Manifest
 from models.method import Method
-from models.registry import find
+from models.registry import find_method
 from pipelines.console.config import build
 from pipelines.training import checkpoint, runs
 
@@ -22,7 +22,7 @@ def load_method(folder: Path, manifest: Manifest | None = None) -> Method:
     state = checkpoint.read_state(place)
     if manifest and state["shape"] != manifest.shape:
         raise ValueError(f"run {folder.name} takes rows of shape {state['shape']}, dataset {manifest.dataset!r} has {manifest.shape}")
-    kind = find(state["method"])
+    kind = find_method(state["method"])
     if "pretrained" in config["own"]:
         config["own"]["pretrained"] = "none"  # the checkpoint holds the weights
     method = kind(build(kind.Config, config["own"]), tuple(state["shape"]), state["classes"], state["bits"])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data import validation
-from data.filesystem import append_text, is_local, path_of, write_text
+from data.filesystem import append_text, is_local, to_path, write_text
 
 Record = dict[str, Any]
 
@@ -24,10 +24,10 @@ def find_run(name: str, storage: str) -> Path:
     Raises:
         ValueError: there is none; says where it was looked for.
     """
-    for folder in (path_of(name),) if "://" in name else (path_of(storage) / name, Path(name)):
+    for folder in (to_path(name),) if "://" in name else (to_path(storage) / name, Path(name)):
         if (folder / "config.json").is_file():
             return folder
-    there = sorted((each.parent for each in path_of(storage).glob("*/config.json")), key=lambda each: each.stat().st_mtime)
+    there = sorted((each.parent for each in to_path(storage).glob("*/config.json")), key=lambda each: each.stat().st_mtime)
     latest = f"; the latest there is {there[-1].name}" if there else ""
     raise ValueError(f"no run {name!r} in {storage}{latest}: give a run's id, or --storage where its folder is")
 
@@ -48,7 +48,7 @@ def read_json(path: Path, form: Any = dict) -> Record:
         ValueError: it is missing or damaged.
     """
     try:
-        value = validation.parse(path.read_text())
+        value = validation.parse_json(path.read_text())
         validation.check(value, form)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
@@ -81,7 +81,7 @@ def read_progress(folder: Path) -> list[Record]:
     """
     path = folder / "progress.jsonl"
     try:
-        found = [validation.parse(line) for line in path.read_text().splitlines()]
+        found = [validation.parse_json(line) for line in path.read_text().splitlines()]
         validation.check(found, [{"epoch": int, "epochs": int, "terms": {str: float}, "images_per_second": float, "time": float}])
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
@@ -93,7 +93,7 @@ def write_json(path: Path, value: Record) -> None:
     write_text(path, json.dumps(value, indent=1, default=float))
 
 
-class Progress:
+class ProgressWriter:
     """Appends records to a run's ``progress.jsonl``."""
 
     def __init__(self, folder: Path) -> None:
@@ -142,7 +142,7 @@ class Follower(threading.Thread):
             self.poll()
 
 
-def show(record: Record, started: float) -> str:
+def epoch_line(record: Record, started: float) -> str:
     """One line of a finished epoch."""
     terms = " ".join(f"{name} {value:.4f}" for name, value in record["terms"].items() if not name.endswith(" loss"))
     left = (time.monotonic() - started) / max(record["done_here"], 1) * (record["epochs"] - record["epoch"])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from pipelines.retrieval.metrics import average_precisions, histograms, stable_average_precisions, summarise
+from pipelines.retrieval.metrics import average_precisions, distance_histograms, stable_average_precisions, summarise
 
 
 def codes(random: np.random.Generator, n: int, bits: int, prototypes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -48,16 +48,16 @@ def main() -> None:
     random = np.random.default_rng(0)
     prototypes = random.random((10, given.bits)) < 0.5
     query, database = (codes(random, n, given.bits, prototypes) for n in (given.queries, given.database))
-    histograms(query[0][:10], query[1][:10], *database)  # compiled, as in every run after a machine's first
+    distance_histograms(query[0][:10], query[1][:10], *database)  # compiled, as in every run after a machine's first
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    everything, _ = timed(lambda: summarise(histograms(*query, *database)))
-    alone, _ = timed(lambda: average_precisions(histograms(*query, *database)))
+    everything, _ = timed(lambda: summarise(distance_histograms(*query, *database)))
+    alone, _ = timed(lambda: average_precisions(distance_histograms(*query, *database)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{given.queries:,} queries, {given.database:,} codes of {given.bits} bits")
     print(f"by counting, all cores: all metrics {everything:.2f} s, mAP alone {alone:.2f} s; peak {peak:.0f} MiB, {before:.0f} MiB of it before")
     some = min(given.loop_queries, given.queries)
     parts = query[0][:some], query[1][:some], *database
-    expected = average_precisions(histograms(*parts)).mean()
+    expected = average_precisions(distance_histograms(*parts)).mean()
     for name, loop in {"float argsort": stable_average_precisions, "uint8 radix argsort": radix_sort_loop}.items():
         with threadpool_limits(1):
             seconds, precisions = timed(lambda loop=loop: loop(*parts))

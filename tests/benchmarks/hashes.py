@@ -17,7 +17,7 @@ from data.manifest import Manifest
 from models.encoder import HashEncoder, encode_all
 from models.methods.idr_ae import IDRAE
 from pipelines import ablate, train
-from pipelines.console.cli import quiet
+from pipelines.console.cli import set_default_environment
 from pipelines.retrieval import evaluation
 from pipelines.training.restore import load_method
 
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--threads", type=int, default=0)
     given = parser.parse_args()
-    quiet()
+    set_default_environment()
     try:
         for bits in map(int, given.bits.split(",")):
             shown = {name: [measured(name, given, bits, int(seed)) for seed in given.seeds.split(",")] for name in given.rows.split(",")}

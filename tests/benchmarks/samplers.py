@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines.console.cli import quiet
+from pipelines.console.cli import set_default_environment
 from tuning import search
 from tuning.objectives import OBJECTIVES
 from tuning.trial import JUDGED
@@ -93,7 +93,7 @@ def main() -> None:
     for option, count in {"epochs": 4, "spent": 120, "steps-per-epoch": 60, "per-class": 10}.items():
         parser.add_argument(f"--{option}", type=int, default=count)
     given = parser.parse_args()
-    quiet()
+    set_default_environment()
     seeds = [int(seed) for seed in given.seeds.split(",")]
     try:
         curves = {arm: [curve(searched(given, arm, seed), given.objective, given.epochs, given.spent) for seed in seeds] for arm in ARMS}

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from data.batches import DomainBatch, DomainSource
+from data.batches import DomainBatch, DomainLoader
 from data.manifest import Manifest
 from data.transforms import random_view
 from models.method import Batch
-from models.registry import METHODS, find
+from models.registry import METHODS, find_method
 from pipelines import ingest, train
-from pipelines.console.cli import quiet
+from pipelines.console.cli import set_default_environment
 
 
 def bare_loop(config: train.Config, threads: int) -> float:
@@ -31,11 +31,11 @@ def bare_loop(config: train.Config, threads: int) -> float:
     torch.manual_seed(config.seed)
     root = Path(config.dataset)
     manifest = Manifest.read(root)
-    kind = find(config.method)
+    kind = find_method(config.method)
     method = kind(kind.Config(**config.own), tuple(manifest.shape), len(manifest.classes), config.bits).train()
     wants = method.wants
-    sources = [DomainSource(root, manifest, domain, "train", 1, labels=True) for domain in (config.source, config.target)[: 1 + wants.target]]
-    rows = [source.memory() for source in sources]
+    sources = [DomainLoader(root, manifest, domain, "train", 1, labels=True) for domain in (config.source, config.target)[: 1 + wants.target]]
+    rows = [source.cached_rows() for source in sources]
     method.begin(sources[0], sources[1] if wants.target else None)
     size = wants.batch_size or wants.per_class * len(manifest.classes)
     speeds = []
@@ -50,7 +50,7 @@ def bare_loop(config: train.Config, threads: int) -> float:
                 views = tuple(random_view(drawn.x, generator, **wants.view) for _ in range(wants.views))
                 parts.append(DomainBatch(drawn.x, views, drawn.label, drawn.row))
             method.begin_step((epoch + step / config.steps_per_epoch) / config.epochs)
-            for name in filter(method.plays, method.players):
+            for name in filter(method.is_active, method.players):
                 optimizer = method.players[name].optimizer
                 optimizer.zero_grad(set_to_none=True)
                 method.loss(name, Batch(parts[0], parts[1] if wants.target else None))[0].backward()
@@ -76,14 +76,14 @@ def main() -> None:
     for name, default in {"epochs": 6, "steps": 20, "per-class": 20, "rounds": 4}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
-    quiet()
+    set_default_environment()
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         dataset = Path(folder) / "digits"
         ingest.run(ingest.Config("digits", dataset=str(dataset)))
 
         def config(**more: Any) -> train.Config:
-            small = {"per_class": given.per_class} if hasattr(find(given.method).Config, "per_class") else {}
+            small = {"per_class": given.per_class} if hasattr(find_method(given.method).Config, "per_class") else {}
             return train.make_config({
                 "method": given.method, "dataset": str(dataset), "source": "typeset", "target": "handwritten", "epochs": given.epochs,
                 "steps_per_epoch": given.steps, "storage": f"{folder}/runs", "tracking": "none", "plots": False,

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from data.manifest import Manifest
-from data.transforms import random_view, seeded
+from data.transforms import random_view, seeded_generator
 from models.networks.build import build_network
-from models.networks.layers import CodeOnly
+from models.networks.layers import CodesOnly
 from pipelines.retrieval.evaluation import encode_split
 from pipelines.retrieval.metrics import Encoded
 from pipelines.training import runs
@@ -41,10 +41,10 @@ def train_judge(x: np.ndarray, labels: np.ndarray, classes: int, steps: int, see
         Module of images (batch, channels, h, w) uint8 -> logits (batch, classes), in evaluation mode.
     """
     torch.manual_seed(seed)
-    judge = nn.Sequential(CodeOnly(build_network("auto", x.shape[1:], BITS, True, 0.3, "none")), nn.Linear(BITS, classes))
+    judge = nn.Sequential(CodesOnly(build_network("auto", x.shape[1:], BITS, True, 0.3, "none")), nn.Linear(BITS, classes))
     optimizer = torch.optim.Adam(judge.parameters(), 2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    images, truth, random = torch.from_numpy(x), torch.from_numpy(labels), seeded(seed)
+    images, truth, random = torch.from_numpy(x), torch.from_numpy(labels), seeded_generator(seed)
     for _ in range(steps):
         chosen = torch.randint(len(x), (BATCH,), generator=random)
         loss = cross_entropy(judge(random_view(images[chosen], random)), truth[chosen])

@@ -18,7 +18,7 @@ from data.manifest import Manifest
 from models.encoder import HashEncoder, encode_all
 from models.methods.ucdir import UCDIR
 from pipelines import ablate, train
-from pipelines.console.cli import quiet
+from pipelines.console.cli import set_default_environment
 from pipelines.retrieval import evaluation, metrics
 from pipelines.retrieval.metrics import Encoded
 from pipelines.training.restore import load_method
@@ -39,7 +39,7 @@ def by_codes(codes: dict[str, np.ndarray], splits: dict[str, Encoded], pairs: li
     """P@k by Hamming distance, for each pair of a query and a database split."""
     return {
         f"{query} in {database}": metrics.summarise(
-            metrics.histograms(codes[query], splits[query].labels, codes[database], splits[database].labels), KS
+            metrics.distance_histograms(codes[query], splits[query].labels, codes[database], splits[database].labels), KS
         )
         for query, database in pairs
     }  # fmt: skip
@@ -82,7 +82,7 @@ def main() -> None:
     for option, default in {"bits": 64, "epochs": 10, "steps-per-epoch": 0, "threads": 0}.items():
         parser.add_argument(f"--{option}", type=int, default=default)
     given = parser.parse_args()
-    quiet()
+    set_default_environment()
     manifest = Manifest.read(Path(given.dataset))
     names = [f"{domain}/{split}" for domain in (given.source, given.target) for split in ("test", "train")]
     splits = {name: evaluation.encode_split(lambda x: x, Path(given.dataset), manifest, *name.split("/")) for name in names}

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.batches import DomainBatch, DomainSource
+from data.batches import DomainBatch, DomainLoader
 from data.manifest import Manifest
-from data.transforms import affine_view, contrastive_view, random_view, seeded
+from data.transforms import affine_view, contrastive_view, random_view, seeded_generator
 
 
-def source(root: Path, **options: object) -> DomainSource:
+def source(root: Path, **options: object) -> DomainLoader:
     settings: dict[str, object] = {"domain": "typeset", "split": "train", "batch": 30}
-    return DomainSource(root, Manifest.read(root), **(settings | options))  # type: ignore[arg-type]
+    return DomainLoader(root, Manifest.read(root), **(settings | options))  # type: ignore[arg-type]
 
 
 def same(left: list[DomainBatch], right: list[DomainBatch]) -> bool:
@@ -30,7 +30,7 @@ def test_steps_are_fixed_and_epochs_differ_but_repeat_exactly(digits: Path, cach
 
 @pytest.mark.parametrize("cache_mb", [1024, 0], ids=["memory", "stream"])
 def test_rows_are_what_the_dataset_holds_under_their_number(digits: Path, cache_mb: int) -> None:
-    everything = source(digits).memory()
+    everything = source(digits).cached_rows()
     for batch in source(digits, cache_mb=cache_mb, per_class=3).epoch(0, 3):
         assert torch.equal(batch.x, everything.x[batch.row])
         assert batch.label is not None and everything.label is not None
@@ -50,13 +50,13 @@ def test_a_pass_from_memory_sees_every_row_once(digits: Path) -> None:
 
 
 def test_workers_share_the_rows_without_overlap(digits: Path) -> None:
-    held = [set(source(digits, rank=rank, world=3).memory().row.tolist()) for rank in range(3)]
+    held = [set(source(digits, rank=rank, world=3).cached_rows().row.tolist()) for rank in range(3)]
     assert set.union(*held) == set(range(4000)) and sum(map(len, held)) == 4000
 
 
 def test_the_label_column_is_not_read_where_it_is_not_wanted(digits: Path) -> None:
     target = source(digits, domain="handwritten", labels=False)
-    assert target.memory().label is None
+    assert target.cached_rows().label is None
     assert next(iter(target.epoch(0, 1))).label is None
 
 
@@ -67,46 +67,46 @@ def test_a_worker_without_a_class_is_said(digits: Path) -> None:
 
 
 def test_views_do_not_depend_on_the_number_of_workers() -> None:
-    images = torch.randint(0, 256, (8, 1, 16, 16), generator=seeded(1), dtype=torch.uint8)
-    whole = random_view(images, seeded(5))
-    halves = [random_view(images[rank * 4 : rank * 4 + 4], seeded(5), rank, 2) for rank in range(2)]
+    images = torch.randint(0, 256, (8, 1, 16, 16), generator=seeded_generator(1), dtype=torch.uint8)
+    whole = random_view(images, seeded_generator(5))
+    halves = [random_view(images[rank * 4 : rank * 4 + 4], seeded_generator(5), rank, 2) for rank in range(2)]
     torch.testing.assert_close(torch.cat(halves), whole)
     assert not torch.equal(whole, images.float())
 
 
 def test_the_identity_transform_changes_nothing() -> None:
-    images = torch.randint(0, 256, (4, 3, 12, 12), generator=seeded(1), dtype=torch.uint8)
-    torch.testing.assert_close(affine_view(images, seeded(0), degrees=0, shift=0, scale=0, shear=0), images.float(), atol=1e-2, rtol=0)
+    images = torch.randint(0, 256, (4, 3, 12, 12), generator=seeded_generator(1), dtype=torch.uint8)
+    torch.testing.assert_close(affine_view(images, seeded_generator(0), degrees=0, shift=0, scale=0, shear=0), images.float(), atol=1e-2, rtol=0)
 
 
 def test_a_views_scale_bounds_its_change_of_size() -> None:
     images = torch.zeros(64, 1, 32, 32, dtype=torch.uint8)
     images[:, :, 8:24, 8:24] = 255  # a square of a quarter of the image
     for scale in (0.0, 0.4):
-        views = affine_view(images, seeded(3), degrees=0, shift=0, scale=scale, shear=0)
+        views = affine_view(images, seeded_generator(3), degrees=0, shift=0, scale=scale, shear=0)
         sides = (views > 127).float().sum((1, 2, 3)).sqrt()
         assert sides.min() >= 16 / (1 + scale) - 1 and sides.max() <= 16 / (1 - scale) + 1
         assert (sides.max() - sides.min() > 8) == (scale > 0)
-    assert torch.equal(random_view(images, seeded(3), scale=0.4), affine_view(images, seeded(3), scale=0.4))
+    assert torch.equal(random_view(images, seeded_generator(3), scale=0.4), affine_view(images, seeded_generator(3), scale=0.4))
 
 
 def test_contrastive_views_do_not_depend_on_the_number_of_workers_and_keep_a_plain_image() -> None:
     for channels in (1, 3):
-        images = torch.randint(0, 256, (8, channels, 32, 32), generator=seeded(1), dtype=torch.uint8)
-        whole = random_view(images, seeded(5), kind="contrastive", crop=0.3)
-        halves = [random_view(images[rank * 4 : rank * 4 + 4], seeded(5), rank, 2, kind="contrastive", crop=0.3) for rank in range(2)]
+        images = torch.randint(0, 256, (8, channels, 32, 32), generator=seeded_generator(1), dtype=torch.uint8)
+        whole = random_view(images, seeded_generator(5), kind="contrastive", crop=0.3)
+        halves = [random_view(images[rank * 4 : rank * 4 + 4], seeded_generator(5), rank, 2, kind="contrastive", crop=0.3) for rank in range(2)]
         assert torch.equal(torch.cat(halves), whole) and whole.shape == images.shape and whole.dtype == torch.float32
         assert whole.min() >= 0 and whole.max() <= 255 and all(not torch.equal(*pair) for pair in zip(whole, images.float(), strict=True))
     black = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
-    assert random_view(black, seeded(0), kind="contrastive").max() == 0
+    assert random_view(black, seeded_generator(0), kind="contrastive").max() == 0
 
 
 def test_a_contrastive_views_crop_and_flip_are_bounded() -> None:
     edge = torch.zeros(64, 1, 32, 32, dtype=torch.uint8)
     edge[..., 16:] = 255  # the right half is white
-    mirrored = {flip: contrastive_view(edge, seeded(2), crop=1.0, flip=flip)[:, 0].mean(1)[:, [2, -3]].diff(dim=1) < 0 for flip in (0.0, 0.5, 1.0)}
+    mirrored = {flip: contrastive_view(edge, seeded_generator(2), crop=1.0, flip=flip)[:, 0].mean(1)[:, [2, -3]].diff(dim=1) < 0 for flip in (0.0, 0.5, 1.0)}
     assert not mirrored[0.0].any() and mirrored[1.0].all() and 0.3 < mirrored[0.5].float().mean() < 0.7
     square = torch.zeros(64, 1, 32, 32, dtype=torch.uint8)
     square[:, :, 12:20, 12:20] = 255
-    grown = (contrastive_view(square, seeded(3), crop=0.25, flip=0.0) > 60).float().mean((1, 2, 3)) * 32 * 32 / 64
+    grown = (contrastive_view(square, seeded_generator(3), crop=0.25, flip=0.0) > 60).float().mean((1, 2, 3)) * 32 * 32 / 64
     assert grown.max() <= 4 * 1.4 and grown.max() > 2  # a crop of a quarter of the area shows the square four times as large

@@ -30,16 +30,16 @@ def containers(path: Path) -> dict[str, dict[str, Any]]:
     """Every container of a rendered file, by its name."""
     found: dict[str, dict[str, Any]] = {}
 
-    def look(value: Any) -> None:
+    def collect_outputs(value: Any) -> None:
         if isinstance(value, dict):
             found.update({each["name"]: each for each in value.get("containers", [])})
             for each in value.values():
-                look(each)
+                collect_outputs(each)
         elif isinstance(value, list):
             for each in value:
-                look(each)
+                collect_outputs(each)
 
-    look(documents(path))
+    collect_outputs(documents(path))
     return found
 
 

@@ -13,10 +13,10 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from data.batches import DomainBatch
-from data.transforms import random_view, seeded
+from data.transforms import random_view, seeded_generator
 from models.distributed import rank, world_size
 from models.method import Batch, Method
-from models.registry import find
+from models.registry import find_method
 from pipelines.training.loop import Trainer
 
 CLASSES, PER_CLASS, BITS, SHAPE = 3, 4, 16, (1, 16, 16)
@@ -36,10 +36,10 @@ def precision(dtype: torch.dtype) -> Iterator[None]:
 def domain_batch(step: int, domain: int, here: int = 0, world: int = 1) -> DomainBatch:
     """One rank's part of a fixed global batch, views drawn as the batches draw them; the target has no labels."""
     n = CLASSES * PER_CLASS
-    x = torch.randint(0, 256, (n, *SHAPE), generator=seeded(7, step, domain), dtype=torch.uint8)
+    x = torch.randint(0, 256, (n, *SHAPE), generator=seeded_generator(7, step, domain), dtype=torch.uint8)
     share = slice(here * n // world, (here + 1) * n // world)
     with precision(torch.float32):
-        views = tuple(random_view(x[share], seeded(step, domain, each), here, world) for each in range(2))
+        views = tuple(random_view(x[share], seeded_generator(step, domain, each), here, world) for each in range(2))
     return DomainBatch(x[share], views, None if domain else torch.arange(CLASSES).repeat(PER_CLASS)[share], torch.arange(n)[share])
 
 
@@ -81,7 +81,7 @@ class Recorder(Trainer):
 
 def build(name: str, **own: Any) -> Method:
     """A small method with fixed parameters."""
-    kind = find(name)
+    kind = find_method(name)
     torch.manual_seed(0)
     torch.set_num_threads(1)
     usual = {"per_class": PER_CLASS} if hasattr(kind.Config, "per_class") else {}
@@ -95,7 +95,7 @@ def trained(name: str, own: dict[str, Any], folder: Path, epochs: int = 2, steps
         sources: list[Any] = [Fixed(0), Fixed(1)]
         trainer = Recorder(method, *sources, epochs, steps, 0, folder / "checkpoints", {}, lambda record: None)
         trainer.fit()
-    return trainer.gradients | {f"kept {each}": tensor for each, tensor in copy.deepcopy(method.kept().state_dict()).items()}
+    return trainer.gradients | {f"kept {each}": tensor for each, tensor in copy.deepcopy(method.state_modules().state_dict()).items()}
 
 
 def _worker(here: int, world: int, folder: str, cases: dict[str, tuple[str, dict[str, Any]]]) -> None:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from ray.cluster_utils import Cluster
 
-from data.filesystem import fetched, files, locked, move, path_of, remove, write_text, written
+from data.filesystem import atomic_write, file_lock, list_files, local_copy, move, remove, to_path, write_text
 from infra.storage import _said
 from pipelines import train
 from pipelines.console.cli import main
@@ -108,7 +108,7 @@ def test_the_whole_way_in_a_bucket(
     found = command(f"search {ROOT}/way/typeset.index {data}#typeset/train#3-4 --model {registered['uri']} -k 1 --grid {ROOT}/way/found.png")
     assert [query["answers"][0]["distance"] for query in found["queries"]] == [0, 0]
     assert not list(tmp_path.iterdir())
-    kept = {f"{name}": name.read_bytes() for folder in ("way", "mlflow") for name in files(path_of(f"{ROOT}/{folder}"))}
+    kept = {f"{name}": name.read_bytes() for folder in ("way", "mlflow") for name in list_files(to_path(f"{ROOT}/{folder}"))}
     logs = Path(ray_cluster.head_node.get_session_dir_path())
     kept |= {str(each): each.read_bytes() for each in logs.glob("logs/**/*") if each.is_file()}
     kept |= {"database": tracking_server.database.dump().encode(), "shown": "\n".join(watch.shown).encode()}
@@ -150,7 +150,7 @@ def after(done: Callable[[], object], act: Callable[[], object]) -> threading.Th
 
 
 def test_a_bucket_that_is_busy_for_20_seconds_costs_only_time(s3: S3, digits: Path, plain: dict[str, torch.Tensor]) -> None:
-    storage = path_of(f"{ROOT}/busy")
+    storage = to_path(f"{ROOT}/busy")
 
     def busy() -> None:
         s3.refuse = lambda method, path: BUSY
@@ -167,7 +167,7 @@ def test_a_bucket_that_is_busy_for_20_seconds_costs_only_time(s3: S3, digits: Pa
 def test_a_bucket_that_refuses_writes_keeps_what_it_has(
     s3: S3, digits: Path, plain: dict[str, torch.Tensor], refused: Callable[[str], str]
 ) -> None:  # fmt: skip
-    storage = path_of(f"{ROOT}/refusing")
+    storage = to_path(f"{ROOT}/refusing")
 
     def refuse() -> None:
         s3.refuse = lambda method, path: FORBIDDEN if method in ("PUT", "POST") and "progress" not in path else None
@@ -217,9 +217,9 @@ def test_sources_and_configs_in_a_bucket_are_those_of_this_machine(s3: S3, tmp_p
             (tmp_path / "pets" / str(label)).mkdir(parents=True, exist_ok=True)
             Image.new("L", (12, 12), 20 * label + number).save(tmp_path / "pets" / str(label) / f"{number}.png")
     (tmp_path / "c.yaml").write_text("size: 12\nchannels: 1\n")
-    there = path_of(f"{ROOT}/sources")
-    for each in files(tmp_path):
-        with written(there / each.relative_to(tmp_path).as_posix()) as copy:
+    there = to_path(f"{ROOT}/sources")
+    for each in list_files(tmp_path):
+        with atomic_write(there / each.relative_to(tmp_path).as_posix()) as copy:
             copy.write_bytes(each.read_bytes())
     digests = {
         command(f"ingest {folder}/{source} --domain d --dataset {folder}/set-{source} --config {folder}/c.yaml")["digest"]
@@ -229,10 +229,10 @@ def test_sources_and_configs_in_a_bucket_are_those_of_this_machine(s3: S3, tmp_p
 
 
 def test_two_writers_of_a_dataset_take_turns(s3: S3) -> None:
-    lock, held = path_of(f"{ROOT}/lock/.lock"), []
+    lock, held = to_path(f"{ROOT}/lock/.lock"), []
 
     def hold(name: int) -> None:
-        with locked(lock):
+        with file_lock(lock):
             held.append(name)
             time.sleep(0.3)
             held.append(name)
@@ -246,14 +246,14 @@ def test_two_writers_of_a_dataset_take_turns(s3: S3) -> None:
 
 
 def test_what_is_written_is_there_whole_or_not_at_all(s3: S3, tmp_path: Path) -> None:
-    for folder in (tmp_path / "local", path_of(f"{ROOT}/whole")):
+    for folder in (tmp_path / "local", to_path(f"{ROOT}/whole")):
         write_text(folder / "a" / "b.txt", "old")
-        with pytest.raises(RuntimeError), written(folder / "a" / "b.txt") as file:
+        with pytest.raises(RuntimeError), atomic_write(folder / "a" / "b.txt") as file:
             file.write_text("new, but only in part")
             raise RuntimeError
-        assert (folder / "a" / "b.txt").read_text() == "old" and len(files(folder)) == 1
+        assert (folder / "a" / "b.txt").read_text() == "old" and len(list_files(folder)) == 1
         move(folder / "a", folder / "c")
-        with fetched(folder / "c") as copy:
+        with local_copy(folder / "c") as copy:
             assert [each.name for each in copy.iterdir()] == ["b.txt"]
         remove(folder / "c")
-        assert not files(folder)
+        assert not list_files(folder)

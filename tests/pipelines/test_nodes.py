@@ -65,11 +65,11 @@ class Second:
 def second(ray_cluster: Cluster, digits: Path) -> Iterator[Second]:
     """The second node."""
     node = Second(ray_cluster)
-    assert cluster.nodes() == 2
+    assert cluster.count_nodes() == 2
     yield node
     node.remove()
     end = time.monotonic() + 60
-    while cluster.nodes() > 1 and time.monotonic() < end:
+    while cluster.count_nodes() > 1 and time.monotonic() < end:
         time.sleep(0.1)
 
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from tuning import objectives
-from tuning.objectives import Seen
+from tuning.objectives import Outputs
 
 
-def seen(target: Tensor | None = None, probabilities: Tensor | None = None, shift: float = 0.0) -> Seen:
+def seen(target: Tensor | None = None, probabilities: Tensor | None = None, shift: float = 0.0) -> Outputs:
     """Source codes of four classes, well apart; a target of the same, moved by ``shift``."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(4).repeat(50)
@@ -18,7 +18,7 @@ def seen(target: Tensor | None = None, probabilities: Tensor | None = None, shif
     source = (centres[labels] + 0.3 * torch.randn(200, 16, generator=generator)).tanh()
     moved = (centres[labels] + 0.3 * torch.randn(200, 16, generator=generator) + shift).tanh()
     made = torch.empty(0) if probabilities is None else probabilities
-    return Seen(source, labels, source[:40], labels[:40], moved if target is None else target, made)
+    return Outputs(source, labels, source[:40], labels[:40], moved if target is None else target, made)
 
 
 def sharp(classes: list[int]) -> Tensor:

@@ -6,13 +6,13 @@ from typing import Any
 import optuna
 import pytest
 
-from models.registry import METHODS, find
+from models.registry import METHODS, find_method
 from tuning.space import BITS, Space, space_of
 
 
 def space(method: str = "dah", given: dict[str, Any] | None = None, named: set[str] | None = None, search_bits: bool = False) -> Space:
     """A method's space around its defaults."""
-    kind = find(method)
+    kind = find_method(method)
     return space_of(kind, asdict(kind.Config()), given or {}, named or set(), 64, search_bits)
 
 
@@ -24,7 +24,7 @@ def draws(found: Space, count: int = 200) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("method", [name for name, each in METHODS.items() if not each.fitted])
 def test_every_draw_lies_in_the_fields_bounds_and_makes_a_config(method: str) -> None:
-    kind = find(method)
+    kind = find_method(method)
     bounds = {each.name: each.metadata for each in fields(kind.Config) if each.metadata["low"] is not None}
     found = space(method)
     assert found.searched and set(found.searched) <= set(bounds)
@@ -78,7 +78,7 @@ def test_nonsense_is_refused(given: dict[str, Any], said: str) -> None:
 
 
 def test_a_space_without_a_choice_is_refused() -> None:
-    everything = {each.name for each in fields(find("dah").Config)}
+    everything = {each.name for each in fields(find_method("dah").Config)}
     with pytest.raises(ValueError, match="nothing to search"):
         space(named=everything)
 

@@ -15,7 +15,7 @@ from models.methods.igan import IGAN, IGANConfig
 from models.methods.sigan import SIGAN, SIGANConfig
 from models.networks.generative import Discriminator, Generator, halvings, stored
 from models.networks.layers import unit
-from models.networks.translation import attention_map, framed, total_variation
+from models.networks.translation import attention_map, to_network_input, total_variation
 from tests.models.players import BITS, CLASSES, PER_CLASS, SHAPE, build, global_batch
 
 ENCODER_TERMS = {"classification", "pseudo", "hash", "relaxation", "centroid", "adversarial", "l1", "entropy", "balance"}
@@ -81,7 +81,7 @@ def test_attention_and_variation() -> None:
     step = torch.zeros(1, 1, 3, 3)
     step[..., 1:] = 3.0  # a rise of 3 across each of the two rows that have a neighbour below
     assert total_variation(step).item() == pytest.approx(6.0, abs=1e-2)
-    assert framed(torch.full((2, 1, 28, 28), 255)).shape == (2, 1, 32, 32)
+    assert to_network_input(torch.full((2, 1, 28, 28), 255)).shape == (2, 1, 32, 32)
 
 
 @pytest.mark.parametrize("side", [16, 28, 32, 36])
@@ -111,12 +111,12 @@ def test_igans_terms_follow_its_weights() -> None:
     none = dict.fromkeys(("adversarial_weight", "l1_weight", "hash_weight", "centroid_weight", "entropy_weight", "balance_weight"), 0.0)
     alone = build("igan", pretrain_epochs=0, **none)
     assert set(alone.losses("encoder", batch)) == {"classification", "pseudo"} and list(alone.players) == ["encoder"]
-    assert not alone.generates
+    assert not alone.can_translate
     paper = build("igan", **{**vars(IGANConfig.paper()), "per_class": PER_CLASS})
     paper.begin_epoch(0, 8)
-    assert set(paper.losses("encoder", batch)) == {"classification", "hash", "relaxation"} and not paper.plays("discriminator")
+    assert set(paper.losses("encoder", batch)) == {"classification", "hash", "relaxation"} and not paper.is_active("discriminator")
     paper.begin_epoch(2, 8)
-    assert set(paper.losses("encoder", batch)) == ENCODER_TERMS - {"entropy", "balance"} and paper.plays("discriminator")
+    assert set(paper.losses("encoder", batch)) == ENCODER_TERMS - {"entropy", "balance"} and paper.is_active("discriminator")
     assert paper.averaged is None and paper.wants.views == 0
 
 
@@ -135,11 +135,11 @@ def test_a_stage_begins_anew_with_all_but_the_encoder() -> None:
     method = build("igan", pretrain_epochs=1, stages=2)
     assert isinstance(method, IGAN)
     method.begin_epoch(0, 5)
-    before = {name: tensor.clone() for name, tensor in method.kept().state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in method.state_modules().state_dict().items()}
     seen: list[dict[str, torch.Tensor]] = []
     for epoch in range(1, 5):
         method.begin_epoch(epoch, 5)
-        seen.append({name: tensor.clone() for name, tensor in method.kept().state_dict().items()})
+        seen.append({name: tensor.clone() for name, tensor in method.state_modules().state_dict().items()})
     changed = [{name for name in now if not torch.equal(now[name], then[name])} for then, now in zip([before, *seen], seen, strict=False)]
     assert [bool(each) for each in changed] == [True, False, True, False]  # the stages begin with epochs 1 and 3
     assert not any(name.startswith(("encoder.network", "averaged.module.network")) for each in changed for name in each)
@@ -151,7 +151,7 @@ def test_sigans_terms_follow_its_phases_and_weights() -> None:
     batch = global_batch(0)
     method = build("sigan", pretrain_epochs=1, label_interval=2)
     method.begin_epoch(0, 3)
-    assert set(method.losses("generator", batch)) == {"source", "hash", "relaxation"} and not method.plays("critic")
+    assert set(method.losses("generator", batch)) == {"source", "hash", "relaxation"} and not method.is_active("critic")
     method.begin_epoch(1, 3)
     usual = {"source", "semantic", "pseudo", "balance", "attention", "adversarial", "reconstruction", "variation", "hash", "relaxation"}
     assert set(method.losses("generator", batch)) == usual | {"label"}
@@ -204,14 +204,14 @@ def test_translations_have_the_form_of_their_originals(name: str) -> None:
     method = build(name).train(False)
     x = global_batch(0).source.x  # type: ignore[union-attr]
     made = method.translate(x)
-    assert made.shape == x.shape and made.dtype == torch.uint8 and method.generates
+    assert made.shape == x.shape and made.dtype == torch.uint8 and method.can_translate
     assert method.encode(x).shape == (len(x), BITS) and method.classify(x).exp().sum(1).allclose(torch.ones(len(x)))
 
 
 def test_sigan_takes_no_features() -> None:
     with pytest.raises(ValueError, match="sigan translates images, and these are feature vectors"):
         SIGAN(SIGANConfig(), (64,), CLASSES, BITS)
-    assert SIGAN(SIGANConfig(width=4), SHAPE, CLASSES, BITS).generates
+    assert SIGAN(SIGANConfig(width=4), SHAPE, CLASSES, BITS).can_translate
 
 
 def test_collapsed_players_are_named() -> None:

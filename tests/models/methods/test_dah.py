@@ -7,7 +7,7 @@ import torch
 
 from models.distributed import BatchNorm
 from models.methods.dah import DAH, DPSH, DAHConfig, DPSHConfig
-from models.registry import METHODS, find
+from models.registry import METHODS, find_method
 from tests.models.players import BITS, CLASSES, PER_CLASS, SHAPE, global_batch
 
 CONFIG = DAHConfig(dropout=0.0, per_class=PER_CLASS, pretrained="none")
@@ -65,4 +65,4 @@ def test_pretrained_layers_learn_at_a_tenth_and_the_rate_falls_to_its_end() -> N
 def test_the_registry_names_the_nearest_method() -> None:
     assert METHODS["dah"] is DAH
     with pytest.raises(ValueError, match="did you mean 'dpsh'"):
-        find("dpsj")
+        find_method("dpsj")

@@ -128,7 +128,7 @@ def test_the_autoencoders_terms_and_codes(matching: str) -> None:
     assert terms["reconstruction"].item() == pytest.approx(error.item())
     assert set(method.players) == ({"autoencoder", "critic"} if matching == "critic" else {"autoencoder"})
     codes = method.encode(global_batch(0).target.x)  # type: ignore[union-attr]
-    assert torch.equal(codes > 0, method.settled["encoder"](features[len(features) // 2 :]) > 0.5)
+    assert torch.equal(codes > 0, method.ema_networks["encoder"](features[len(features) // 2 :]) > 0.5)
 
 
 def test_the_matching_balances_the_bits() -> None:
@@ -219,7 +219,7 @@ def test_ucdirs_slots_are_filled_written_and_kept(tmp_path: Path) -> None:
     torch.testing.assert_close(method.memory["source"].slots, method.features(batch.source.views[1]))  # type: ignore[union-attr]
     assert not torch.equal(before, method.memory["source"].slots)
     fresh = build("ucdir", cluster_start=0.0)
-    fresh.kept().load_state_dict(method.kept().state_dict())
+    fresh.state_modules().load_state_dict(method.state_modules().state_dict())
     assert torch.equal(fresh.memory["target"].slots, method.memory["target"].slots)  # type: ignore[attr-defined]
 
 
@@ -238,7 +238,7 @@ def test_ucdirs_terms_come_by_equation_4() -> None:
 def test_ucdirs_codes_are_of_the_head_or_of_itq_on_the_slots() -> None:
     x = torch.randint(0, 256, (5, 1, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     head, itq = started(), started(codes="itq")
-    torch.testing.assert_close(head.encode(x), head.settled["hash"](head.features(x))[1])
+    torch.testing.assert_close(head.encode(x), head.ema_networks["hash"](head.features(x))[1])
     for memory in itq.memory.values():
         memory.slots = normalize(torch.randn(60, WIDTH, generator=torch.Generator().manual_seed(1)))
     made = itq.encoder()

@@ -33,7 +33,7 @@ def average_precision(hits: np.ndarray, k: int, best: int) -> float:
 @pytest.mark.parametrize("seed", range(12))
 def test_map_is_the_mean_over_all_orders_of_ties(seed: int) -> None:
     q, ql, d, dl = case(seed)
-    histogram = metrics.histograms(q, ql, d, dl)
+    histogram = metrics.distance_histograms(q, ql, d, dl)
     for k in (None, 1, 3, 6):
         found = metrics.average_precisions(histogram, k)
         for i in range(len(q)):
@@ -54,7 +54,7 @@ def test_histograms_count_what_numpy_counts(bits: int) -> None:
     random = np.random.default_rng(bits)
     q, d = random.integers(0, 256, (30, bits // 8), dtype=np.uint8), random.integers(0, 256, (200, bits // 8), dtype=np.uint8)
     ql, dl = random.integers(-1, 6, 30), random.integers(-1, 5, 200)
-    found = metrics.histograms(q, ql, d, dl)
+    found = metrics.distance_histograms(q, ql, d, dl)
     for i in range(30):
         distance = np.bitwise_count(q[i] ^ d).sum(1)
         assert found.counts[i].tolist() == np.bincount(distance, minlength=bits + 1).tolist()
@@ -64,7 +64,7 @@ def test_histograms_count_what_numpy_counts(bits: int) -> None:
 
 def test_without_ties_the_figures_are_the_usual_ones() -> None:
     database = np.array([[0], [1], [3], [7], [15]], np.uint8)
-    histogram = metrics.histograms(np.array([[0]], np.uint8), np.array([1]), database, np.array([1, 0, 1, 0, 1]))
+    histogram = metrics.distance_histograms(np.array([[0]], np.uint8), np.array([1]), database, np.array([1, 0, 1, 0, 1]))
     assert metrics.average_precisions(histogram)[0] == pytest.approx((1 + 2 / 3 + 3 / 5) / 3)
     assert metrics.precision_at(histogram, 2)[0] == pytest.approx(0.5)
     summary = metrics.summarise(histogram)
@@ -75,16 +75,16 @@ def test_without_ties_the_figures_are_the_usual_ones() -> None:
 
 def test_leaving_each_query_out_equals_removing_it() -> None:
     q, ql, _, _ = case(3, queries=8)
-    whole = metrics.average_precisions(metrics.histograms(q, ql, q, ql, own=True))
+    whole = metrics.average_precisions(metrics.distance_histograms(q, ql, q, ql, own=True))
     for i in range(len(q)):
         rest = np.arange(len(q)) != i
-        alone = metrics.average_precisions(metrics.histograms(q[i : i + 1], ql[i : i + 1], q[rest], ql[rest]))
+        alone = metrics.average_precisions(metrics.distance_histograms(q[i : i + 1], ql[i : i + 1], q[rest], ql[rest]))
         np.testing.assert_allclose(whole[i], alone[0])
 
 
 def test_no_relevant_code_and_unequal_bits_are_said() -> None:
     q, d = np.zeros((1, 1), np.uint8), np.zeros((2, 1), np.uint8)
     with pytest.raises(ValueError, match="no query has a relevant code"):
-        metrics.summarise(metrics.histograms(q, np.array([5]), d, np.array([0, 1])))
+        metrics.summarise(metrics.distance_histograms(q, np.array([5]), d, np.array([0, 1])))
     with pytest.raises(ValueError, match="8 bits, the database has 16"):
-        metrics.histograms(q, np.array([0]), np.zeros((2, 2), np.uint8), np.array([0, 1]))
+        metrics.distance_histograms(q, np.array([0]), np.zeros((2, 2), np.uint8), np.array([0, 1]))

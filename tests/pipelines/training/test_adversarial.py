@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from models.registry import find
+from models.registry import find_method
 from pipelines import ablate, train, translate
 from pipelines.console.cli import main
 from pipelines.training import checkpoint
@@ -115,8 +115,8 @@ def table(digits: Path, storage: Path, **more: Any) -> dict[str, Any]:
 
 def test_an_ablation_trains_each_row_once_and_goes_on_where_it_was_cut_off(digits: Path, tmp_path: Path) -> None:
     first = table(digits, tmp_path)
-    assert [*first] == [row.name for row in find("igan").ablation] and len(list(tmp_path.glob("igan-*"))) == 5
-    for row, cells in zip(find("igan").ablation, first.values(), strict=True):
+    assert [*first] == [row.name for row in find_method("igan").ablation] and len(list(tmp_path.glob("igan-*"))) == 5
+    for row, cells in zip(find_method("igan").ablation, first.values(), strict=True):
         own = json.loads((tmp_path / cells["runs"][0] / "config.json").read_text())["own"]
         assert all(own[name] == value for name, value in row.changes.items())
     cut = tmp_path / first["Lc + Ls"]["runs"][0]

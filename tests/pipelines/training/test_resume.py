@@ -19,8 +19,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data.batches import DomainBatch, DomainSource
-from data.filesystem import fetched
+from data.batches import DomainBatch, DomainLoader
+from data.filesystem import local_copy
 from models.methods.dah import DAH, DAHConfig
 from pipelines import train
 from pipelines.training import checkpoint, runs
@@ -42,7 +42,7 @@ def config(digits: Path, storage: Path, **more: Any) -> train.Config:
 def final(folder: Path) -> dict[str, torch.Tensor]:
     place = checkpoint.latest(folder / "checkpoints")
     assert place is not None and place.name == f"epoch-{EPOCHS:05d}"
-    with fetched(place) as copy:
+    with local_copy(place) as copy:
         return load_file(copy / "model.safetensors")
 
 
@@ -239,14 +239,14 @@ train.run(config(Path(sys.argv[1]), Path(sys.argv[2]), workers=0))
 def test_a_batch_with_a_value_that_is_no_number_ends_the_run_once(
     digits: Path, plain: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    drawn = DomainSource.epoch
+    drawn = DomainLoader.epoch
 
-    def spoiled(self: DomainSource, epoch: int, steps: int) -> Iterator[DomainBatch]:
+    def spoiled(self: DomainLoader, epoch: int, steps: int) -> Iterator[DomainBatch]:
         for step, batch in enumerate(drawn(self, epoch, steps)):
             yield batch._replace(views=tuple(view * math.nan for view in batch.views)) if (epoch, step) == (1, 4) else batch
 
     with monkeypatch.context() as patched:
-        patched.setattr(DomainSource, "epoch", spoiled)
+        patched.setattr(DomainLoader, "epoch", spoiled)
         with pytest.raises(FloatingPointError, match="failed in epoch 2: loss .* is not finite.*checkpoints up to epoch 1 are kept"):
             train.run(config(digits, tmp_path, workers=0))
     (run,) = [each.parent for each in tmp_path.glob("*/config.json")]
@@ -262,7 +262,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(digits: Path, tmp_path: Path) ->
 
 def test_the_follower_hands_over_each_record_once(tmp_path: Path) -> None:
     seen: list[dict[str, Any]] = []
-    progress = runs.Progress(tmp_path)
+    progress = runs.ProgressWriter(tmp_path)
     progress({"epoch": 0})
     with runs.Follower(tmp_path, seen.append, interval=0.01):
         for epoch in range(1, 30):
