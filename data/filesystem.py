@@ -7,9 +7,10 @@ Credentials, region and endpoint are those of the environment (``AWS_ACCESS_KEY_
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 
 S3 = "s3://"
 RETRIES = {"mode": "standard", "total_max_attempts": 10}  # with exponential backoff: about 50 s in all
+LEASE = 600  # seconds without renewal after which a lease in a bucket has ended
 PATIENCE = 600  # seconds that a lock in a bucket is waited for
 
 
@@ -185,6 +187,59 @@ def read_table(path: Path) -> pa.Table:
     """The rows of a Parquet file."""
     with open_parquet(path) as file:
         return file.read()
+
+
+@contextmanager
+def lease(path: Path) -> Iterator[None]:
+    """Mark work as going on, by a file that :func:`is_leased` looks at. The lease ends with the process, however that ends.
+
+    On a local file system the file is locked; in a bucket a thread renews it, and it ends ``LEASE`` seconds after the last renewal.
+    """
+    if is_local(path):
+        import fcntl  # noqa: PLC0415  not there on every system
+
+        with path.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+        return
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(LEASE / 10):
+            with suppress(OSError):
+                write_text(path, str(time.time()))
+
+    write_text(path, str(time.time()))
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        remove(path)
+
+
+def is_leased(path: Path) -> bool:
+    """Whether a live process holds the lease of a file (:func:`lease`)."""
+    if not path.exists():
+        return False
+    if is_local(path):
+        import fcntl  # noqa: PLC0415
+
+        with path.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+    try:
+        return time.time() - float(path.read_text()) < LEASE
+    except (OSError, ValueError):
+        return False
 
 
 @contextmanager

@@ -5,15 +5,18 @@ from the manifest, so they never see an incomplete domain.
 """
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from data.filesystem import file_lock, move, remove
+from data.filesystem import file_lock, is_leased, lease, move, remove
 from data.layout import Layout, check_fits, choose_layout
 from data.manifest import Domain, Manifest, Split
 from data.readers.base import Reader
 from data.shard_writer import write_parts
+
+STAGING, LEASED = ".staging-", ".lease"  # beginning of a staging folder's name; ending of its lease's
 
 
 def _describe(reader: Reader, parts: list[dict[str, Any]], classes: int) -> Domain:
@@ -60,23 +63,42 @@ def write_domain(
     layout = choose_layout(reader, others, size, channels, store, seed)
     created = not root.exists()
     root.mkdir(parents=True, exist_ok=True)
-    staging = root / f".staging-{uuid.uuid4().hex[:8]}"
     try:
-        classes = list(reader.classes) or (manifest.classes if manifest else [])
-        parts = write_parts(reader, layout, staging, test_share, limit, start)
-        domain = _describe(reader, parts, len(classes))
-        if strict and domain.rejected:
-            first = domain.rejected[0]
-            raise ValueError(f"{len(domain.rejected)} rows cannot be read, the first {first['id']!r} ({first['reason']})")
-        if not any(split.rows for split in domain.splits.values()):
-            first = domain.rejected[0]
-            raise ValueError(f"{reader.domain}: not one row can be read; the first is {first['id']!r} ({first['reason']})")
-        with file_lock(root / ".lock"):
-            return _commit(root, staging / "domain", reader, layout, domain, classes)
+        with _staging_folder(root) as staging:
+            classes = list(reader.classes) or (manifest.classes if manifest else [])
+            parts = write_parts(reader, layout, staging, test_share, limit, start)
+            domain = _describe(reader, parts, len(classes))
+            if strict and domain.rejected:
+                first = domain.rejected[0]
+                raise ValueError(f"{len(domain.rejected)} rows cannot be read, the first {first['id']!r} ({first['reason']})")
+            if not any(split.rows for split in domain.splits.values()):
+                first = domain.rejected[0]
+                raise ValueError(f"{reader.domain}: not one row can be read; the first is {first['id']!r} ({first['reason']})")
+            with file_lock(root / ".lock"):
+                return _commit(root, staging / "domain", reader, layout, domain, classes)
     finally:
-        remove(staging)
-        if created and not (root / "manifest.json").exists():
+        if created and not (root / "manifest.json").exists() and not list(root.glob(f"{STAGING}*")):
             remove(root)
+
+
+@contextmanager
+def _staging_folder(root: Path) -> Iterator[Path]:
+    """A new folder to write a domain's shards to, leased while the context lasts and removed at its end.
+
+    Folders that killed ingests left in the dataset are removed first.
+    """
+    staging, lock = root / f"{STAGING}{uuid.uuid4().hex[:8]}", root / ".lock"
+    with ExitStack() as stack:
+        with file_lock(lock):
+            for left in {each.name.removesuffix(LEASED) for each in root.glob(f"{STAGING}*")}:
+                if not is_leased(root / f"{left}{LEASED}"):
+                    remove(root / left)
+                    (root / f"{left}{LEASED}").unlink(missing_ok=True)
+            stack.enter_context(lease(root / f"{staging.name}{LEASED}"))
+        try:
+            yield staging
+        finally:
+            remove(staging)
 
 
 def _commit(root: Path, built: Path, reader: Reader, layout: Layout, domain: Domain, classes: list[str]) -> Manifest:

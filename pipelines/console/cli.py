@@ -6,12 +6,13 @@ import importlib
 import json
 import os
 import sys
-from dataclasses import fields
+import textwrap
+from dataclasses import Field, fields
 from typing import Any
 
 from data.filesystem import to_path
 from infra import storage
-from pipelines.console.config import Parser, add_fields, build, mask_passwords, read_yaml, suggestion
+from pipelines.console.config import Parser, add_fields, build, flag, mask_passwords, read_yaml, suggestion
 
 COMMANDS = {
     "demo": "the whole way on the embedded digits, in minutes",
@@ -58,9 +59,8 @@ def parse(argv: list[str]) -> tuple[str, Any, argparse.Namespace]:
     common.add_argument("--config", metavar="FILE", help="YAML file of options; the command line goes before it")
     common.add_argument("--json", action="store_true", help="print one JSON object as the last line of standard output")
     common.add_argument("--verbose", action="store_true", help="show Ray's logs and errors' tracebacks")
-    extra = getattr(stage, "method_fields", None)
-    if extra:
-        add_fields(parser.add_argument_group("the method's own fields (see `hashbridge methods`)"), extra(argv))
+    if hasattr(stage, "method_fields"):
+        _add_method_fields(parser, name, stage.method_fields(), argv)
     cut = argv.index("--") if name == "submit" and "--" in argv else len(argv)
     given, unknown = top.parse_known_args(argv[:cut])
     if unknown:
@@ -74,6 +74,20 @@ def parse(argv: list[str]) -> tuple[str, Any, argparse.Namespace]:
         values["arguments"] = argv[cut + 1 :]
     make = getattr(stage, "make_config", None)
     return name, make(values) if make else build(stage.Config, values), given
+
+
+def _add_method_fields(parser: Parser, command: str, methods: dict[str, list[Field]], argv: list[str]) -> None:
+    """Add the hyper-parameters of the method that the command line names; of all methods, listed by name only, if it names none."""
+    named = next((each for each in argv if each in methods), "")
+    if named:
+        add_fields(parser.add_argument_group(f"hyper-parameters of {named} (`hashbridge methods {named}` shows the paper's values)"), methods[named])
+        return
+    add_fields(parser, {each.name: each for own in methods.values() for each in own}.values(), hidden=True)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = f"hyper-parameters by method, explained by `hashbridge {command} METHOD --help`:\n"
+    for name, own in methods.items():
+        options = " ".join(flag(each.name) for each in own)
+        parser.epilog += textwrap.fill(options, 110, initial_indent=f"  {name:<13}", subsequent_indent=" " * 15, break_on_hyphens=False) + "\n"
 
 
 def set_default_environment() -> None:

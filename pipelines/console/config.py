@@ -41,8 +41,12 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def add_fields(parser: argparse._ActionsContainer, wanted: Iterable[Field]) -> None:
-    """Add an argument for each dataclass field; what is not given stays out of the result."""
+def add_fields(parser: argparse._ActionsContainer, wanted: Iterable[Field], hidden: bool = False) -> None:
+    """Add an argument for each dataclass field. Arguments that are not given are absent from the parsed result.
+
+    Args:
+        hidden: accept the arguments without showing them in the help text.
+    """
     for each in wanted:
         default = each.default if each.default is not MISSING else None
         meta, kind = each.metadata, type(default)
@@ -50,8 +54,8 @@ def add_fields(parser: argparse._ActionsContainer, wanted: Iterable[Field]) -> N
         if meta.get("positional"):
             parser.add_argument(each.name, nargs="?", default=argparse.SUPPRESS, help=text, metavar=each.name.upper())
             continue
-        shown = "" if meta.get("required") or default in ("", None) else f" (default: {default})"
-        common: dict[str, Any] = {"dest": each.name, "default": argparse.SUPPRESS, "help": text + shown}
+        shown = "" if meta.get("required") or default in ("", None) or "(default:" in text else f" (default: {default})"
+        common: dict[str, Any] = {"dest": each.name, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS if hidden else text + shown}
         if kind is bool:
             parser.add_argument(flag(each.name), action=argparse.BooleanOptionalAction, **common)
         else:

@@ -48,10 +48,9 @@ class TrainOptions:
         check_bits(self.bits)
 
 
-def method_fields(argv: list[str]) -> list[Field]:
-    """Hyper-parameter fields of the method that the command line names; none if it names none."""
-    named = next((METHODS[each] for each in argv if each in METHODS), None)
-    return list(fields(named.Config)) if named else []
+def method_fields() -> dict[str, list[Field]]:
+    """The hyper-parameter fields of each method, by the method's name."""
+    return {name: list(fields(method.Config)) for name, method in METHODS.items()}
 
 
 def make_options(values: dict[str, Any], kind: type[TrainOptions] = TrainOptions) -> Any:

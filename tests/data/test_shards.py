@@ -1,6 +1,8 @@
 """Ingest: the Parquet contract, the shuffle, what is left out, what an interruption leaves."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from data.ingestion import write_domain
 from data.layout import Layout
 from data.manifest import Manifest
 from data.shards import read_rows, to_arrays
+from tests.servers import ROOT
 
 
 def npz(path: Path, rows: int = 50, shape: tuple[int, ...] = (8, 8), classes: int = 5, **more: np.ndarray) -> Path:
@@ -150,6 +153,36 @@ def test_an_interrupted_ingest_leaves_nothing_that_a_reader_takes_for_whole(ray_
         ingest(tmp_path / "a.npz", root, "b")
     assert Manifest.read(root) == first
     assert sorted(each.name for each in root.iterdir()) == [".lock", "domain=a", "manifest.json"]
+
+
+def test_the_next_ingest_removes_what_a_killed_one_left_and_no_more(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    script = (
+        "import sys, time; from pathlib import Path; from data import ingestion; from data.readers.npz import npz_reader\n"
+        "ingestion._describe = lambda *_: (print('staged', flush=True), time.sleep(600))\n"
+        "ingestion.write_domain(npz_reader(Path(sys.argv[1]), sys.argv[3]), Path(sys.argv[2]))"
+    )
+    npz(tmp_path / "a.npz")
+
+    def begin(name: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "a.npz"), str(root), name], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None and process.stdout.readline() == "staged\n"
+        return process
+
+    killed, alive = begin("x"), begin("y")
+    folders = sorted(root.glob(".staging-*[!e]"))
+    assert len(folders) == 2
+    killed.kill()
+    killed.wait()
+    try:
+        ingest(tmp_path / "a.npz", root, "a")
+        (kept,) = root.glob(".staging-*[!e]")
+        assert kept in folders and (kept / "domain").is_dir()
+    finally:
+        alive.kill()
+        alive.wait()
+    ingest(tmp_path / "a.npz", root, "b")
+    assert sorted(each.name for each in root.iterdir()) == [".lock", "domain=a", "domain=b", "manifest.json"]
 
 
 def test_a_torn_shard_and_a_newer_manifest_are_said(ray_cluster: None, tmp_path: Path) -> None:

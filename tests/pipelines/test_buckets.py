@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from ray.cluster_utils import Cluster
 
-from data.filesystem import atomic_write, file_lock, list_files, local_copy, move, remove, to_path, write_text
+from data.filesystem import atomic_write, file_lock, is_leased, lease, list_files, local_copy, move, remove, to_path, write_text
 from infra.storage import _said
 from pipelines import train
 from pipelines.console.cli import main
@@ -243,6 +243,16 @@ def test_two_writers_of_a_dataset_take_turns(s3: S3) -> None:
     for each in threads:
         each.join()
     assert held[0::2] == held[1::2] and sorted(held[0::2]) == [0, 1, 2] and not lock.exists()
+
+
+def test_a_lease_ends_with_its_holder(s3: S3, tmp_path: Path) -> None:
+    for path in (tmp_path / "work.lease", to_path(f"{ROOT}/work.lease")):
+        assert not is_leased(path)
+        with lease(path):
+            assert is_leased(path)
+        assert not is_leased(path) and not path.exists()
+        write_text(path, "1000.0")  # of a process that was killed long ago
+        assert not is_leased(path)
 
 
 def test_what_is_written_is_there_whole_or_not_at_all(s3: S3, tmp_path: Path) -> None:
