@@ -1,1 +1,1 @@
-"""What an image is before training: catalogue, readers, Parquet shards, batches."""
+"""Data before training: the catalogue of datasets, readers, Parquet shards, batches."""

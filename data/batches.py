@@ -1,7 +1,8 @@
-"""Batches of one domain for one worker: a function of (manifest, seed, epoch, world size, rank) and never of timing.
+"""Batches of one domain for one worker.
 
-A worker owns a contiguous range of rows, which the global shuffle of ingest made a random sample. Where the range fits
-``cache_mb`` it is held as tensors and drawn from; else each epoch streams it through a shuffle buffer.
+The batches are a function of (manifest, seed, epoch, world size, rank) and never of timing. A worker owns a contiguous
+range of rows; ingest shuffled all rows, so the range is a random sample. If the range fits into ``cache_mb`` it is kept in
+memory as tensors; otherwise each epoch streams it through a shuffle buffer.
 """
 
 from collections import deque
@@ -22,10 +23,13 @@ BUFFER_ROWS = 4096
 
 
 class DomainBatch(NamedTuple):
-    """This worker's part of a step's batch of one domain.
+    """One worker's part of a global batch, of one domain.
 
-    ``x`` is (batch, channels, h, w) uint8 or (batch, features) float32; ``views`` are augmented copies of it as float32
-    in its range; ``label`` is (batch,) int64, or None where labels were not read; ``row`` is (batch,) int64.
+    Attributes:
+        x: (batch, channels, h, w) uint8, or (batch, features) float32.
+        views: augmented copies of ``x``, float32 in its range.
+        label: (batch,) int64, or None if labels are not read.
+        row: (batch,) int64.
     """
 
     x: Tensor
@@ -34,7 +38,7 @@ class DomainBatch(NamedTuple):
     row: Tensor
 
     def to(self, device: torch.device) -> Self:
-        """The same batch on a device."""
+        """Copy the batch to a device."""
         label = None if self.label is None else self.label.to(device, non_blocking=True)
         views = tuple(view.to(device, non_blocking=True) for view in self.views)
         return type(self)(self.x.to(device, non_blocking=True), views, label, self.row.to(device, non_blocking=True))
@@ -48,7 +52,7 @@ class Rows(NamedTuple):
     row: Tensor
 
     def take(self, index: Tensor) -> "Rows":
-        """The rows at some positions."""
+        """Select rows by position."""
         return Rows(self.x[index], None if self.label is None else self.label[index], self.row[index])
 
 
@@ -60,17 +64,17 @@ def concatenate(parts: list[Rows]) -> Rows:
 
 @dataclass
 class DomainLoader:
-    """Where a worker's batches of one split come from.
+    """Loads one worker's batches of one split.
 
     Attributes:
-        batch: rows of a worker's batch; with ``per_class`` that many of each class instead.
-        per_class: rows of each class in a worker's batch; 0 for draws without regard to class.
-        labels: whether the label column is read at all.
+        batch: rows of a worker's batch; ignored if ``per_class`` is set.
+        per_class: rows of each class in a worker's batch; 0 draws without regard to class.
+        labels: whether to read the label column.
         views: augmented views per row.
-        view: how a view of an image differs from it: options of :func:`data.transforms.random_view`.
-        cache_mb: memory, in MiB, up to which the worker's rows are held.
-        stream: tells the streams of several sources of one run apart.
-        held: this worker's rows, where someone has read them already.
+        view: options of :func:`data.transforms.random_view`.
+        cache_mb: memory in MiB up to which the worker's rows are kept in memory.
+        stream: number that gives several loaders of one run different random draws.
+        held: this worker's rows, if they are in memory already.
     """
 
     root: Path
@@ -99,7 +103,7 @@ class DomainLoader:
         self.present = [label for label, count in enumerate(split.labels) if count]
 
     def epoch(self, epoch: int, steps: int) -> Iterator[DomainBatch]:
-        """The batches of an epoch."""
+        """Yield the batches of one epoch."""
         drawn = self._from_memory(epoch, steps) if self.cached else self._from_stream(epoch, steps)
         for step, rows in enumerate(drawn):
             generator = seeded_generator(self.seed, self.stream, 2, epoch, step)
@@ -117,18 +121,18 @@ class DomainLoader:
 
     @property
     def total(self) -> int:
-        """Number of the split's rows, those of other workers among them."""
+        """Number of rows in the split, over all workers."""
         return self.manifest.split(self.domain, self.split).rows
 
     def rows(self, size: int = 512) -> Iterator[DomainBatch]:
-        """This worker's rows once, in their (shuffled) order, ``size`` at a time, without views."""
+        """Yield each of this worker's rows once, in stored (shuffled) order, ``size`` at a time, without views."""
         for rows in [self.cached_rows()] if self.cached else self._read():
             for part in torch.arange(len(rows.row)).split(size):
                 taken = rows.take(part)
                 yield DomainBatch(taken.x, (), taken.label, taken.row)
 
     def cached_rows(self) -> Rows:
-        """This worker's rows, read once."""
+        """This worker's rows, read once and kept."""
         if self.held is None:
             self.held = concatenate(list(self._read()))
         return self.held
@@ -160,13 +164,13 @@ class DomainLoader:
             yield rows
 
     def _passes(self, generator: torch.Generator) -> Iterator[Rows]:
-        """The worker's rows over and over, each pass with its files in a new order."""
+        """Read the worker's rows again and again, with a new file order in each pass."""
         files = len(self.manifest.split(self.domain, self.split).files)
         while True:
             yield from self._read(torch.randperm(files, generator=generator).tolist())
 
     def _plain_stream(self, generator: torch.Generator) -> Iterator[Rows]:
-        """Draw each batch without replacement from a buffer that the stream keeps full."""
+        """Draw each batch without replacement from a buffer that the stream refills."""
         passes, buffer = self._passes(generator), None
         while True:
             while buffer is None or len(buffer.row) < BUFFER_ROWS + self.batch:
@@ -176,7 +180,7 @@ class DomainLoader:
             buffer = buffer.take(order[self.batch :])
 
     def _balanced_stream(self, generator: torch.Generator) -> Iterator[Rows]:
-        """Draw from the latest rows of each class; every step the stream brings as many rows as it takes."""
+        """Draw from the most recent rows of each class; each step reads as many new rows as it draws."""
         size = max(self.per_class, BUFFER_ROWS // len(self.present))
         latest: dict[int, deque[Rows]] = {label: deque(maxlen=size) for label in self.present}
         arriving = self._single(generator)
@@ -209,7 +213,7 @@ class DomainLoader:
 
 
 def _endless(members: Tensor, generator: torch.Generator, batch: int) -> Iterator[Tensor]:
-    """Batches of one shuffled pass after another; a batch may span passes."""
+    """Yield batches from one shuffled pass after another; a batch may span two passes."""
     pool = members[:0]
     while True:
         while len(pool) < batch:

@@ -1,4 +1,4 @@
-"""The catalogue: datasets known by name, with their domains, classes, licence and how they are had."""
+"""The catalogue: datasets known by name, with domains, classes, licence and source."""
 
 import difflib
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from data.readers.torchvision import torchvision_reader
 
 @dataclass(frozen=True)
 class Entry:
-    """A known dataset.
+    """A dataset of the catalogue.
 
     Attributes:
-        source: ``embedded``, ``torchvision`` (downloaded) or ``folder`` (given by path).
+        source: ``embedded``, ``torchvision`` (downloaded) or ``folder`` (the user gives the path).
         classes: number of classes.
-        size, channels: of its images; size 0 where it varies.
+        size, channels: of its images; size 0 if it varies.
     """
 
     domains: tuple[str, ...]
@@ -45,15 +45,18 @@ CATALOG = {
 
 
 def open_source(source: str, domain: str | None, cache: Path) -> list[Reader]:
-    """Readers of what the user names: a catalogue entry, ``entry:path`` or ``entry=path``, an ``.npz`` file, or a folder.
+    """Open a source by the name that the user gives.
 
     Args:
-        source: ``digits``, ``mnist``, ``office31=FOLDER``, a file or a folder.
-        domain: name of the domain, or which of several to read.
-        cache: where downloads go.
+        source: a catalogue name (``digits``), ``NAME=FOLDER`` (``office31=photos``), an ``.npz`` file or a folder.
+        domain: name of the domain, or which one of several to read.
+        cache: folder for downloads.
+
+    Returns:
+        One reader per domain.
 
     Raises:
-        ValueError: there is no such thing, or it is not what it should be.
+        ValueError: the source does not exist or has the wrong form.
     """
     name, _, path = source.partition("=")
     if name in CATALOG and not to_path(source).exists():

@@ -1,7 +1,7 @@
-"""The embedded dataset: typeset digits with labels, and real handwritten digits. No download.
+"""The embedded dataset: labelled typeset digits and real handwritten digits. No download.
 
-``typeset`` is rendered from the fonts that matplotlib ships; image i is a function of the seed and i alone.
-``handwritten`` is scikit-learn's 1,797 digits of the UCI set, in a fixed split.
+``typeset`` is rendered with the fonts that matplotlib ships; image i depends only on the seed and i.
+``handwritten`` is the UCI set of 1,797 digits that scikit-learn ships, in a fixed split.
 """
 
 from functools import cache
@@ -17,7 +17,7 @@ HANDWRITTEN = {"train": 1297, "test": 500}
 
 @cache
 def _fonts() -> list[str]:
-    """Matplotlib's text fonts that draw digits as digits, in a fixed order."""
+    """Paths of matplotlib's text fonts whose digits look like digits, in a fixed order."""
     from matplotlib import get_data_path  # noqa: PLC0415
 
     wanted = ("DejaVuSans", "DejaVuSerif", "STIXGeneral", "cmb10", "cmr10", "cmss10", "cmtt10")
@@ -33,12 +33,12 @@ def typeset(split: str, index: int, seed: int = 0) -> tuple[np.ndarray, int]:
         index: from 0; its last decimal digit is the label.
 
     Returns:
-        (32, 32) uint8 image, bright on dark, and its label.
+        Image (32, 32) uint8, bright on dark, and its label.
     """
     random = np.random.default_rng([seed, ("train", "test").index(split), index])
     label = index % 10
     fonts = _fonts()
-    side = 4 * SIZE  # drawn large, then reduced
+    side = 4 * SIZE  # drawn four times as large, then reduced
     font = ImageFont.truetype(fonts[random.integers(len(fonts))], int(side * random.uniform(0.7, 1.0)))
     canvas = Image.new("L", (side, side))
     ImageDraw.Draw(canvas).text(
@@ -59,7 +59,7 @@ def typeset(split: str, index: int, seed: int = 0) -> tuple[np.ndarray, int]:
 
 @cache
 def _handwritten() -> tuple[np.ndarray, np.ndarray]:
-    """All real digits at 32x32 in a fixed shuffled order."""
+    """All handwritten digits at 32x32, in a fixed shuffled order."""
     from sklearn.datasets import load_digits  # noqa: PLC0415
 
     digits = load_digits()
@@ -70,10 +70,10 @@ def _handwritten() -> tuple[np.ndarray, np.ndarray]:
 
 
 def read(domain: str, split: str, start: int, stop: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Rows ``start`` to ``stop`` of a split.
+    """Read rows ``start`` to ``stop`` of a split.
 
     Returns:
-        (n, 32, 32) uint8 images and (n,) int64 labels.
+        Images (n, 32, 32) uint8 and labels (n,) int64.
     """
     if domain == "typeset":
         images, labels = zip(*(typeset(split, index, seed) for index in range(start, stop)), strict=True)

@@ -1,7 +1,8 @@
-"""Where files lie: on this machine, or in a bucket as ``s3://bucket/prefix``. One interface, pathlib's, for both.
+"""One interface, pathlib's, to files on this machine and in buckets (``s3://bucket/prefix``).
 
-What is written becomes visible whole or not at all: on this machine by a rename, in a bucket as an object is put at once.
-Credentials, region and endpoint are those of the environment (``AWS_ACCESS_KEY_ID``, ``AWS_REGION``, ``AWS_ENDPOINT_URL`` ...).
+Writes are atomic: readers see a file either complete or not at all. On this machine a rename does this; a bucket stores
+each object atomically. Credentials, region and endpoint come from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_REGION``,
+``AWS_ENDPOINT_URL`` ...).
 """
 
 import os
@@ -18,22 +19,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 S3 = "s3://"
-RETRIES = {"mode": "standard", "total_max_attempts": 10}  # with exponential backoff: about 50 s in all
-LEASE = 600  # seconds without renewal after which a lease in a bucket has ended
-PATIENCE = 600  # seconds that a lock in a bucket is waited for
+RETRIES = {"mode": "standard", "total_max_attempts": 10}  # with exponential backoff, about 50 s in total
+LEASE = 600  # seconds without renewal after which a lease in a bucket expires
+PATIENCE = 600  # seconds to wait for a lock in a bucket
 
 
 def to_path(path: str | Path) -> Path:
-    """A path by its name: pathlib's, or for ``s3://bucket/prefix`` one of a bucket that is used in the same way.
+    """A path object for a path or an ``s3://bucket/prefix`` URI; both kinds have pathlib's interface.
 
     Raises:
-        ValueError: it is of a scheme that is not known, or names no bucket.
+        ValueError: the scheme is unknown, or no bucket is named.
     """
     text = str(path)
     if "://" not in text:
         return Path(path)
     if not text.startswith(S3) or not text.removeprefix(S3).strip("/"):
-        raise ValueError(f"{text.partition('?')[0]} is no place for files: give a path, or s3://bucket/prefix")
+        raise ValueError(f"{text.partition('?')[0]} is not a supported path: give a local path or s3://bucket/prefix")
     from upath import UPath  # noqa: PLC0415  only buckets need it
 
     remote: Any = UPath(text, use_listings_cache=False, config_kwargs={"retries": RETRIES})
@@ -41,16 +42,16 @@ def to_path(path: str | Path) -> Path:
 
 
 def is_local(path: Path) -> bool:
-    """Whether a path is of this machine's file system."""
+    """Whether a path is on this machine's file system."""
     return isinstance(path, Path)
 
 
 @contextmanager
 def _bucket(path: Any) -> Iterator[tuple[Any, str]]:
-    """The file system of a path in a bucket, and its name there; errors name the path.
+    """File system and key of a path in a bucket. Errors raised inside name the path.
 
     Raises:
-        OSError: the bucket refuses, or does not answer.
+        OSError: the bucket refuses the request or does not answer.
     """
     try:
         yield path.fs, path.path
@@ -62,7 +63,7 @@ def _bucket(path: Any) -> Iterator[tuple[Any, str]]:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A file on this machine to write to, which becomes ``path`` when the context is left without an error; folders are made."""
+    """Write a file atomically: yields a local file that replaces ``path`` if the block ends without an error. Creates folders."""
     if is_local(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{os.getpid()}-{path.name}")
@@ -81,7 +82,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add text to a file that one process writes; in a bucket the whole of it is put again."""
+    """Append text to a file that only one process writes. In a bucket the whole file is written again."""
     if is_local(path):
         with path.open("a") as file:
             file.write(text)
@@ -90,17 +91,17 @@ def append_text(path: Path, text: str) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file."""
+    """Write a text file atomically."""
     with atomic_write(path) as partial:
         partial.write_text(text)
 
 
 @contextmanager
 def atomic_folder(path: Path, last: str) -> Iterator[Path]:
-    """A folder on this machine to fill with files, which takes the place of ``path`` when the context is left without an error.
+    """Write a folder atomically: yields a local folder that replaces ``path`` if the block ends without an error.
 
     Args:
-        last: the file that a bucket gets last, by which a reader tells that the others are there.
+        last: name of the file that is uploaded last to a bucket; its presence tells readers that the folder is complete.
     """
     if is_local(path):
         partial = path.with_name(f".partial-{path.name}")
@@ -124,14 +125,14 @@ def atomic_folder(path: Path, last: str) -> Iterator[Path]:
 
 
 def _settle(path: Path) -> None:
-    """Bring a file's content to the disk before it takes its name."""
+    """Flush a file to disk before it is renamed."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 @contextmanager
 def local_copy(path: Path) -> Iterator[Path]:
-    """A file or folder as one of this machine, to read."""
+    """Yield a local copy of a file or folder for reading; a local path is yielded as it is."""
     if is_local(path):
         yield path
         return
@@ -146,7 +147,7 @@ def local_copy(path: Path) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder with all that is in it, or what there is of it."""
+    """Remove a folder with its content, or a file of a bucket; nothing happens if it does not exist."""
     if is_local(path):
         shutil.rmtree(path, ignore_errors=True)
         return
@@ -157,7 +158,7 @@ def remove(path: Path) -> None:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """All files below a folder, sorted; links to other folders are not followed."""
+    """All files below a folder, sorted. Linked folders are not followed."""
     if is_local(folder):
         return sorted(Path(top) / name for top, _, names in os.walk(folder) for name in names)
     with _bucket(folder) as (fs, name):
@@ -165,7 +166,7 @@ def list_files(folder: Path) -> list[Path]:
 
 
 def move(source: Path, target: Path) -> None:
-    """Give a folder another name. A bucket copies each object, and then removes the first."""
+    """Rename a folder. In a bucket each object is copied and then deleted."""
     if is_local(source):
         source.rename(target)
         return
@@ -176,7 +177,7 @@ def move(source: Path, target: Path) -> None:
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """A Parquet file, of which no more is read than is asked for."""
+    """Open a Parquet file; only the requested parts are read."""
     if is_local(path):
         return pq.ParquetFile(path)
     with _bucket(path) as (fs, name):
@@ -184,19 +185,19 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 
 
 def read_table(path: Path) -> pa.Table:
-    """The rows of a Parquet file."""
+    """Read a Parquet file."""
     with open_parquet(path) as file:
         return file.read()
 
 
 @contextmanager
 def lease(path: Path) -> Iterator[None]:
-    """Mark work as going on, by a file that :func:`is_leased` looks at. The lease ends with the process, however that ends.
+    """Mark work in progress with a file that :func:`is_leased` checks. The lease ends when the process ends, even if it is killed.
 
-    On a local file system the file is locked; in a bucket a thread renews it, and it ends ``LEASE`` seconds after the last renewal.
+    A local file is locked. In a bucket a thread renews the lease; it expires ``LEASE`` seconds after the last renewal.
     """
     if is_local(path):
-        import fcntl  # noqa: PLC0415  not there on every system
+        import fcntl  # noqa: PLC0415  Unix only
 
         with path.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -224,7 +225,7 @@ def lease(path: Path) -> Iterator[None]:
 
 
 def is_leased(path: Path) -> bool:
-    """Whether a live process holds the lease of a file (:func:`lease`)."""
+    """Whether a live process holds the lease (:func:`lease`) of a file."""
     if not path.exists():
         return False
     if is_local(path):
@@ -244,13 +245,13 @@ def is_leased(path: Path) -> bool:
 
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
-    """Hold a lock, which is a file. On this machine it ends with the process, however that ends; in a bucket it is an object that is put once.
+    """Hold an exclusive lock. A local lock ends with the process; in a bucket it is an object that can be created only once.
 
     Raises:
-        ValueError: a bucket's lock is held by someone who does not let go.
+        ValueError: another process holds a bucket's lock for longer than ``PATIENCE`` seconds.
     """
     if is_local(path):
-        import fcntl  # noqa: PLC0415  not there on every system
+        import fcntl  # noqa: PLC0415  Unix only
 
         with path.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -264,7 +265,7 @@ def file_lock(path: Path) -> Iterator[None]:
             break
         except FileExistsError:
             if time.monotonic() - begun > PATIENCE:
-                raise ValueError(f"{path} is held by another for more than {PATIENCE // 60} minutes: remove it if nobody is at work") from None
+                raise ValueError(f"another process has held {path} for more than {PATIENCE // 60} minutes: remove it if no ingest is running") from None
             time.sleep(1)
     try:
         yield

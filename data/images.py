@@ -1,4 +1,4 @@
-"""Image files of any size and mode, as uint8 arrays of one shape."""
+"""Decodes image files of any size and mode to uint8 arrays of one shape."""
 
 import io
 import warnings
@@ -7,11 +7,11 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
-LARGEST_PIXELS = 100_000_000  # a file that claims more is taken for a decompression bomb
+LARGEST_PIXELS = 100_000_000  # larger images are refused as decompression bombs
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Bring 16-bit and float greys to 8 bits; other modes as they are."""
+    """Convert 16-bit and float grey images to 8 bits; leave other modes unchanged."""
     if not image.mode.startswith(("I", "F")):
         return image
     grey = np.asarray(image, dtype=np.float64)
@@ -20,7 +20,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _flat(image: Image.Image) -> Image.Image:
-    """Lay transparency over white and resolve palettes and other colour models; the result is L or RGB."""
+    """Blend transparency onto white and convert palettes and other colour models; the result is L or RGB."""
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
@@ -28,7 +28,7 @@ def _flat(image: Image.Image) -> Image.Image:
 
 
 def decode(content: bytes, channels: int, size: int) -> np.ndarray:
-    """Decode an image file: first frame, upright by EXIF, 8 bits, without transparency, resized to a square.
+    """Decode an image file: first frame, EXIF rotation applied, 8 bits, no transparency, resized to a square.
 
     Args:
         content: the file's bytes.
@@ -39,7 +39,7 @@ def decode(content: bytes, channels: int, size: int) -> np.ndarray:
         (channels, size, size) uint8.
 
     Raises:
-        ValueError: the bytes are no readable image; says why.
+        ValueError: the bytes are not a readable image; says why.
     """
     try:
         with warnings.catch_warnings():
@@ -57,13 +57,13 @@ def decode(content: bytes, channels: int, size: int) -> np.ndarray:
         raise ValueError("not an image" if content else "empty file") from None
     except (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, ArithmeticError, MemoryError) as error:
         raise ValueError(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
-    except Exception as error:  # a decoder may raise its library's own errors (struct.error, zlib.error, bomb errors)
+    except Exception as error:  # decoders also raise errors of their own libraries (struct.error, zlib.error, bomb errors)
         raise ValueError(f"{type(error).__name__}: {error}") from None
     return np.ascontiguousarray(array[None] if channels == 1 else array.transpose(2, 0, 1))
 
 
 def resize_arrays(images: np.ndarray, channels: int, size: int) -> np.ndarray:
-    """Bring a stack of uint8 arrays to a shape, as :func:`decode` does for files.
+    """Convert a stack of uint8 arrays to one shape, as :func:`decode` does for files.
 
     Args:
         images: (n, h, w), (n, h, w, 3), (n, 1, h, w) or (n, 3, h, w) uint8.

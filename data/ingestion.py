@@ -16,7 +16,7 @@ from data.manifest import Domain, Manifest, Split
 from data.readers.base import Reader
 from data.shard_writer import write_parts
 
-STAGING, LEASED = ".staging-", ".lease"  # beginning of a staging folder's name; ending of its lease's
+STAGING, LEASED = ".staging-", ".lease"  # prefix of staging folders, suffix of their lease files
 
 
 def _describe(reader: Reader, parts: list[dict[str, Any]], classes: int) -> Domain:
@@ -40,19 +40,19 @@ def write_domain(
     reader: Reader, root: Path, *, size: int = 0, channels: int = 0, store: str = "", seed: int = 0,
     test_share: float = 0.0, limit: int = 0, strict: bool = False, replace: bool = False, start: Callable[[], object] = lambda: None,
 ) -> Manifest:  # fmt: skip
-    """Write a domain's shards and name it in the dataset's manifest.
+    """Write a domain's shards and add the domain to the dataset's manifest.
 
     Args:
-        root: the dataset's folder, made where it is not.
-        size, channels, store: see :func:`choose_layout`; 0 and "" for what fits.
-        test_share: share of the rows that become split ``test``, chosen by their ids; only for sources without one.
-        limit: rows of a split at most, the first of its shuffle; 0 for all.
-        strict: an unreadable row is an error.
-        replace: write the domain anew where it exists.
-        start: starts Ray, which is used for a domain of more than a few rows.
+        root: the dataset's folder; created if it does not exist.
+        size, channels, store: see :func:`choose_layout`; 0 and "" choose automatically.
+        test_share: share of the rows that become split ``test``, selected by their ids; only for sources without a test split.
+        limit: maximum rows per split, the first ones of the shuffle; 0 keeps all.
+        strict: treat an unreadable row as an error.
+        replace: overwrite the domain if it exists.
+        start: connects to Ray, which is used for large domains.
 
     Raises:
-        ValueError: the domain does not fit the dataset, is there already, or (``strict``) has an unreadable row.
+        ValueError: the domain does not fit the dataset, exists already, or (``strict``) has an unreadable row.
     """
     manifest = Manifest.read(root) if (root / "manifest.json").exists() else None
     if manifest and reader.domain in manifest.domains and not replace:
@@ -83,9 +83,9 @@ def write_domain(
 
 @contextmanager
 def _staging_folder(root: Path) -> Iterator[Path]:
-    """A new folder to write a domain's shards to, leased while the context lasts and removed at its end.
+    """Yield a new folder for a domain's shards. It is leased inside the block and removed afterwards.
 
-    Folders that killed ingests left in the dataset are removed first.
+    First removes the folders that killed ingests left in the dataset.
     """
     staging, lock = root / f"{STAGING}{uuid.uuid4().hex[:8]}", root / ".lock"
     with ExitStack() as stack:
@@ -102,15 +102,15 @@ def _staging_folder(root: Path) -> Iterator[Path]:
 
 
 def _commit(root: Path, built: Path, reader: Reader, layout: Layout, domain: Domain, classes: list[str]) -> Manifest:
-    """Move a built domain into place, then name it in the manifest as it stands now."""
+    """Move a finished domain into place, then add it to the current manifest."""
     fresh = Manifest(root.name, classes, layout.store, list(layout.shape), layout.seed)
     manifest = Manifest.read(root) if (root / "manifest.json").exists() else fresh
     if set(manifest.domains) - {reader.domain}:
-        check_fits(reader, manifest, layout)  # another ingest may have been first
+        check_fits(reader, manifest, layout)  # another ingest may have committed first
     else:
         manifest.store, manifest.shape, manifest.classes = layout.store, list(layout.shape), classes
     place = root / f"domain={reader.domain}"
-    if reader.domain in manifest.domains:  # from here until the new manifest, the domain does not exist
+    if reader.domain in manifest.domains:  # until the new manifest is written, the domain does not exist
         del manifest.domains[reader.domain]
         manifest.write(root)
     remove(place)
@@ -118,6 +118,6 @@ def _commit(root: Path, built: Path, reader: Reader, layout: Layout, domain: Dom
     manifest.domains[reader.domain] = domain
     manifest.classes = manifest.classes or classes
     for split in (split for each in manifest.domains.values() for split in each.splits.values()):
-        split.labels = split.labels or [0] * len(manifest.classes)  # domains without labels may have come first
+        split.labels = split.labels or [0] * len(manifest.classes)  # domains without labels may have been ingested first
     manifest.write(root)
     return manifest

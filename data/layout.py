@@ -8,12 +8,12 @@ from data.manifest import Manifest
 from data.readers.base import Reader
 
 ROWS_PER_FILE = 8192
-RAW_LIMIT = 64  # pixels a side up to which images are stored raw by default
+RAW_LIMIT = 64  # pixels per side up to which images are stored raw by default
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How rows are stored: the manifest's ``store`` and ``shape``, the shuffle's seed, rows per file."""
+    """How rows are stored: the manifest's ``store`` and ``shape``, the seed of the shuffle, rows per file."""
 
     store: str
     shape: tuple[int, ...]
@@ -21,7 +21,7 @@ class Layout:
     rows_per_file: int = ROWS_PER_FILE
 
     def schema(self) -> pa.Schema:
-        """The Parquet contract."""
+        """The Parquet schema of the shards."""
         column = (
             pa.field("feature", pa.list_(pa.float32(), self.shape[0])) if self.store == "feature" else pa.field("image", pa.binary())
         )
@@ -29,10 +29,10 @@ class Layout:
 
 
 def choose_layout(reader: Reader, manifest: Manifest | None, size: int, channels: int, store: str, seed: int) -> Layout:
-    """The layout of a new domain: what the user asked for, else what the dataset has, else what the source has.
+    """Choose the layout of a new domain: the user's options first, then the dataset's layout, then the source's own.
 
     Raises:
-        ValueError: it does not fit the domains that are there.
+        ValueError: the layout does not fit the dataset's existing domains.
     """
     if len(reader.native) == 1:
         layout = Layout("feature", reader.native, seed)

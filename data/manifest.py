@@ -1,4 +1,4 @@
-"""The manifest of a dataset: what its Parquet shards hold, and the one sign that a domain is whole."""
+"""The manifest of a dataset: it lists the Parquet shards, and only domains listed in it are complete."""
 
 import hashlib
 import json
@@ -22,10 +22,10 @@ class Split:
     """One split of a domain.
 
     Attributes:
-        rows: number of rows, numbered 0..rows-1 through the files in order.
+        rows: number of rows, numbered 0..rows-1 across the files in order.
         labels: rows of each class.
-        unlabelled: rows whose label is -1.
-        files: ``{"path", "rows", "sha256"}`` of each shard, the path relative to the dataset.
+        unlabelled: rows with label -1.
+        files: ``{"path", "rows", "sha256"}`` of each shard, paths relative to the dataset.
     """
 
     rows: int
@@ -36,7 +36,7 @@ class Split:
 
 @dataclass
 class Domain:
-    """One domain: where it came from, its splits, and the rows that could not be read."""
+    """One domain: its origin, its splits, and the rows that could not be read."""
 
     origin: dict[str, str]
     splits: dict[str, Split]
@@ -45,7 +45,7 @@ class Domain:
 
 @dataclass
 class Manifest:
-    """Everything that a reader needs to know of a dataset before it opens a shard.
+    """Everything a reader needs to know about a dataset before it opens a shard.
 
     Attributes:
         shape: (channels, height, width) of images, (features,) of feature vectors.
@@ -61,14 +61,14 @@ class Manifest:
     format: int = FORMAT
 
     def digest(self) -> str:
-        """SHA-256 over everything that the dataset is, shards' digests among it; 16 hex digits."""
+        """SHA-256 of the manifest, which includes the digests of all shards; 16 hex digits."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
     def split(self, domain: str, split: str) -> Split:
-        """The split of a domain.
+        """Get a split of a domain.
 
         Raises:
-            ValueError: there is none; says which there are.
+            ValueError: it does not exist; lists those that do.
         """
         if domain not in self.domains:
             raise ValueError(f"dataset {self.dataset!r} has no domain {domain!r}: it has {', '.join(sorted(self.domains)) or 'none'}")
@@ -78,7 +78,7 @@ class Manifest:
         return splits[split]
 
     def write(self, root: Path) -> None:
-        """Write to ``root/manifest.json``, all or nothing."""
+        """Write ``root/manifest.json`` atomically."""
         write_text(root / NAME, json.dumps(asdict(self), indent=1))
 
     @classmethod
@@ -86,7 +86,7 @@ class Manifest:
         """Read a dataset's manifest.
 
         Raises:
-            ValueError: there is no dataset, or its manifest is of a newer version or damaged.
+            ValueError: there is no dataset, or its manifest is damaged or of a newer format.
         """
         path = root / NAME
         if not root.is_dir():
@@ -104,10 +104,10 @@ class Manifest:
 
     @classmethod
     def _of(cls, values: dict[str, Any]) -> Self:
-        """The manifest of a JSON object.
+        """Build a manifest from a JSON object.
 
         Raises:
-            ValueError: it is none; says why.
+            ValueError: the object is not a valid manifest; says why.
         """
         validation.check(values, FORM)
         domains = {
@@ -119,14 +119,14 @@ class Manifest:
         return manifest
 
     def _check(self) -> None:
-        """Check that the parts of a manifest fit together, and that no path leads out of the dataset.
+        """Check that the manifest is consistent and that no path leaves the dataset's folder.
 
         Raises:
-            ValueError: they do not; says which.
+            ValueError: it is not; says where.
         """
         sizes = (range(1, 1 << 20),) if self.store == "feature" else ((1, 3), range(1, 4097), range(1, 4097))
         if self.store not in STORES or len(self.shape) != len(sizes) or any(n not in of for n, of in zip(self.shape, sizes, strict=True)):
-            raise ValueError(f"store {self.store[:20]!r} with shape {self.shape[:5]} is none")
+            raise ValueError(f"store {self.store[:20]!r} does not allow shape {self.shape[:5]}")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("a class is named twice")
         for name, domain in self.domains.items():

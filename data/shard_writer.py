@@ -1,4 +1,4 @@
-"""Writes a reader's rows to Parquet shards in a seeded global shuffle: in this process, or with Ray Data where there are many."""
+"""Writes a reader's rows to Parquet shards in a seeded global shuffle: in this process, or with Ray Data if there are many."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -15,16 +15,16 @@ from data.images import decode, resize_arrays
 from data.layout import Layout
 from data.readers.base import Chunk, Reader
 
-SMALL = 64 << 20  # values of a domain up to which one process shards it by itself
+SMALL = 64 << 20  # number of values (pixels or features) up to which this process writes a domain without Ray
 
 
 def _key(identity: str, seed: int) -> int:
-    """Position of a row in the shuffle, 63 bits: a function of its id and the seed."""
+    """Position of a row in the shuffle, 63 bits: depends only on its id and the seed."""
     return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8, key=seed.to_bytes(8)).digest()) >> 1
 
 
 class _Prepare:
-    """Reads a chunk and brings its rows to the stored form; a row that cannot be read carries its ``error``."""
+    """Reads a chunk and converts its rows to the stored form; for an unreadable row the column ``error`` says why."""
 
     def __init__(self, reader: Reader, layout: Layout, parts: dict[str, int], test_share: float) -> None:
         self.reader, self.layout, self.parts, self.test_share = reader, layout, parts, test_share
@@ -62,7 +62,7 @@ class _Prepare:
 
 
 class _Write:
-    """Writes one part of the shuffle to a file and tells how many rows it has, and which were left out."""
+    """Writes one part of the shuffle to a file; returns its number of rows and the rejected rows."""
 
     def __init__(self, layout: Layout, folder: Path) -> None:
         self.layout, self.folder = layout, folder
@@ -86,7 +86,7 @@ class _Write:
 
 
 class _Number:
-    """Gives a part's rows their numbers, up to a limit, and its file its place; tells what is in it, and its digest."""
+    """Numbers the rows of a part, cuts them at the limit, and writes the final file; returns row counts and digest."""
 
     def __init__(self, staging: Path, target: Path, limit: int) -> None:
         self.staging, self.target, self.limit = staging, target, limit
@@ -110,7 +110,7 @@ class _Number:
 def write_parts(
     reader: Reader, layout: Layout, staging: Path, test_share: float, limit: int, start: Callable[[], object]
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Shuffle and write all rows; a description of every part, in order, with its file's digest."""
+    """Shuffle and write all rows; returns a description of each part, in order, with the digest of its file."""
     counts = dict(reader.counts)
     if test_share:
         total = sum(counts.values())
@@ -134,8 +134,8 @@ def write_parts(
 
 
 def _shuffle(chunks: int, prepare: _Prepare, write: _Write, parts: int) -> list[dict[str, Any]]:
-    """Prepare all chunks and write all parts, on Ray Data."""
-    import ray.data  # noqa: PLC0415  readers of shards do without Ray
+    """Prepare all chunks and write all parts with Ray Data."""
+    import ray.data  # noqa: PLC0415  reading shards does not need Ray
 
     items = ray.data.from_items([{"chunk": index} for index in range(chunks)], override_num_blocks=min(chunks, 200))
     grouped = items.map_batches(prepare.__call__, batch_size=1).groupby("part", num_partitions=min(parts, 200))
@@ -143,14 +143,14 @@ def _shuffle(chunks: int, prepare: _Prepare, write: _Write, parts: int) -> list[
 
 
 def _each(items: list[dict[str, Any]], number: _Number) -> list[dict[str, Any]]:
-    """Number all parts, on Ray Data."""
+    """Number all parts with Ray Data."""
     import ray.data  # noqa: PLC0415
 
     return ray.data.from_items(items).map(number.__call__).take_all()
 
 
 def _shuffle_here(chunks: int, prepare: _Prepare, write: _Write, parts: int) -> list[dict[str, Any]]:
-    """The same in this process, which is done with few rows before Ray has begun."""
+    """Prepare all chunks and write all parts in this process, which is faster than starting Ray for few rows."""
     rows = pa.concat_tables([prepare({"chunk": np.array([index])}) for index in range(chunks)])
     written = [write(rows.filter(pc.equal(rows["part"], part))) for part in rows["part"].unique()]
     return [row for table in written for row in table.to_pylist()]

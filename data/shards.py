@@ -18,12 +18,12 @@ def read_rows(
     root: Path, manifest: Manifest, domain: str, split: str, start: int = 0, stop: int | None = None, *,
     labels: bool = True, ids: bool = False, order: list[int] | None = None,
 ) -> Iterator[pa.RecordBatch]:  # fmt: skip
-    """Record batches of the rows ``start`` to ``stop`` of a split, in row order (or files in a given ``order``).
+    """Yield record batches of the rows ``start`` to ``stop`` of a split, in row order or with the files in a given ``order``.
 
-    Without ``labels`` the label column is not read at all.
+    Without ``labels`` the label column is not read.
 
     Raises:
-        ValueError: a shard is missing or not what the manifest says.
+        ValueError: a shard is missing or does not match the manifest.
     """
     files = manifest.split(domain, split).files
     ends = list(accumulate(file["rows"] for file in files))
@@ -53,7 +53,7 @@ def read_rows(
 
 
 def _wrong(batch: pa.RecordBatch, manifest: Manifest, first: int) -> str:
-    """What a shard's rows from number ``first`` on have that no ingest wrote; "" where all is well."""
+    """Describe what is wrong with a shard's rows, the first of which has number ``first``; "" if nothing is."""
     if any(column.null_count for column in batch.columns):
         return "a value is missing"
     if not np.array_equal(batch.column("row").to_numpy(), np.arange(first, first + len(batch))):
@@ -72,7 +72,7 @@ def _both(length: int) -> pa.StructScalar:
 
 
 def to_arrays(batch: pa.RecordBatch, manifest: Manifest) -> np.ndarray:
-    """The images (n, channels, h, w) uint8 or features (n, d) float32 of a record batch."""
+    """Images (n, channels, h, w) uint8 or features (n, d) float32 of a record batch."""
     if manifest.store == "feature":
         return batch.column("feature").flatten().to_numpy().reshape(-1, manifest.shape[0])
     images = batch.column("image").to_pylist()

@@ -1,4 +1,4 @@
-"""Random views of a batch, drawn so that they do not depend on the number of workers."""
+"""Random augmented views of a batch. The draws do not depend on the number of workers."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch.nn.functional import affine_grid, grid_sample
 
 
 def seeded_generator(*numbers: int) -> torch.Generator:
-    """A CPU generator whose stream is a function of the numbers alone."""
+    """A CPU generator seeded by a hash of all the numbers."""
     state = 0x9E3779B97F4A7C15
     for number in numbers:
         state = (state ^ (number + 0x7F4A7C15)) * 0xBF58476D1CE4E5B9 % 2**64
@@ -22,18 +22,18 @@ def affine_view(
 ) -> Tensor:  # fmt: skip
     """Randomly rotate, shift, scale and shear each image.
 
-    The draws are those of the global batch, of which this worker takes its part: W workers make the views of one.
+    The draws are made for the global batch, and each worker uses its part: W workers make the same views as one.
 
     Args:
         images: (batch, channels, h, w) uint8, this worker's part.
-        generator: the same stream on each worker.
-        degrees: largest rotation.
-        shift: largest translation, as a share of the side.
-        scale: largest relative change of size.
-        shear: largest shear, as a tangent.
+        generator: with the same state on each worker.
+        degrees: maximum rotation.
+        shift: maximum translation, as a fraction of the side.
+        scale: maximum relative change of size.
+        shear: maximum shear, as a tangent.
 
     Returns:
-        The same shape, float32 in 0..255; borders are continued outwards.
+        Same shape, float32 in 0..255; border pixels are repeated outwards.
     """
     n = len(images)
     draws = (torch.rand(n * world, 6, generator=generator) * 2 - 1)[rank * n : (rank + 1) * n]
@@ -48,7 +48,7 @@ def affine_view(
 
 
 def feature_view(features: Tensor, generator: torch.Generator, rank: int = 0, world: int = 1, *, drop: float = 0.1) -> Tensor:
-    """Randomly set a share of each feature vector to zero, scaled to keep its mean.
+    """Randomly set features to zero, and rescale the rest to keep the mean (dropout).
 
     Args:
         features: (batch, features) float32, this worker's part.
@@ -56,7 +56,7 @@ def feature_view(features: Tensor, generator: torch.Generator, rank: int = 0, wo
         drop: probability that a feature is set to zero.
 
     Returns:
-        The same shape, float32.
+        Same shape, float32.
     """
     n, width = features.shape
     keep = (torch.rand(n * world, width, generator=generator) >= drop)[rank * n : (rank + 1) * n]
@@ -64,20 +64,20 @@ def feature_view(features: Tensor, generator: torch.Generator, rank: int = 0, wo
 
 
 def contrastive_view(images: Tensor, generator: torch.Generator, rank: int = 0, world: int = 1, *, crop: float = 0.2, flip: float = 0.5) -> Tensor:
-    """Randomly crop, flip, recolour and blur each image, as MoCo v2 does (Chen et al. 2020, section 3), at the images' own size.
+    """Randomly crop, flip, recolour and blur each image, as in MoCo v2 (Chen et al. 2020, section 3); the size stays the same.
 
-    A crop of a random share of the area and of a ratio in 3/4..4/3, stretched to the whole; with probability 0.8 brightness,
-    contrast and saturation changed by up to 0.4 and the hue by up to 0.1 of its circle; grey with probability 0.2; with
-    probability 0.5 a Gaussian blur whose deviation is 0.1 to 2 pixels for a side of 224, and in proportion for others.
+    Steps: a crop with a random area and an aspect ratio in 3/4..4/3, resized to the full image; with probability 0.8, brightness,
+    contrast and saturation changed by up to 0.4 and hue by up to 0.1 of the colour circle; greyscale with probability 0.2;
+    Gaussian blur with probability 0.5 and a standard deviation of 0.1 to 2 pixels at side 224, scaled to other sizes.
 
     Args:
         images: (batch, channels, h, w) uint8, this worker's part.
         generator, rank, world: as in :func:`affine_view`.
-        crop: smallest share of the area.
-        flip: probability of a mirror image; 0 where left and right mean something, as in digits.
+        crop: minimum area of the crop, as a fraction.
+        flip: probability of a horizontal flip; use 0 if left and right matter, as for digits.
 
     Returns:
-        The same shape, float32 in 0..255.
+        Same shape, float32 in 0..255.
     """
     n = len(images)
     draws = torch.rand(n * world, 13, generator=generator)[rank * n : (rank + 1) * n].tolist()
@@ -85,7 +85,7 @@ def contrastive_view(images: Tensor, generator: torch.Generator, rank: int = 0, 
 
 
 def _contrastive(image: Tensor, draw: list[float], crop: float, flip: float) -> Tensor:
-    """One view (channels, h, w) uint8 of an image, by 13 draws in [0, 1]."""
+    """One view (channels, h, w) uint8 of an image, determined by 13 draws in [0, 1]."""
     from torchvision.transforms.v2 import functional as change  # noqa: PLC0415  torchvision is slow to import
 
     height, width = image.shape[1:]
@@ -109,11 +109,11 @@ def _contrastive(image: Tensor, draw: list[float], crop: float, flip: float) -> 
 
 
 def random_view(x: Tensor, generator: torch.Generator, rank: int = 0, world: int = 1, kind: str = "affine", **options: float) -> Tensor:
-    """One augmented view, same shape, float32: of feature vectors with dropped features, of images by ``kind``.
+    """One augmented view: dropout for feature vectors, an image transform otherwise. Same shape, float32.
 
     Args:
-        kind: ``affine`` or ``contrastive``.
-        options: those of :func:`affine_view` or :func:`contrastive_view`.
+        kind: image transform, ``affine`` or ``contrastive``.
+        options: of :func:`affine_view` or :func:`contrastive_view`.
     """
     if x.dim() == 2:
         return feature_view(x, generator, rank, world)

@@ -1,4 +1,4 @@
-"""JSON that may have been damaged, or written by someone else: read with the types that its reader trusts in."""
+"""Reads JSON that may be damaged or come from elsewhere, and checks its structure and types."""
 
 import json
 from typing import Any
@@ -7,10 +7,10 @@ NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or f
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text.
+    """Parse a JSON text.
 
     Raises:
-        ValueError: it is none, or nested too deeply.
+        ValueError: it is not valid JSON, or nested too deeply.
     """
     try:
         return json.loads(text)
@@ -19,14 +19,15 @@ def parse_json(text: str) -> Any:
 
 
 def check(value: Any, form: Any, where: str = "it") -> None:
-    """Check that a JSON value has a form.
+    """Check that a JSON value has the expected structure.
 
     Args:
-        form: a type; ``[form]`` for a list; ``{name: form}`` for an object that has these names, others may be there;
-            ``{str: form}`` for an object of any names.
+        form: a type; ``[form]`` for a list of such values; ``{name: form}`` for an object with at least these names;
+            ``{str: form}`` for an object with any names.
+        where: the value's path in the document, for messages.
 
     Raises:
-        ValueError: it has another; says where.
+        ValueError: it has another structure; says where.
     """
     kind = form if isinstance(form, type) else type(form)
     numeric = kind is float and isinstance(value, int)

@@ -1,1 +1,1 @@
-"""The methods: networks, losses and hash codes, in pure PyTorch."""
+"""Methods, networks, losses and hash codes in pure PyTorch."""

@@ -1,4 +1,4 @@
-"""K-means on feature vectors, alike on every rank."""
+"""K-means on feature vectors, with the same result on every rank."""
 
 import torch
 import torch.distributed as dist
@@ -11,13 +11,13 @@ ITERATIONS, RESTARTS = 20, 5
 
 
 def kmeans(x: Tensor, clusters: int, seed: int) -> Tensor:
-    """L2-normalised centroids of k-means with 20 iterations and the best of 5 starts; rank 0 computes, all ranks have its result.
+    """K-means with 20 iterations and the best of 5 starts. Rank 0 computes it and broadcasts the result.
 
     Args:
-        x: (n, features), n at least ``clusters``, the same on every rank.
+        x: (n, features), the same on every rank; n at least ``clusters``.
 
     Returns:
-        (clusters, features), on ``x``'s device.
+        L2-normalised centroids (clusters, features), on the device of ``x``.
 
     Raises:
         ValueError: there are fewer vectors than clusters.
@@ -33,7 +33,7 @@ def kmeans(x: Tensor, clusters: int, seed: int) -> Tensor:
 
 
 def _centroids(x: Tensor, clusters: int, seed: int) -> Tensor:
-    """By faiss; by scikit-learn, which is slower, where faiss is not installed, as on machines that only train."""
+    """Centroids by faiss; by scikit-learn, which is slower, if faiss is not installed."""
     try:
         import faiss  # noqa: PLC0415
     except ImportError:

@@ -1,7 +1,7 @@
-"""What makes W workers give the gradient of one process on the same global batch.
+"""Data parallelism: W workers compute the gradient that one process computes on the same global batch.
 
-Losses that compare samples are computed on features gathered from all ranks; batch-norm takes the moments of the
-global batch. Outside a process group all of it does nothing.
+Losses that compare samples use features gathered from all ranks; batch-norm uses the moments of the global batch. Outside
+a process group these functions change nothing.
 """
 
 from typing import Any
@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 
 def world_size() -> int:
-    """Number of ranks of the process group; 1 outside one."""
+    """Number of ranks in the process group; 1 outside one."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's rank; 0 outside a process group."""
+    """Rank of this process; 0 outside a process group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def broadcast_from_rank_0(value: dict[str, Any]) -> dict[str, Any]:
-    """Rank 0's value, on every rank; the value itself outside a process group."""
+    """Broadcast a picklable dict from rank 0; returns it on every rank."""
     if world_size() == 1:
         return value
     shared = [value]
@@ -32,10 +32,10 @@ def broadcast_from_rank_0(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def gather(x: Tensor) -> Tensor:
-    """Concatenate a tensor of every rank along its first axis, in rank order.
+    """Concatenate a tensor of every rank along its first axis, in rank order (all-gather with gradients).
 
-    Gradients flow back to every rank's own part, summed over the ranks. As each rank computes the same loss on the
-    gathered batch and DDP then divides by W, the parameters receive the gradient of that loss exactly.
+    Each rank receives the gradient of its own part, summed over the ranks. Every rank computes the same loss on the gathered
+    batch and DDP divides by W, so the parameters receive exactly the gradient of that loss.
 
     Args:
         x: (batch, ...), the same shape on each rank.
@@ -53,7 +53,7 @@ def gather(x: Tensor) -> Tensor:
 
 
 def mean_over_ranks(x: Tensor) -> Tensor:
-    """The mean of a tensor over the ranks, without gradient; itself outside a process group."""
+    """Mean of a tensor over the ranks, without gradient."""
     if world_size() == 1:
         return x
     total = x.detach().clone()
@@ -62,15 +62,15 @@ def mean_over_ranks(x: Tensor) -> Tensor:
 
 
 def rank_slice(draw: Tensor) -> Tensor:
-    """This rank's part of a draw that every rank made alike for the global batch, along its first axis."""
+    """This rank's part, along the first axis, of a random draw that every rank made for the global batch."""
     return draw.chunk(world_size())[rank()]
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch-norm over (batch, features) or (batch, channels, h, w), with the moments of the global batch.
+    """Batch-norm over (batch, features) or (batch, channels, h, w) with the moments of the global batch.
 
-    ``torch.nn.SyncBatchNorm`` does this on GPUs only; this one also runs on the CPU (gloo), so that results do not
-    depend on the number of workers.
+    ``torch.nn.SyncBatchNorm`` supports GPUs only; this class also supports CPUs (gloo), so that results do not depend on the
+    number of workers.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:

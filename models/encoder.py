@@ -1,4 +1,4 @@
-"""The hash encoder: what a trained method leaves to its users."""
+"""The hash encoder: the part of a trained method that is registered and deployed."""
 
 from itertools import chain
 
@@ -9,11 +9,11 @@ from models.codes import pack
 
 
 class HashEncoder(nn.Module):
-    """Images as they are stored to packed codes; needs nothing but PyTorch once it is exported."""
+    """Maps stored images or features to packed codes. The exported program needs only PyTorch."""
 
     def __init__(self, network: nn.Module) -> None:
         """Args:
-        network: raw input to relaxed codes, in evaluation mode.
+            network: maps raw input to relaxed codes; in evaluation mode.
         """
         super().__init__()
         self.network = network
@@ -32,6 +32,6 @@ class HashEncoder(nn.Module):
 
 @torch.no_grad()
 def encode_all(encoder: nn.Module, x: Tensor, batch: int = 512) -> Tensor:
-    """Apply a module to many rows in batches of one size; (n, ...) in, (n, ...) out, on the CPU."""
+    """Apply a module to many rows in batches; (n, ...) in, (n, ...) out, on the CPU."""
     device = next(chain(encoder.parameters(), encoder.buffers())).device
     return torch.cat([encoder(part.to(device)).cpu() for part in x.split(batch)])

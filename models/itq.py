@@ -1,4 +1,4 @@
-"""ITQ, iterative quantisation (Gong and Lazebnik, CVPR 2011): a rotation of the principal components that brings them near their signs."""
+"""ITQ, iterative quantisation (Gong and Lazebnik, CVPR 2011): PCA, then the rotation that brings the components nearest to their signs."""
 
 import numpy as np
 import torch
@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 
 
 class Projection(nn.Module):
-    """Vectors (batch, features) -> the coordinates (batch, bits) of their directions from the mean; codes are the signs."""
+    """Centres and L2-normalises vectors (batch, features) and projects them to (batch, bits); the codes are the signs."""
 
     mean: Tensor
     axes: Tensor
@@ -22,15 +22,15 @@ class Projection(nn.Module):
 
 
 def fit_itq(x: Tensor, bits: int) -> Projection:
-    """ITQ by faiss.
+    """Fit ITQ with faiss.
 
     Args:
-        x: (n, features) float32, features and n at least ``bits``.
+        x: (n, features) float32; n and features at least ``bits``.
 
     Raises:
         ValueError: there are fewer features, or fewer vectors, than bits.
     """
-    import faiss  # noqa: PLC0415  slow to import, and not there where only training runs
+    import faiss  # noqa: PLC0415  slow to import, and optional for training
 
     n, features = x.shape
     if min(n, features) < bits:

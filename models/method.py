@@ -1,4 +1,4 @@
-"""The contract of a method: what the training loop may ask of it."""
+"""The interface of a method: everything the training loop, the command line and the registry use."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -13,7 +13,7 @@ from models.optimisers import averaged_copy
 
 
 class DomainView(Protocol):
-    """One domain's part of a step, this worker's share of the global batch."""
+    """One domain's part of a step: this worker's share of the global batch."""
 
     @property
     def x(self) -> Tensor:
@@ -21,30 +21,30 @@ class DomainView(Protocol):
 
     @property
     def views(self) -> tuple[Tensor, ...]:
-        """Augmented copies of ``x``: float32 in its range."""
+        """Augmented copies of ``x``, float32 in its range."""
 
     @property
     def label(self) -> Tensor | None:
-        """(batch,) int64, or None where the method may not see it."""
+        """(batch,) int64, or None if the method may not see labels."""
 
     @property
     def row(self) -> Tensor:
-        """(batch,) int64, the rows of the Parquet contract."""
+        """(batch,) int64, row numbers of the Parquet contract."""
 
 
 class RowSource(Protocol):
-    """The training rows of one domain, as this worker may read them."""
+    """The training rows of one domain that this worker owns."""
 
     @property
     def total(self) -> int:
-        """Number of the domain's training rows, those of other workers among them."""
+        """Number of training rows in the domain, over all workers."""
 
     def rows(self, size: int = 512) -> Iterator[DomainView]:
-        """This worker's rows once, in their (shuffled) order, ``size`` at a time, without views and, for a target, without labels."""
+        """Yield each of this worker's rows once, ``size`` at a time, in stored (shuffled) order; without views, and without labels for a target."""
 
 
 class Batch(NamedTuple):
-    """What a step sees: a batch of the source and one of the target, either None where the method wants none."""
+    """The input of a step: a batch of each domain, or None if the method does not use that domain."""
 
     source: DomainView | None
     target: DomainView | None
@@ -52,16 +52,16 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Wants:
-    """What a method needs from its data.
+    """The data that a method needs.
 
     Attributes:
         source_labels: it trains on the source's labels.
         target: it trains on target images (never on their labels).
         per_class: source images per class in a global batch; 0 for batches of ``batch_size`` without regard to class.
-        batch_size: size of the target's global batch, and of the source's where ``per_class`` is 0; 0 for the size
-            that ``per_class`` gives.
+        batch_size: size of the target's global batch, and of the source's if ``per_class`` is 0; 0 uses the size that
+            ``per_class`` gives.
         views: augmented views per image.
-        view: how a view of an image differs from it: options of ``data.transforms.random_view``.
+        view: options of ``data.transforms.random_view``.
     """
 
     source_labels: bool
@@ -76,9 +76,9 @@ class AblationRow(NamedTuple):
     """A row of a paper's ablation table.
 
     Attributes:
-        name: the terms, as the paper writes them.
-        changes: the fields that differ from the method's setting, and their values.
-        figures: the paper's figures in percent, by "source -> target" or what they were measured on.
+        name: the row's terms, as the paper writes them.
+        changes: the hyper-parameters that differ from the full method, with their values.
+        figures: the paper's figures in percent, by "source -> target" or by metric and data.
     """
 
     name: str
@@ -89,22 +89,22 @@ class AblationRow(NamedTuple):
 def hyperparameter(
     default: Any, help: str, low: Any = None, high: Any = None, log: bool = False, choices: Any = None, when: dict[str, tuple[Any, ...]] | None = None
 ) -> Any:
-    """A hyper-parameter's field: its default, meaning and search range in one place.
+    """Declare a hyper-parameter: default, meaning and search range in one place.
 
     Args:
-        low, high: bounds of the search, None where it is not searched.
+        low, high: bounds of the search; None excludes it from the search.
         log: search on a logarithmic scale.
-        choices: the values it may take, where these are few.
-        when: the values of other fields with which it means anything; none for always.
+        choices: the allowed values, if they are few.
+        when: values of other fields that this field depends on; it is only searched if they hold.
     """
     return field(default=default, metadata={"help": help, "low": low, "high": high, "log": log, "choices": choices, "when": when or {}})
 
 
 def check_fields(config: Any) -> None:
-    """Check a config's values against its fields' choices and signs.
+    """Check a config's values against the choices and signs of its fields.
 
     Raises:
-        ValueError: names the field, its value and what it may be.
+        ValueError: names the field, its value and what is allowed.
     """
     for each in fields(config):
         value, choices = getattr(config, each.name), each.metadata.get("choices")
@@ -116,10 +116,10 @@ def check_fields(config: Any) -> None:
 
 @dataclass
 class Player:
-    """A named group of networks that is optimised on its own; one DDP module in training.
+    """A named group of networks with its own optimiser; one DDP module in training.
 
     Attributes:
-        partial: whether some steps, such as those of a pretraining, leave some of its parameters without gradient.
+        partial: whether some steps, for example of pretraining, leave some of its parameters without gradient.
     """
 
     networks: nn.ModuleDict
@@ -128,17 +128,17 @@ class Player:
 
 
 class Method:
-    """Base of the methods. A method owns its networks, its losses and its schedules, and knows nothing of data sets.
+    """Base class of the methods. A method owns its networks, losses and schedules, and knows nothing about datasets.
 
-    Subclasses set ``reference`` (the citation), ``Config`` (their dataclass), build ``players`` in their constructor, and
+    Subclasses set ``reference`` (the citation) and ``Config`` (their dataclass), build ``players`` in their constructor, and
     implement ``wants``, ``losses``, ``weights`` and ``encoder``.
 
     Attributes:
         ablation: the rows of the paper's ablation table.
-        table: the metrics that a table of ours shows; the paper's figures are of the first.
-        fitted: it has no player, and learns all in :meth:`begin`, in one process.
-        one_domain: it needs no source; with one, it learns from both domains.
-        embeds: it has :meth:`features`, which are ranked by their cosine beside the codes.
+        table: the metrics that our tables show; the paper's figures are of the first.
+        fitted: it has no players and learns everything in :meth:`begin`, in one process.
+        source_optional: it can train without a source; with one it learns from both domains.
+        has_features: it implements :meth:`features`; evaluation then also ranks by their cosine similarity.
     """
 
     name: ClassVar[str]
@@ -154,25 +154,25 @@ class Method:
 
     def __init__(self, config: Any, shape: tuple[int, ...], classes: int, bits: int) -> None:
         """Args:
-        config: the method's hyper-parameters.
-        shape: (features,) or (channels, height, width).
-        classes: number of classes of the source.
-        bits: code length.
+            config: the method's hyper-parameters.
+            shape: (features,) or (channels, height, width).
+            classes: number of classes of the source.
+            bits: code length.
         """
         check_fields(config)
         self.config, self.shape, self.classes, self.bits = config, shape, classes, check_bits(bits)
 
     @property
     def wants(self) -> Wants:
-        """What it needs of its data, by its configuration."""
+        """The data it needs, which may depend on its config."""
         raise NotImplementedError
 
     def is_active(self, player: str) -> bool:
-        """Whether a player takes this step: a discriminator does not while an encoder is pretrained."""
+        """Whether a player takes this step; a discriminator, for example, waits while the encoder is pretrained."""
         return True
 
     def losses(self, player: str, batch: Batch) -> dict[str, Tensor]:
-        """The paper's named terms for a player, unweighted scalars of the global batch."""
+        """The paper's named terms of a player's loss: unweighted scalars over the global batch."""
         raise NotImplementedError
 
     def weights(self, player: str) -> dict[str, float]:
@@ -180,14 +180,14 @@ class Method:
         raise NotImplementedError
 
     def loss(self, player: str, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum that the player minimises, and its terms."""
+        """The weighted sum that a player minimises, and its terms."""
         terms, weights = self.losses(player, batch), self.weights(player)
         return torch.stack([weights[name] * term for name, term in terms.items()]).sum(), terms
 
     def begin(self, source: RowSource | None, target: RowSource | None) -> None:
-        """What comes before the first epoch and sees the training rows: the whole of a fitted method, the slots of a memory.
+        """Work before the first epoch that needs the training rows: all of a fitted method's learning, or filling a memory bank.
 
-        It is not called again when a training resumes.
+        It is not called again when a run resumes.
         """
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
@@ -197,70 +197,70 @@ class Method:
         """Schedules by step; ``progress`` runs from 0 to 1 over the whole training."""
 
     def track_average(self, networks: nn.Module, decay: float) -> None:
-        """Keep an averaged copy of networks from now on; none where ``decay`` is 0."""
+        """Keep an exponential moving average (EMA) of networks from now on; none if ``decay`` is 0."""
         self.moving, self.averaged = networks, averaged_copy(networks, decay)
 
     @property
     def ema_networks(self) -> Any:
-        """The averaged copy of the networks given to :meth:`average`, or these themselves where there is none."""
+        """The EMA copy of the networks given to :meth:`track_average`, or the networks themselves if there is none."""
         return self.moving if self.averaged is None else self.averaged.module
 
     def end_step(self) -> None:
-        """What follows the optimisers' steps: here, the averaged copy."""
+        """Work after the optimisers' steps; here, the update of the EMA copy."""
         if self.averaged is not None:
             self.averaged.update_parameters(self.moving)
 
     def failure(self, terms: dict[str, float]) -> str:
-        """What an epoch's mean terms say has gone wrong, such as a discriminator's collapse; "" where nothing has."""
+        """A message if an epoch's mean terms show a failure, such as a collapsed discriminator; "" otherwise."""
         return ""
 
     def encode(self, x: Tensor) -> Tensor:
-        """Relaxed codes (batch, bits) in [-1, 1]; the code is their sign."""
+        """Relaxed codes (batch, bits) in [-1, 1]; the binary code is their sign."""
         return self.encoder()(x)
 
     def encoder(self) -> nn.Module:
-        """The module that :meth:`encode` evaluates: raw input to relaxed codes, in evaluation mode."""
+        """The module that maps raw input to relaxed codes, in evaluation mode."""
         raise NotImplementedError
 
     def features(self, x: Tensor) -> Tensor:
-        """L2-normalised real features (batch, width) of which the codes are made, where the method has such."""
+        """L2-normalised real features (batch, width) that the codes are made of, if the method has them."""
         raise NotImplementedError
 
     @property
     def can_classify(self) -> bool:
-        """Whether :meth:`classify` names classes."""
+        """Whether the method implements :meth:`classify`."""
         return type(self).classify is not Method.classify
 
     @property
     def can_translate(self) -> bool:
-        """Whether :meth:`translate` makes target images."""
+        """Whether the method implements :meth:`translate`."""
         return False
 
     def translate(self, x: Tensor) -> Tensor:
-        """Images of the target domain made of source images.
+        """Translate source images into the target domain.
 
         Args:
             x: (batch, channels, h, w) uint8, or (batch, features) float32.
 
         Returns:
-            The same shape and type.
+            Same shape and type.
         """
         raise NotImplementedError
 
     def set_references(self, codes: Tensor, labels: Tensor) -> None:
-        """Take labelled source codes that recognition compares with, where the method does so."""
+        """Store labelled source codes, for methods that classify by comparing codes."""
 
     def classify(self, x: Tensor) -> Tensor:
-        """Class log-probabilities (batch, classes), where the method defines classes."""
+        """Class log-probabilities (batch, classes), if the method defines classes."""
         raise NotImplementedError
 
     def state_modules(self) -> nn.ModuleDict:
-        """Everything that a checkpoint keeps beside the optimisers."""
+        """All modules that a checkpoint saves, besides the optimisers."""
         kept: dict[str, nn.Module] = {name: player.networks for name, player in self.players.items()}
         return nn.ModuleDict(kept if self.averaged is None else kept | {"averaged": self.averaged})
 
     def to(self, device: torch.device) -> Self:
-        """Move every network and optimiser state."""
+        """Move all networks."""
         self.state_modules().to(device)
         return self
 

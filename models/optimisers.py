@@ -1,4 +1,4 @@
-"""What the methods' training has in common: optimisers, rates over the training, averaged copies, fresh starts."""
+"""Optimisers, learning-rate schedules, EMA copies and re-initialisation, shared by the methods."""
 
 import math
 from typing import Any
@@ -14,10 +14,10 @@ MOMENTUM = 0.9
 def build_optimizer(
     name: str, groups: list[dict[str, Any]], rate: float, decay: float, betas: tuple[float, float] = (0.9, 0.999)
 ) -> Optimizer:
-    """An optimiser by name: ``adam`` (AdamW), ``sgd`` (momentum 0.9) or ``rmsprop``.
+    """Build an optimiser: ``adam`` (AdamW), ``sgd`` (momentum 0.9) or ``rmsprop``.
 
     Args:
-        groups: parameter groups; ``share`` of each is its share of the learning rate.
+        groups: parameter groups; ``share`` of each scales its learning rate.
         rate: learning rate.
         decay: weight decay.
         betas: of Adam.
@@ -32,10 +32,10 @@ def build_optimizer(
 
 
 def set_learning_rate(optimizer: Optimizer, first: float, final: float, progress: float) -> None:
-    """Set the learning rate: log-spaced from ``first`` to ``final`` times it, or a cosine to zero where ``final`` is 0.
+    """Set the learning rate: log-spaced from ``first`` to ``final * first``, or a cosine to zero if ``final`` is 0.
 
     Args:
-        progress: 0 at the start of the training, 1 at its end.
+        progress: 0 at the start of training, 1 at its end.
     """
     factor = final**progress if final else (1 + math.cos(math.pi * progress)) / 2
     for group in optimizer.param_groups:
@@ -43,12 +43,12 @@ def set_learning_rate(optimizer: Optimizer, first: float, final: float, progress
 
 
 def averaged_copy(network: nn.Module, decay: float) -> AveragedModel | None:
-    """An exponentially averaged copy in evaluation mode, buffers too; None where ``decay`` is 0."""
+    """EMA copy of a network and its buffers, in evaluation mode; None if ``decay`` is 0."""
     return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True).eval() if decay else None
 
 
 def reset_network(network: nn.Module, fresh: nn.Module, optimizer: Optimizer) -> None:
-    """Give a network the parameters and buffers of a fresh one, and forget what its optimiser knew of it."""
+    """Reset a network to the parameters and buffers of a fresh one, and clear its optimiser state."""
     network.load_state_dict(fresh.state_dict())
     for parameter in network.parameters():
         optimizer.state.pop(parameter, None)

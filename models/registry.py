@@ -1,4 +1,4 @@
-"""The methods by name. A new method is one file beside this one and one line here."""
+"""The methods by name. A new method is one file in ``models/methods`` and one line here."""
 
 import difflib
 
@@ -16,10 +16,10 @@ METHODS: dict[str, type[Method]] = {method.name: method for method in ALL}
 
 
 def find_method(name: str) -> type[Method]:
-    """The method of a name.
+    """Get a method by name.
 
     Raises:
-        ValueError: there is none; says which is nearest.
+        ValueError: it does not exist; suggests the closest name.
     """
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, 1)

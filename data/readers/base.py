@@ -21,7 +21,7 @@ class Row(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Rows ``start`` to ``stop`` of a split (of a folder's class, where ``label`` says which)."""
+    """Rows ``start`` to ``stop`` of a split, or of one class of it if ``label`` is set."""
 
     split: str
     start: int
@@ -31,13 +31,13 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class Reader:
-    """Base of the readers.
+    """Base class of the readers.
 
     Attributes:
         domain: name of the domain.
-        classes: class names in label order; empty where nothing is known of them.
-        native: (height, width) of equal images, (features,) of vectors, () of files of any size.
-        channels: 1, 3, or 0 where it varies.
+        classes: class names in label order; empty if unknown.
+        native: (height, width) if all images have one size, (features,) for vectors, () for files of any size.
+        channels: 1, 3, or 0 if it varies.
         counts: rows of each split.
     """
 
@@ -57,11 +57,11 @@ class Reader:
         ]
 
     def read(self, chunk: Chunk) -> Iterator[Row]:
-        """The rows of a chunk."""
+        """Yield the rows of a chunk."""
         raise NotImplementedError
 
 
 def printable(name: str) -> str:
-    """A file's name as text to keep and to show: what is no character of UTF-8, or would steer a terminal, is replaced."""
+    """A file name that is safe to store and print: invalid UTF-8 and control characters are replaced."""
     text = name.encode(errors="surrogateescape").decode(errors="replace")
     return "".join(each if each.isprintable() else "\ufffd" for each in text)

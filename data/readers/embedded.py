@@ -9,7 +9,7 @@ from data.readers.base import Chunk, Reader, Row
 
 @dataclass(frozen=True)
 class DigitsReader(Reader):
-    """The embedded digits."""
+    """Reads the embedded digits."""
 
     def chunks(self) -> list[Chunk]:
         return [Chunk(split, s, min(s + 500, n)) for split, n in self.counts.items() for s in range(0, n, 500)]
@@ -21,7 +21,7 @@ class DigitsReader(Reader):
 
 
 def digits_reader(domain: str) -> Reader:
-    """Reader of ``typeset`` or ``handwritten``."""
+    """Open domain ``typeset`` or ``handwritten``."""
     counts = digits.TYPESET if domain == "typeset" else digits.HANDWRITTEN
     classes = tuple(map(str, range(10)))
     return DigitsReader(domain, classes, (digits.SIZE, digits.SIZE), 1, dict(counts), {"name": "digits"})

@@ -11,7 +11,7 @@ from data.readers.base import FILE_CHUNK, Chunk, Reader, Row, printable
 
 @dataclass(frozen=True)
 class FolderReader(Reader):
-    """A folder ``<class>/<file>``, or of files without labels; a chunk is a range of one class's sorted files."""
+    """Reads a folder ``<class>/<file>``, or of files without labels; a chunk is a range of one class's sorted files."""
 
     path: str = ""
     files: tuple[int, ...] = ()
@@ -31,7 +31,7 @@ class FolderReader(Reader):
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Image files below a folder, sorted; hidden ones are none."""
+    """Image files below a folder, sorted, without hidden files."""
     return [path for path in list_files(folder) if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
 
 
@@ -40,13 +40,14 @@ def _folders(path: Path) -> list[Path]:
 
 
 def folder_readers(path: Path, domain: str | None, classes: int | None = None) -> list[Reader]:
-    """Readers of a folder ``<class>/<file>`` (``domain`` names it), ``<domain>/<class>/<file>`` (``domain`` picks one) or ``<file>`` (no labels).
+    """Open a folder: ``<class>/<file>``, ``<domain>/<class>/<file>``, or ``<file>`` without labels.
 
     Args:
-        classes: the known number of classes, where the folder is a known dataset.
+        domain: name of the domain, or which of several domain folders to read.
+        classes: number of classes of a known dataset.
 
     Raises:
-        ValueError: nothing to read, a class without images, or a class count that is not the known one.
+        ValueError: the folder has no images, a class has none, or the number of classes is wrong.
     """
     folders = _folders(path)
     if not folders and not any(path.iterdir()):

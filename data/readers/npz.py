@@ -15,12 +15,12 @@ from data.filesystem import to_path
 from data.readers.base import Chunk, Reader, Row
 
 MOST_CLASSES = 1_000_000
-BOMB_BYTES, BOMB_RATIO = 256 << 20, 200  # an array that unpacks to more than both is taken for a bomb
+BOMB_BYTES, BOMB_RATIO = 256 << 20, 200  # an array that exceeds both when unpacked is refused as a decompression bomb
 
 
 @dataclass(frozen=True)
 class NpzReader(Reader):
-    """An ``.npz`` file: ``x_<split>``, ``y_<split>`` (optional), ``classes`` (optional)."""
+    """Reads an ``.npz`` file: ``x_<split>``, ``y_<split>`` (optional), ``classes`` (optional)."""
 
     path: str = ""
 
@@ -34,10 +34,10 @@ class NpzReader(Reader):
 
 
 def npz_reader(path: Path, domain: str) -> Reader:
-    """Open an ``.npz`` file and check what it holds.
+    """Open an ``.npz`` file and check its content.
 
     Raises:
-        ValueError: it is no such file, or its arrays do not fit together.
+        ValueError: it is not such a file, or its arrays do not fit together.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -47,18 +47,18 @@ def npz_reader(path: Path, domain: str) -> Reader:
                 raise ValueError(f"{path} has no x_<split> array: it has {', '.join(arrays.files) or 'none'}")
             counts, native, channels, classes = _check_arrays(path, arrays, splits)
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, OSError, NotImplementedError, RuntimeError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no readable .npz file ({str(error)[:200]})") from error
+        raise ValueError(f"{path} is not a readable .npz file ({str(error)[:200]})") from error
     except ValueError as error:
         if str(path) in str(error):
             raise
-        raise ValueError(f"{path} is no readable .npz file of plain arrays ({error})") from error
+        raise ValueError(f"{path} is not a readable .npz file of plain arrays ({error})") from error
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return NpzReader(domain, classes, native, channels, counts, {"name": path.name, "sha256": digest}, str(path.resolve()))
 
 
 def _check_sizes(path: Path, arrays: Any) -> None:
-    """Refuse, before an array is read, what would fill the memory: headers that claim more than there is, and archives that unpack to far more.
+    """Refuse arrays that would fill the memory, before reading them: false headers, and archives that unpack to far more.
 
     Raises:
         ValueError: there is such an array.

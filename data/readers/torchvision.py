@@ -12,7 +12,7 @@ from data.readers.base import Chunk, Reader, Row
 
 @dataclass(frozen=True)
 class TorchvisionReader(Reader):
-    """A torchvision dataset that keeps its images in memory, downloaded once to ``path``."""
+    """Reads a torchvision dataset, downloaded once to ``path``."""
 
     name: str = ""
     path: str = ""
@@ -37,7 +37,7 @@ def _torchvision(name: str, path: str, split: str, download: bool) -> Any:
 
 
 def torchvision_reader(name: str, path: Path, classes: tuple[str, ...], size: int, channels: int) -> Reader:
-    """Download a torchvision dataset where it is not there yet, and open it.
+    """Open a torchvision dataset; downloads it if it is not there.
 
     Raises:
         ValueError: it cannot be downloaded; says what to do.
@@ -47,7 +47,7 @@ def torchvision_reader(name: str, path: Path, classes: tuple[str, ...], size: in
         try:
             present = _present(name, path, split)
             dataset = present if present is not None else _torchvision(name, str(path), split, download=True)
-        except Exception as error:  # network errors come in many types, and all mean one thing to the user
+        except Exception as error:  # network errors have many types, and all mean the same to the user
             raise ValueError(
                 f"{name} cannot be downloaded to {path} ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}): "
                 "put its files there by hand, or ingest an .npz file or a folder"

@@ -1,1 +1,1 @@
-"""The loss terms, a family per file; every function takes whole (gathered) batches."""
+"""The loss terms, one family per file. Every function takes the whole (gathered) batch."""

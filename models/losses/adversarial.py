@@ -1,4 +1,4 @@
-"""What discriminators and critics minimise, and what generators minimise against them."""
+"""Losses of discriminators and critics, and of the generators that train against them."""
 
 import torch
 from torch import Tensor, nn
@@ -7,13 +7,13 @@ from torch.nn.functional import cross_entropy, softplus
 
 
 def real_class_loss(logits: Tensor, labels: Tensor, unlabelled: bool) -> Tensor:
-    """Cross-entropy of real samples towards their class (IGAN eq. 10, first two terms).
+    """Cross-entropy of real samples with their class (IGAN eq. 10, first two terms).
 
     Args:
-        logits: (n, N + 1), the last one "generated".
-        labels: (n,) int64, -1 where unknown.
-        unlabelled: whether a sample of unknown class shall be called real, of whichever class:
-            -log(1 - p("generated")); else it contributes nothing.
+        logits: (n, N + 1), the last one for "generated".
+        labels: (n,) int64, -1 if unknown.
+        unlabelled: whether samples without label are trained to be real, of any class: -log(1 - p("generated")); otherwise they
+            contribute nothing.
 
     Returns:
         Scalar, mean over all n samples.
@@ -25,7 +25,7 @@ def real_class_loss(logits: Tensor, labels: Tensor, unlabelled: bool) -> Tensor:
 
 
 def generated_loss(logits: Tensor) -> Tensor:
-    """Cross-entropy of generated samples towards "generated" (IGAN eq. 10, last two terms).
+    """Cross-entropy of generated samples with "generated" (IGAN eq. 10, last two terms).
 
     Args:
         logits: (n, N + 1).
@@ -34,11 +34,11 @@ def generated_loss(logits: Tensor) -> Tensor:
 
 
 def deceiving_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of generated samples towards the class of what they were made from: what generators minimise.
+    """Cross-entropy of generated samples with the class of their originals: the generators' loss.
 
     Args:
         logits: (n, N + 1), of generated samples.
-        labels: (n,) int64, classes of the originals; -1 where unknown, which contributes nothing.
+        labels: (n,) int64, classes of the originals; those of -1 (unknown) contribute nothing.
 
     Returns:
         Scalar, mean over all n samples.
@@ -47,7 +47,7 @@ def deceiving_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def generator_loss(scores: Tensor, objective: str) -> Tensor:
-    """What a generator minimises: its images' negative score, or their cross-entropy towards "real".
+    """Generator loss: the negative score of its images, or their cross-entropy with "real".
 
     Args:
         scores: (n,), the critic's, of generated images.
@@ -57,7 +57,7 @@ def generator_loss(scores: Tensor, objective: str) -> Tensor:
 
 
 def critic_loss(real: Tensor, generated: Tensor, objective: str) -> Tensor:
-    """What a critic minimises: generated minus real scores, or the cross-entropies towards "generated" and "real".
+    """Critic loss: generated minus real scores, or the cross-entropies with "generated" and "real".
 
     Args:
         real, generated: (n,) scores.
@@ -69,12 +69,12 @@ def critic_loss(real: Tensor, generated: Tensor, objective: str) -> Tensor:
 
 
 def gradient_penalty(critic: nn.Module, real: Tensor, made: Tensor, share: Tensor) -> Tensor:
-    """Mean squared distance of the critic's slope to 1 on lines from made to real samples (Gulrajani et al. 2017, eq. 3).
+    """Mean squared distance of the critic's gradient norm to 1, on lines between generated and real samples (Gulrajani et al. 2017, eq. 3).
 
     Args:
-        critic: (n, ...) -> (n,), each score a function of its own sample alone.
+        critic: (n, ...) -> (n,); each score depends only on its own sample.
         real, made: (n, ...).
-        share: (n,) in [0, 1], of the real sample in the point where the slope is taken.
+        share: (n,) in [0, 1], the weight of the real sample in each interpolated point.
     """
     points = torch.lerp(made, real, share.view(-1, *[1] * (real.dim() - 1))).detach().requires_grad_()
     slope = grad(critic(points).sum(), points, create_graph=True)[0]

@@ -1,4 +1,4 @@
-"""Terms that bring a class of one domain to the same class of the other, and the guesses of the classes that they need."""
+"""Terms that align each class of one domain with the same class of the other, and the pseudo-labels they need."""
 
 import math
 
@@ -12,10 +12,10 @@ def class_means(codes: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Te
 
     Args:
         codes: (n, bits).
-        labels: (n,) int64; rows with a label of -1 are left out.
+        labels: (n,) int64; rows with label -1 are ignored.
 
     Returns:
-        (classes, bits), zero where a class has no row, and (classes,) bool: whether it has one.
+        Means (classes, bits), zero for classes without rows, and a mask (classes,) bool of the classes with rows.
     """
     member = (labels.unsqueeze(0) == torch.arange(classes, device=labels.device).unsqueeze(1)).to(codes.dtype)
     count = member.sum(1, keepdim=True)
@@ -23,48 +23,48 @@ def class_means(codes: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Te
 
 
 def centroid_distance(source: Tensor, source_labels: Tensor, target: Tensor, target_labels: Tensor, classes: int) -> Tensor:
-    """Sum over the classes of the Euclidean distance of their centres in two domains (IGAN eq. 3).
+    """Sum over the classes of the Euclidean distance between their centres in the two domains (IGAN eq. 3).
 
     Args:
         source, target: (n, bits) and (m, bits), of whole (gathered) batches.
-        source_labels, target_labels: (n,) and (m,) int64; -1 where unknown.
+        source_labels, target_labels: (n,) and (m,) int64; -1 if unknown.
 
     Returns:
-        Scalar; classes that one of the batches lacks contribute nothing.
+        Scalar; classes missing from either batch contribute nothing.
     """
     of_source, in_source = class_means(source, source_labels, classes)
     of_target, in_target = class_means(target, target_labels, classes)
     squared = (of_source - of_target).square().sum(1)
-    return (squared + 1e-8).sqrt()[in_source & in_target].sum()  # the root has no gradient at zero
+    return (squared + 1e-8).sqrt()[in_source & in_target].sum()  # the square root has no gradient at zero
 
 
 def confident_classes(logits: Tensor, threshold: float) -> Tensor:
-    """Pseudo-labels: the likeliest class of each sample where its probability is above a threshold (IGAN eq. 4).
+    """Pseudo-labels: the most likely class of each sample, if its probability exceeds a threshold (IGAN eq. 4).
 
     Args:
         logits: (n, classes), or log-probabilities.
 
     Returns:
-        (n,) int64, -1 where no class is likely enough.
+        (n,) int64, -1 if no class is likely enough.
     """
     confidence, guess = logits.softmax(1).max(1)
     return guess.masked_fill(confidence <= threshold, -1)
 
 
 def pseudo_label_loss(logits: Tensor, guesses: Tensor) -> Tensor:
-    """Cross-entropy of samples towards their pseudo-labels, summed over those that have one, divided by all.
+    """Cross-entropy with pseudo-labels, summed over the samples that have one, divided by the number of all samples.
 
     Args:
         logits: (n, classes).
-        guesses: (n,) int64, -1 where unknown.
+        guesses: (n,) int64, -1 if unknown.
     """
     return cross_entropy(logits, guesses, ignore_index=-1, reduction="sum") / len(guesses)
 
 
 def imbalance_loss(logits: Tensor) -> Tensor:
-    """Divergence of a batch's mean class probabilities from uniform ones, in nats: log N minus their entropy (Liang et al., ICML 2020, diversity).
+    """Divergence of a batch's mean class probabilities from uniform, in nats: log N minus their entropy (Liang et al., ICML 2020, diversity).
 
-    It keeps guesses from leaving a class out, and supposes that the classes are about as frequent.
+    It keeps predictions from ignoring a class. It assumes that the classes are about equally frequent.
 
     Args:
         logits: (n, classes), of a whole (gathered) batch.

@@ -1,4 +1,4 @@
-"""Contrastive terms of one domain, and terms that align two domains by their clusters, without any label (UCDIR)."""
+"""Contrastive terms within one domain, and terms that align the clusters of two domains without labels (UCDIR)."""
 
 import torch
 from torch import Tensor
@@ -6,13 +6,13 @@ from torch.nn.functional import normalize
 
 
 def contrast(queries: Tensor, slots: Tensor, temperature: float, positives: Tensor | None = None, own: Tensor | None = None) -> Tensor:
-    """Logarithm of the denominator of eq. 1 and 2: the sum of exp(x . x'_a / tau) over the slots.
+    """Logarithm of the denominator of eq. 1 and 2: the sum of exp(x . x'_a / tau) over the memory slots.
 
     Args:
         queries: (n, width), L2-normalised.
-        slots: (m, width), L2-normalised; all of the domain's, or a sample of them.
-        positives: (n, width), of a sample: each query's own slot, which counts whether the sample holds it or not.
-        own: (n, m) bool, with ``positives``: where the sample holds it.
+        slots: (m, width), L2-normalised; all slots of the domain, or a sample of them.
+        positives: (n, width), with a sample: each query's own slot, which always counts exactly once.
+        own: (n, m) bool, with ``positives``: where the sample contains a query's own slot.
 
     Returns:
         (n,).
@@ -27,12 +27,12 @@ def contrast(queries: Tensor, slots: Tensor, temperature: float, positives: Tens
 def attraction(queries: Tensor, positives: Tensor, denominator: Tensor, temperature: float, counts: Tensor | None = None) -> Tensor:
     """Mean of -log(exp(x . x'_p / tau) / denominator) over the queries (eq. 1; eq. 2 with the mean of the positives' slots).
 
-    The mean over the positives of x . x'_p is x . (their mean): a cluster's term needs no pairs.
+    The mean of x . x'_p over the positives is x . (their mean), so the cluster term needs no pairs.
 
     Args:
         queries, positives: (n, width).
-        denominator: (n,), of :func:`contrast`.
-        counts: (n,) bool, the queries that count; those that do not contribute zero to the mean over all n.
+        denominator: (n,), from :func:`contrast`.
+        counts: (n,) bool mask; masked queries contribute zero to the mean over all n.
     """
     losses = denominator - (queries * positives).sum(1) / temperature
     return (losses if counts is None else losses * counts).mean()
@@ -44,10 +44,10 @@ def cluster_probabilities(x: Tensor, centroids: Tensor, temperature: float) -> T
 
 
 def distance_of_distance(one: Tensor, other: Tensor) -> Tensor:
-    """Mean over all pairs of samples of the squared difference of their cosine distances in two spaces (eq. 6-8).
+    """Mean over all pairs of samples of the squared difference between their cosine distances in two spaces (eq. 6-8).
 
     Args:
-        one, other: (n, clusters), the same samples' cluster probabilities by the centroids of domain A and of domain B.
+        one, other: (n, clusters), cluster probabilities of the same samples, by the centroids of domain A and of domain B.
     """
     left, right = normalize(one), normalize(other)
     return (left @ left.T - right @ right.T).square().mean()
@@ -59,14 +59,14 @@ def self_entropy(probabilities: Tensor) -> Tensor:
 
 
 def neighbour_loss(codes: Tensor, features: Tensor, code_temperature: float, temperature: float) -> Tensor:
-    """Cross-entropy of the codes' distribution over a sample's neighbours to that of the features, mean over the samples.
+    """Cross-entropy between the neighbour distributions of codes and of features, mean over the samples.
 
-    A sample's neighbours are the others of the batch; their probabilities are a softmax of the cosines, of codes of the
-    scaled dot products, over a temperature (as in stochastic neighbour embedding, Hinton and Roweis, NIPS 2002).
+    The neighbours of a sample are the other samples of the batch. Their probabilities are a softmax of cosine similarities (for
+    codes: of scaled dot products) over a temperature, as in stochastic neighbour embedding (Hinton and Roweis, NIPS 2002).
 
     Args:
         codes: (n, bits), relaxed codes in [-1, 1].
-        features: (n, width), L2-normalised; they take no gradient.
+        features: (n, width), L2-normalised; they receive no gradient.
     """
     n = len(codes)
     others = ~torch.eye(n, dtype=torch.bool, device=codes.device)

@@ -1,4 +1,4 @@
-"""Terms that make codes of one class alike and codes of different classes unlike."""
+"""Terms that make codes of one class similar and codes of different classes dissimilar."""
 
 import torch
 from torch import Tensor
@@ -12,17 +12,17 @@ def pairwise_hash_loss(
 ) -> Tensor:
     """Negative log-likelihood of pair similarities, mean over labelled pairs (DAH eq. 4-5, DPSH eq. 4).
 
-    ``-w_ij (s_ij t_ij - log(1 + exp(t_ij)))`` with ``t_ij = u_i . u_j / 2``, ``w_ij = like_weight`` where
-    ``s_ij = 1`` and 1 elsewhere. The papers sum over the n^2 pairs of a batch; the mean is that sum over n^2, so a
-    weight g on a term beside the sum is g / n^2 beside the mean. Pairs of a sample with itself count.
+    ``-w_ij (s_ij t_ij - log(1 + exp(t_ij)))`` with ``t_ij = u_i . u_j / 2``; ``w_ij = like_weight`` if ``s_ij = 1``, otherwise 1.
+    The papers sum over the n^2 pairs of a batch; this mean is the sum divided by n^2, so a weight g of another term beside the
+    sum becomes g / n^2 beside the mean. Pairs of a sample with itself count.
 
     Args:
         left, right: (n, bits) and (m, bits), relaxed codes in [-1, 1].
-        left_labels, right_labels: (n,) and (m,) int64; pairs with a label of -1 are left out.
-        like_weight: weight of the pairs of one class.
+        left_labels, right_labels: (n,) and (m,) int64; pairs with label -1 are ignored.
+        like_weight: weight of pairs of the same class.
 
     Returns:
-        Scalar, 0 where no pair is labelled.
+        Scalar, 0 if no pair is labelled.
     """
     logits = left @ right.T / 2
     like = left_labels.unsqueeze(1) == right_labels.unsqueeze(0)
@@ -37,10 +37,10 @@ def similarity_loss(codes: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         codes: (n, bits), relaxed codes in [-1, 1].
-        labels: (n,) int64; pairs with a label of -1 are left out.
+        labels: (n,) int64; pairs with label -1 are ignored.
 
     Returns:
-        Scalar in [0, 2], 0 where no pair is labelled.
+        Scalar in [0, 2], 0 if no pair is labelled.
     """
     like = (labels.unsqueeze(1) == labels.unsqueeze(0)) * 2.0 - 1.0
     known = (labels >= 0).unsqueeze(1) & (labels >= 0).unsqueeze(0)
@@ -73,7 +73,7 @@ def class_log_probabilities(queries: Tensor, codes: Tensor, labels: Tensor, clas
         scale: inverse temperature of the dot product.
 
     Returns:
-        (n, classes), float; -inf for classes without a code.
+        (n, classes), float; -inf for classes without codes.
     """
     logits = scale * queries @ codes.T
     top = logits.amax(1, keepdim=True).detach()
@@ -88,7 +88,7 @@ def entropy_loss(log_probabilities: Tensor) -> Tensor:
     """Mean entropy of class distributions (DAH eq. 7).
 
     Args:
-        log_probabilities: (n, classes); classes of probability zero contribute nothing.
+        log_probabilities: (n, classes); classes with probability zero contribute nothing.
 
     Returns:
         Scalar in [0, log(classes)].

@@ -1,4 +1,4 @@
-"""Distances of a batch of relaxed codes to a sample of fair bits (IDR-AE, sections 3.4 and 3.5)."""
+"""Distances between a batch of relaxed codes and a sample of fair bits (IDR-AE, sections 3.4 and 3.5)."""
 
 import numpy as np
 import torch
@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 def bitwise_distance(codes: Tensor, bits: Tensor) -> Tensor:
-    """Mean over the bits of the one-dimensional Wasserstein distance of a bit's values to a sample (eq. 10).
+    """Mean over the bits of the one-dimensional Wasserstein distance between a bit's values and a sample (eq. 10).
 
-    In one dimension the best assignment is that of the sorted values: n log n a bit, all bits at once.
+    In one dimension the optimal assignment matches sorted values: O(n log n) per bit, all bits at once.
 
     Args:
         codes: (n, bits), in [0, 1].
@@ -19,21 +19,21 @@ def bitwise_distance(codes: Tensor, bits: Tensor) -> Tensor:
     """
     n = len(codes)
     place = torch.arange(n, device=codes.device).unsqueeze(1)
-    sample = (place >= n - bits.sum(0)).to(codes.dtype)  # the bits sorted: zeros, then ones
+    sample = (place >= n - bits.sum(0)).to(codes.dtype)  # the sorted bits: zeros, then ones
     return (codes.gather(0, _order(codes.detach())) - sample).abs().mean()
 
 
 def _order(values: Tensor) -> Tensor:
-    """Indices that sort each column; on CPUs by numpy, whose sort is four times as fast there."""
+    """Indices that sort each column. On CPUs numpy is used, because its sort is four times as fast."""
     if values.is_cuda:
         return values.argsort(0)
     return torch.from_numpy(np.ascontiguousarray(np.argsort(np.ascontiguousarray(values.numpy().T), axis=1).T))
 
 
 def assignment_distance(codes: Tensor, bits: Tensor) -> Tensor:
-    """Mean Euclidean distance of codes to the sample under the best one-to-one assignment (eq. 4-9).
+    """Mean Euclidean distance between codes and the sample under the optimal one-to-one assignment (eq. 4-9).
 
-    The assignment is solved exactly on the CPU; the gradient goes through the distances alone.
+    The assignment is computed exactly on the CPU; gradients flow only through the distances.
 
     Args:
         codes: (n, bits), in [0, 1].

@@ -7,7 +7,7 @@ KERNELS = 17  # bandwidths 2^-8 .. 2^8 times the median squared distance
 
 
 def _bandwidths(squared_distances: Tensor) -> Tensor:
-    """(KERNELS,) bandwidths around the median, not back-propagated."""
+    """(KERNELS,) bandwidths around the median distance; they receive no gradient."""
     median = squared_distances.detach().median().clamp(min=1e-6)
     return median * 2.0 ** torch.arange(-(KERNELS // 2), KERNELS // 2 + 1, device=median.device)
 
@@ -21,14 +21,14 @@ def _kernels(squared_distances: Tensor, bandwidths: Tensor) -> Tensor:
 def linear_mmd(source: Tensor, target: Tensor) -> Tensor:
     """Linear-time unbiased estimate over consecutive pairs (DAH eq. 11).
 
-    The mean over pairs of the mean over kernels, as printed; a program that sums the kernels has KERNELS times this.
-    The rows must come in random order: shuffle them anew each step.
+    The kernels are averaged, as in the paper; a program that sums them has KERNELS times this value. The rows must be in random
+    order, shuffled anew each step.
 
     Args:
-        source, target: (n, features) each; an odd last row is left out.
+        source, target: (n, features) each; an odd last row is ignored.
 
     Returns:
-        Scalar; an unbiased estimate, so it may be negative.
+        Scalar; may be negative, because the estimate is unbiased.
     """
     pairs = min(len(source), len(target)) // 2
     u1, u2 = source[: 2 * pairs].unflatten(0, (pairs, 2)).unbind(1)
@@ -46,7 +46,7 @@ def quadratic_mmd(source: Tensor, target: Tensor) -> Tensor:
         target: (m, features), m at least 2.
 
     Returns:
-        Scalar; an unbiased estimate, so it may be negative.
+        Scalar; may be negative, because the estimate is unbiased.
     """
     n, m = len(source), len(target)
     both = torch.cat([source, target])

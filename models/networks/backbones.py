@@ -1,4 +1,4 @@
-"""Large networks with pretrained weights from torchvision: AlexNet, VGG, ResNet, and how their weights are read."""
+"""Large pretrained networks from torchvision: AlexNet, VGG and ResNet, and how their weights are loaded."""
 
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from models.distributed import BatchNorm
 from models.networks.layers import HashNetwork
 
-FC7 = 4096  # width of AlexNet's and VGG's fc7
+FC7 = 4096  # width of fc7 in AlexNet and VGG
 
 
 class ImageNetInput(nn.Module):
-    """Scale [-1, 1] to ImageNet's normalisation and give grey images three channels."""
+    """Converts [-1, 1] to ImageNet's normalisation and grey images to three channels."""
 
     mean: Tensor
     deviation: Tensor
@@ -28,12 +28,12 @@ class ImageNetInput(nn.Module):
 
 
 def alexnet(shape: tuple[int, ...], bits: int, weights: str) -> HashNetwork:
-    """AlexNet's conv1 to fc7 from torchvision, with hash-fc8 in place of fc8 (nearest to the paper's VGG-F).
+    """AlexNet's conv1 to fc7 from torchvision, with hash-fc8 in place of fc8 (closest to the paper's VGG-F).
 
     Args:
         shape: (channels, height, width), at least 63 by 63.
-        weights: a torchvision name (``IMAGENET1K_V1``, downloaded), a path of a .safetensors or weights-only .pth
-            file, or ``none`` for random weights.
+        weights: a torchvision name (``IMAGENET1K_V1``, downloaded), the path of a .safetensors or weights-only .pth file, or
+            ``none`` for random weights.
     """
     from torchvision.models import alexnet as build  # noqa: PLC0415  torchvision is slow to import
 
@@ -48,10 +48,10 @@ def alexnet(shape: tuple[int, ...], bits: int, weights: str) -> HashNetwork:
 
 
 def pretrained_weights(network: str, weights: str) -> dict[str, Tensor]:
-    """State dict of a torchvision network by weights name or file path; nothing is unpickled but tensors.
+    """Load a state dict by torchvision name or file path. Only tensors are unpickled.
 
     Raises:
-        ValueError: the weights cannot be had; says what was tried.
+        ValueError: the weights cannot be loaded; says what was tried.
     """
     advice = "give the path of a state-dict file (.safetensors or .pth), or 'none' for random weights"
     path = Path(weights)
@@ -65,7 +65,7 @@ def pretrained_weights(network: str, weights: str) -> dict[str, Tensor]:
         from torchvision.models import get_model_weights  # noqa: PLC0415
 
         return get_model_weights(network)[weights].get_state_dict(progress=False, check_hash=True)
-    except Exception as error:  # a network, a file or a name can fail in a dozen ways; each means the same to the user
+    except Exception as error:  # downloads, files and names can fail in many ways, and all mean the same to the user
         raise ValueError(f"weights {weights!r} of {network} cannot be had ({type(error).__name__}: {error}): {advice}") from error
 
 
@@ -76,12 +76,12 @@ def fc7_network(name: str, weights: str) -> nn.Module:
     network = getattr(models, name)(weights=None)
     if weights != "none":
         network.load_state_dict(pretrained_weights(name, weights))
-    classifier = [layer for layer in network.classifier[:-1] if not isinstance(layer, nn.Dropout)]  # an extractor that is fixed has no noise
+    classifier = [layer for layer in network.classifier[:-1] if not isinstance(layer, nn.Dropout)]  # no dropout in a frozen extractor
     return nn.Sequential(ImageNetInput(), network.features, network.avgpool, nn.Flatten(), *classifier)
 
 
 def resnet(name: str, weights: str) -> tuple[nn.Module, int]:
-    """A torchvision ResNet without its last layer, with the batch-norm of several workers, and its width."""
+    """A torchvision ResNet without its last layer, with distributed batch-norm, and its output width."""
     from torchvision import models  # noqa: PLC0415  torchvision is slow to import
 
     network = getattr(models, name)(weights=None, norm_layer=BatchNorm)
@@ -97,7 +97,7 @@ def resnet(name: str, weights: str) -> tuple[nn.Module, int]:
 
 
 def trunk_weights(saved: dict[str, Any]) -> dict[str, Tensor]:
-    """A state dict by the network's own names: MoCo's checkpoint keeps its query encoder's under ``module.encoder_q.``."""
+    """The network's own state dict; in a MoCo checkpoint the query encoder's, with the prefix ``module.encoder_q.`` removed."""
     state: dict[str, Tensor] = saved.get("state_dict", saved)
     prefix = "module.encoder_q."
     return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)} or state

@@ -1,4 +1,4 @@
-"""Builds the hash network that a method asks for by name."""
+"""Builds a hash network by name."""
 
 from models.networks.backbones import alexnet
 from models.networks.layers import HashNetwork
@@ -6,14 +6,14 @@ from models.networks.small import conv4, lenet, mlp
 
 
 def build_network(name: str, shape: tuple[int, ...], bits: int, norm: bool, dropout: float, weights: str) -> HashNetwork:
-    """The network of a name; ``auto`` is MLP for features, AlexNet from 64 pixels; below, conv4 for colour, LeNet for grey.
+    """Build a hash network. ``auto`` chooses mlp for features, alexnet from 64 pixels, and below that conv4 for colour or lenet for grey.
 
     Args:
         name: ``auto``, ``lenet``, ``conv4``, ``alexnet`` or ``mlp``.
         shape: (features,) or (channels, height, width).
 
     Raises:
-        ValueError: the network does not take this shape.
+        ValueError: the network does not support this shape.
     """
     if name == "auto":
         small = "conv4" if shape[0] == 3 else "lenet"

@@ -11,7 +11,7 @@ from models.networks.small import conv4, lenet
 
 
 class Extractor(nn.Module):
-    """Input -> feature vectors (batch, features): pixels in [0, 1] as they are, vectors and fc7 at a mean square of 1.
+    """Frozen extractor: input -> vectors (batch, features). Pixels are scaled to [0, 1]; vectors and fc7 to a mean square of 1.
 
     Attributes:
         features: width of the vectors.
@@ -19,12 +19,12 @@ class Extractor(nn.Module):
 
     def __init__(self, name: str, shape: tuple[int, ...], weights: str) -> None:
         """Args:
-        name: ``none``, ``alexnet``, ``vgg16``; ``auto`` is VGG-16 for images from 64 pixels, and none for others.
-        shape: (features,) or (channels, height, width).
-        weights: as :func:`models.networks.pretrained_weights` takes them, or ``none`` for random ones.
+            name: ``none``, ``alexnet``, ``vgg16``; ``auto`` is VGG-16 for images from 64 pixels, otherwise none.
+            shape: (features,) or (channels, height, width).
+            weights: see :func:`models.networks.backbones.pretrained_weights`; ``none`` for random weights.
 
         Raises:
-            ValueError: the network does not take this shape.
+            ValueError: the network does not support this shape.
         """
         super().__init__()
         self.images = len(shape) == 3
@@ -44,7 +44,7 @@ class Extractor(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Input -> feature vectors (batch, features) that are trained: a ResNet, LeNet's or conv4's trunk, or a layer on vectors.
+    """Trainable backbone: input -> vectors (batch, features), by a ResNet, the trunk of LeNet or conv4, or one layer on vectors.
 
     Attributes:
         features: width of the vectors.
@@ -52,13 +52,13 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str, shape: tuple[int, ...], weights: str) -> None:
         """Args:
-        name: ``lenet``, ``conv4``, ``resnet18``, ``resnet50`` or ``mlp``; ``auto`` is mlp for vectors, ResNet-50 from 64 pixels;
-            below, conv4 for colour, LeNet for grey.
-        shape: (features,) or (channels, height, width).
-        weights: of a ResNet: a torchvision name, the path of a state dict or of MoCo's checkpoint, or ``none``.
+            name: ``lenet``, ``conv4``, ``resnet18``, ``resnet50`` or ``mlp``; ``auto`` is mlp for vectors, ResNet-50 from 64 pixels,
+                and below that conv4 for colour or LeNet for grey.
+            shape: (features,) or (channels, height, width).
+            weights: of a ResNet: a torchvision name, the path of a state dict or of a MoCo checkpoint, or ``none``.
 
         Raises:
-            ValueError: the network does not take this shape.
+            ValueError: the network does not support this shape.
         """
         super().__init__()
         self.images = len(shape) == 3
@@ -82,7 +82,7 @@ class Backbone(nn.Module):
 
 
 def _small(name: str, shape: tuple[int, ...]) -> tuple[nn.Module, int]:
-    """The trunk of LeNet, with its fully connected layer, or of conv4, both with batch-norm, and its width."""
+    """Trunk of LeNet (with its fully connected layer) or conv4, with batch-norm, and its output width."""
     network = (lenet if name == "lenet" else conv4)(shape, 8, True, 0.0)
     activated = [part for layer in network.layers for part in (layer, nn.ReLU())]
     return nn.Sequential(network.trunk, *activated), network.hash.linear.in_features

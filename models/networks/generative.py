@@ -1,4 +1,4 @@
-"""Networks that make images or feature vectors of codes, and networks that judge them."""
+"""Generators of images or feature vectors from codes, and discriminators."""
 
 import math
 
@@ -10,15 +10,15 @@ from models.distributed import BatchNorm
 
 
 def stored(x: Tensor) -> Tensor:
-    """Generated images in [-1, 1] as stored ones, uint8; undoes :func:`models.networks.unit`."""
+    """Convert generated images in [-1, 1] to stored ones, uint8 (inverse of :func:`models.networks.layers.unit`)."""
     return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def halvings(shape: tuple[int, ...], most: int = 4) -> int:
-    """How often the sides of an image can be halved to at least 2.
+    """Number of times the sides of an image can be halved, down to at least 2.
 
     Raises:
-        ValueError: not once.
+        ValueError: not even once.
     """
     common = math.gcd(shape[1], shape[2])
     steps = min(most, (common & -common).bit_length() - 1)
@@ -32,15 +32,15 @@ def halvings(shape: tuple[int, ...], most: int = 4) -> int:
 class Generator(nn.Module):
     """Codes to images in [-1, 1] by transposed convolutions of stride 2, or to feature vectors by two linear layers.
 
-    It starts from the smallest side that halving reaches with whole steps, at most four times: 28 from 7, 32 from 2.
+    It starts from the smallest side that halving reaches exactly, at most four times: 28 from 7, 32 from 2.
     """
 
     def __init__(self, inputs: int, shape: tuple[int, ...], width: int) -> None:
         """Args:
-        inputs: length of a code.
-        shape: (channels, height, width) or (features,).
-        width: channels of the last hidden layer; each layer before it has twice those of the next. A hidden layer of
-            features has 16 times as many.
+            inputs: length of a code.
+            shape: (channels, height, width) or (features,).
+            width: channels of the last hidden layer; each earlier layer has twice as many as the next. The hidden layer for
+                feature vectors has 16 times as many.
         """
         super().__init__()
         if len(shape) == 1:
@@ -61,15 +61,15 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images or feature vectors to logits, by convolutions of stride 2 or a hidden layer, without batch-norm."""
+    """Images or feature vectors to logits, by convolutions of stride 2 or one hidden layer, without batch-norm."""
 
     def __init__(self, shape: tuple[int, ...], outputs: int, width: int, spectral: bool) -> None:
         """Args:
-        shape: (channels, height, width) or (features,).
-        outputs: number of logits.
-        width: channels of the first hidden layer; each layer has twice those of the one before. A hidden layer of
-            features has 16 times as many.
-        spectral: divide each layer's weights by their largest singular value.
+            shape: (channels, height, width) or (features,).
+            outputs: number of logits.
+            width: channels of the first hidden layer; each later layer has twice as many as the one before. The hidden layer for
+                feature vectors has 16 times as many.
+            spectral: divide each layer's weights by their largest singular value (spectral normalisation).
         """
         super().__init__()
         layers: list[nn.Module] = []

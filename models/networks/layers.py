@@ -1,6 +1,6 @@
-"""The building blocks of hash networks: input scaling, the hash layer, and trunk plus layers plus hash layer.
+"""Building blocks of hash networks: input scaling, the hash layer, and trunk plus layers plus hash layer.
 
-A hash network returns the output of every fully connected layer before its nonlinearity, and the relaxed code:
+A hash network returns the output of each fully connected layer before its nonlinearity, and the relaxed code:
 ``forward(x) -> (layers, u_BD)``, B batch, D bits. Images are uint8, or float32 in 0..255 after augmentation.
 """
 
@@ -16,7 +16,7 @@ Output = tuple[list[Tensor], Tensor]
 
 
 def unit(x: Tensor, images: bool) -> Tensor:
-    """Stored images (0..255) as real numbers in [-1, 1], what a generator makes; feature vectors as real numbers."""
+    """Convert stored images (0..255) to floats in [-1, 1], the range of the generators; feature vectors to floats."""
     x = x.to(torch.get_default_dtype())
     return x / 127.5 - 1 if images else x
 
@@ -42,15 +42,15 @@ class HashNetwork(nn.Module):
         self, trunk: nn.Module, layers: Sequence[nn.Module], features: int, bits: int, images: bool, pretrained: bool = False
     ) -> None:
         super().__init__()
-        self.pretrained = pretrained  # trunk and layers, which then learn at a lower rate
+        self.pretrained = pretrained  # applies to trunk and layers, which then train at a lower rate
         self.trunk = trunk
         self.layers = nn.ModuleList(layers)
         self.hash = HashLayer(features, bits)
         self.images = images
-        self.to(memory_format=torch.channels_last)  # on CPUs LeNet then trains 1.4 times as fast
+        self.to(memory_format=torch.channels_last)  # LeNet trains 1.4 times as fast with it on CPUs
 
     def forward(self, x: Tensor) -> Output:
-        """Layers' outputs, each (batch, width), and the code (batch, bits)."""
+        """Outputs of the layers, each (batch, width), and the code (batch, bits)."""
         x = unit(x, self.images)
         x = self.trunk(x.contiguous(memory_format=torch.channels_last) if self.images else x)
         outputs = []
@@ -62,7 +62,7 @@ class HashNetwork(nn.Module):
         return [*outputs, linear], code
 
     def parameter_groups(self, share: float) -> list[dict[str, Any]]:
-        """Parameter groups of an optimiser: pretrained layers learn at a ``share`` of the rate, the hash layer at the whole."""
+        """Parameter groups for an optimiser; pretrained layers get ``share`` of the learning rate, the hash layer all of it."""
         body = [*self.trunk.parameters(), *self.layers.parameters()]
         return [
             {"params": body, "share": share if self.pretrained else 1.0},
@@ -71,7 +71,7 @@ class HashNetwork(nn.Module):
 
 
 class CodesOnly(nn.Module):
-    """A hash network without its layers' outputs: input -> codes (batch, bits)."""
+    """A hash network that returns only its codes: input -> (batch, bits)."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

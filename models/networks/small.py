@@ -37,11 +37,11 @@ def lenet(shape: tuple[int, ...], bits: int, norm: bool, dropout: float) -> Hash
 
 
 def conv4(shape: tuple[int, ...], bits: int, norm: bool, dropout: float) -> HashNetwork:
-    """Four convolutions of stride 2 without fully connected layers: IGAN's encoder of 32x32 colour digits (section 3.2).
+    """Four convolutions of stride 2 without fully connected layers: IGAN's encoder for 32x32 colour digits (section 3.2).
 
     Args:
         shape: (channels, height, width), at least 16 by 16.
-        norm: batch-norm after each layer (the paper does not say).
+        norm: batch-norm after each layer (not specified in the paper).
         dropout: probability before the hash layer (not in the paper).
     """
     channels, height, width = shape
@@ -56,7 +56,7 @@ def conv4(shape: tuple[int, ...], bits: int, norm: bool, dropout: float) -> Hash
 
 
 def mlp(shape: tuple[int, ...], bits: int, norm: bool, dropout: float) -> HashNetwork:
-    """Two fully connected layers of 512 on pre-extracted features, then the hash layer."""
+    """Two fully connected layers of 512 units on feature vectors, then the hash layer."""
     features = shape[0]
     layers = [_fully_connected(features, 512, norm, 0.0), _fully_connected(512, 512, norm, dropout)]
     return HashNetwork(nn.Identity(), layers, 512, bits, images=False)

@@ -1,6 +1,6 @@
-"""DTN's networks at 32x32 (Taigman et al., ICLR 2017), which SIGAN keeps: encoder, decoder, critic.
+"""DTN's networks at 32x32 (Taigman et al., ICLR 2017), which SIGAN also uses: encoder, decoder, critic.
 
-``width`` w is the encoder's first number of channels; DTN and SIGAN have 64. Images of another size are resize_to.
+``width`` w is the number of channels of the encoder's first layer, 64 in DTN and SIGAN. Images of another size are resized.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ FEATURES = 128  # length of h
 
 
 class Activations(NamedTuple):
-    """What an encoder or decoder gives, with the layers that attention compares.
+    """Output of an encoder or decoder, with the layers that the attention term compares.
 
     ``out`` is (batch, 128) features h, or (batch, channels, 32, 32) images in [-1, 1]; ``at_8`` and ``at_4`` are (batch, *, 8, 8)
     and (batch, *, 4, 4).
@@ -28,7 +28,7 @@ class Activations(NamedTuple):
 
 
 def to_network_input(x: Tensor) -> Tensor:
-    """Stored images (0..255) of any size as (batch, channels, 32, 32) in [-1, 1]."""
+    """Convert stored images (0..255) of any size to (batch, channels, 32, 32) in [-1, 1]."""
     x = unit(x, images=True)
     return x if x.shape[-2:] == (SIDE, SIDE) else interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True)
 
@@ -71,7 +71,7 @@ class Decoder(nn.Module):
 
 
 class Critic(nn.Module):
-    """D: conv3x3/2 of 2w, 4w, 8w, then conv4x4 to one number, without batch-norm, which a gradient penalty forbids."""
+    """D: conv3x3/2 of 2w, 4w, 8w, then conv4x4 to one score; no batch-norm, because a gradient penalty excludes it."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class Critic(nn.Module):
 
 
 class TranslatedCode(nn.Module):
-    """Encoder and hash layer as input -> codes (batch, bits)."""
+    """Encoder and hash layer: input -> codes (batch, bits)."""
 
     def __init__(self, encoder: nn.Module, hash_layer: nn.Module) -> None:
         super().__init__()
@@ -97,11 +97,11 @@ class TranslatedCode(nn.Module):
 
 
 def attention_map(layer: Tensor, scaled: bool) -> Tensor:
-    """Sum of the absolute activations over the channels (SIGAN eq. 8), (batch, h, w).
+    """Sum of absolute activations over the channels (SIGAN eq. 8), (batch, h, w).
 
     Args:
         layer: (batch, channels, h, w).
-        scaled: divide by the number of channels, so that layers of different width compare.
+        scaled: divide by the number of channels, so that layers of different width are comparable.
     """
     total = layer.abs().sum(1)
     return total / layer.shape[1] if scaled else total
@@ -115,9 +115,9 @@ def total_variation(images: Tensor) -> Tensor:
     """
     across = images[..., :-1, 1:] - images[..., :-1, :-1]
     down = images[..., 1:, :-1] - images[..., :-1, :-1]
-    return (across.square() + down.square() + 1e-8).sqrt().sum((1, 2, 3)).mean()  # the root has no gradient at zero
+    return (across.square() + down.square() + 1e-8).sqrt().sum((1, 2, 3)).mean()  # the square root has no gradient at zero
 
 
 def resize_to(images: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Images (batch, channels, 32, 32) at the size of ``shape``, (channels, h, w)."""
+    """Resize images (batch, channels, 32, 32) to the height and width of ``shape``, (channels, h, w)."""
     return images if images.shape[-2:] == shape[1:] else interpolate(images, shape[1:], mode="bilinear", antialias=True)

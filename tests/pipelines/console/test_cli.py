@@ -67,7 +67,7 @@ TRAIN = "train dah --dataset {digits} --source typeset --target handwritten --st
         ("ingest {bad}/empty --dataset {bad}/set", "is empty"),
         ("ingest {bad}/hollow --dataset {bad}/set", "no image file"),
         ("ingest {bad}/half --dataset {bad}/set", "no image in class dog"),
-        ("ingest {bad}/text.npz --dataset {bad}/set", "no readable .npz"),
+        ("ingest {bad}/text.npz --dataset {bad}/set", "not a readable .npz"),
         ("ingest {bad}/odd.npz --dataset {bad}/set", "no x_<split> array"),
         ("ingest {bad}/file.txt --dataset {bad}/set", "neither a folder nor an .npz"),
         ("ingest {bad}/x.npz --dataset {bad}/set --size 4", "from 8 to 2048"),
