@@ -1,7 +1,7 @@
-"""The classic unsupervised hashes, fitted in one pass: LSH, ITQ, spectral hashing, k-means hashing.
+"""Classic unsupervised hashes, fitted in one pass: LSH, ITQ, spectral hashing, k-means hashing.
 
-They take feature vectors, or images as their pixels, of one domain or of both. What is fitted are buffers of a module, so
-that the encoder is exported and registered as any other's.
+They take feature vectors, or images as their pixels, of one domain or of both. The fitted values are buffers of a module, so
+the encoder is exported and registered like any other.
 """
 
 import math
@@ -19,7 +19,7 @@ from models.networks.extractors import Extractor
 
 SUBSPACE_BITS = 4  # bits of a k-means codebook: 16 centroids
 OPQ_ROUNDS = 20
-ANNEALING_STEPS = 20_000  # swaps tried to number 16 centroids
+ANNEALING_STEPS = 20_000  # swaps tried to number the 16 centroids
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class ClassicConfig:
 
     @classmethod
     def paper(cls) -> Self:
-        """The same: these have nothing to choose."""
+        """The same as the defaults: there is nothing to choose."""
         return cls()
 
 
 class Classic(Method):
-    """Base of the fitted hashes: ``build`` gives the module whose buffers ``fit`` computes."""
+    """Base class of the fitted hashes: ``build`` creates the module whose buffers ``fit`` computes."""
 
     Config: ClassVar[Any] = ClassicConfig
     fitted: ClassVar[bool] = True
@@ -56,12 +56,12 @@ class Classic(Method):
         return Wants(source_labels=False, target=True, per_class=0, batch_size=512, views=0)
 
     def state_modules(self) -> nn.ModuleDict:
-        """The extractor, and what is fitted."""
+        """The extractor and the fitted module."""
         return nn.ModuleDict({"extractor": self.extractor, "hashing": self.hashing})
 
     @torch.no_grad()
     def begin(self, source: RowSource | None, target: RowSource | None) -> None:
-        """Fit, on the rows of the domains that are there."""
+        """Fit on the rows of the given domains."""
         self.fit(torch.cat([self._first(rows) for rows in (source, target) if rows]))
 
     def _first(self, rows: RowSource, size: int = 512) -> Tensor:
@@ -71,7 +71,7 @@ class Classic(Method):
         return torch.cat([self.extractor(part.x.to(device)).float().cpu() for part in parts])[:most]
 
     def build(self, features: int, bits: int) -> nn.Module:
-        """The module: (batch, features) -> real (batch, bits), codes by its signs."""
+        """The module (batch, features) -> real (batch, bits); the codes are its signs."""
         return Projection(features, bits)
 
     def fit(self, x: Tensor) -> None:
@@ -83,7 +83,7 @@ class Classic(Method):
 
 
 class LSH(Classic):
-    """Signs of random projections from the mean."""
+    """Signs of random projections of the centred vectors."""
 
     name: ClassVar[str] = "lsh"
     reference: ClassVar[str] = "Charikar, Similarity Estimation Techniques from Rounding Algorithms, STOC 2002"
@@ -130,7 +130,7 @@ class SpectralHashing(Classic):
         return _Waves(features, bits)
 
     def fit(self, x: Tensor) -> None:
-        """Take, of all waves along all components, the ``bits`` of the lowest frequency (section 3)."""
+        """Choose the ``bits`` waves of the lowest frequency over all components (section 3)."""
         from sklearn.decomposition import PCA  # noqa: PLC0415
 
         pca = PCA(min(self.bits, *x.shape), svd_solver="full" if min(x.shape) < 500 else "covariance_eigh").fit(x.numpy())
@@ -145,7 +145,7 @@ class SpectralHashing(Classic):
 
 
 class _Codebooks(nn.Module):
-    """The number of the nearest centroid in each subspace, as bits in {-1, +1}."""
+    """Index of the nearest centroid in each subspace, as bits in {-1, +1}."""
 
     mean: Tensor
     axes: Tensor
@@ -163,13 +163,13 @@ class _Codebooks(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         parts = ((x - self.mean) @ self.axes.T).unflatten(1, (self.books, self.width)).transpose(0, 1)
-        apart = self.centroids.square().sum(2).unsqueeze(1) - 2 * parts @ self.centroids.transpose(1, 2)  # less the parts' own squares
+        apart = self.centroids.square().sum(2).unsqueeze(1) - 2 * parts @ self.centroids.transpose(1, 2)  # minus the squared norms of the parts
         nearest = apart.argmin(2).T  # (batch, books)
         return ((nearest.unsqueeze(2) // self.place) % 2).flatten(1).to(x.dtype) * 2 - 1
 
 
 class KMeansHashing(Classic):
-    """K-means in each subspace of a rotation, the centroids numbered so that Hamming distances follow their distances."""
+    """K-means in each subspace of a rotation; the centroids are numbered so that Hamming distances follow their distances."""
 
     name: ClassVar[str] = "kmeans-hash"
     reference: ClassVar[str] = "He et al., K-means Hashing: An Affinity-Preserving Quantization Method for Learning Binary Compact Codes, CVPR 2013"
@@ -178,8 +178,8 @@ class KMeansHashing(Classic):
         return _Codebooks(features, bits)
 
     def fit(self, x: Tensor) -> None:
-        """By faiss: an optimised rotation (OPQ), a product quantizer, and its numbering by simulated annealing."""
-        import faiss  # noqa: PLC0415  slow to import, and not there where only training runs
+        """Fit with faiss: an optimised rotation (OPQ), a product quantizer, and its numbering by simulated annealing."""
+        import faiss  # noqa: PLC0415  slow to import, and optional for training
 
         books, width = self.hashing.books, self.hashing.width
         if min(len(x), x.shape[1]) < books * width:

@@ -1,8 +1,9 @@
 """DAH, domain adaptive hashing (Venkateswara et al., CVPR 2017), and DPSH, its pairwise hash loss alone.
 
-Symbols: u relaxed code, s source, t target, d bits, C classes, K images per class. Terms beyond the paper: pseudo-labels
-of confident target images by an averaged copy of the network, random affine views, a cosine rate; each has a field
-whose off value is the paper's.
+Symbols: u relaxed code, s source, t target, d bits, C classes, K images per class.
+
+Extensions beyond the paper: pseudo-labels of confident target images by an EMA copy of the network, random affine views, a
+cosine learning rate. Each has a field that switches it off.
 """
 
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ REFERENCES_PER_CLASS = 200
 
 @dataclass(frozen=True)
 class DAHConfig:
-    """Hyper-parameters of DAH; the defaults are what works best here, ``paper()`` is the paper's setting."""
+    """Hyper-parameters of DAH. The defaults work best here; ``paper()`` is the paper's setting."""
 
     like_weight: float = hyperparameter(10.0, "weight of like pairs in the hash loss", 1.0, 100.0, log=True)
     quantisation_weight: float = hyperparameter(0.1, "weight of the quantisation term", 1e-3, 1.0, log=True)
@@ -50,7 +51,7 @@ class DAHConfig:
 
     @classmethod
     def paper(cls) -> Self:
-        """The paper's setting for digits; Office uses ``like_weight`` 10 and ``per_class`` 5.
+        """The paper's setting for digits; for Office it uses ``like_weight`` 10 and ``per_class`` 5.
 
         With means over pairs and kernels: the quantisation sum over 2 n images and d bits, over n^2 pairs, has weight
         2 d / n; the linear MMD's 5e3 on 17 summed kernels is 17 * 5e3 / n^2; the entropy's 1 is 1 / n^2 (n = 200, d = 64).
@@ -82,7 +83,7 @@ class DAH(Method):
 
     @property
     def adapts(self) -> bool:
-        """Whether any term looks at the target."""
+        """Whether any term uses the target."""
         c = self.config
         return bool(c.mmd_weight or c.entropy_weight or c.pseudo_weight)
 
@@ -97,7 +98,7 @@ class DAH(Method):
         return build_optimizer(c.optimizer, network.parameter_groups(c.pretrained_rate), c.learning_rate, c.weight_decay)
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """Begin the epoch's own sequence of shuffles."""
+        """Start the epoch's sequence of shuffles."""
         self.draws = epoch << 32
 
     def begin_step(self, progress: float) -> None:
@@ -139,14 +140,14 @@ class DAH(Method):
         }
 
     def _mmd(self, layer: Tensor, sources: int) -> Tensor:
-        """MK-MMD of one layer; the linear estimate pairs rows anew each step, alike on every rank."""
+        """MK-MMD of one layer. The linear estimate pairs rows anew each step, the same way on every rank."""
         source, target = gather(layer[:sources]), gather(layer[sources:])
         if self.config.mmd_estimate == "quadratic":
             return quadratic_mmd(source, target)
         return linear_mmd(source[self._shuffle(len(source))], target[self._shuffle(len(target))])
 
     def _shuffle(self, n: int) -> Tensor:
-        """A permutation that is a function of the epoch and the draw, so that ranks agree whatever else they drew."""
+        """A permutation that depends only on the epoch and the number of draws, so that all ranks agree."""
         self.draws += 1
         return torch.randperm(n, generator=torch.Generator().manual_seed(self.draws))
 
@@ -154,16 +155,16 @@ class DAH(Method):
         return class_log_probabilities(queries, codes, labels, self.classes, self.config.entropy_scale)
 
     def _pseudo_loss(self, x: Tensor, u_t: Tensor, u_s: Tensor, labels: Tensor) -> Tensor:
-        """Hash loss of confident target images against the source, labelled by the averaged copy on plain images.
+        """Hash loss of confident target images against the source, labelled by the EMA copy on plain images.
 
-        Codes that are still soft make no confident guess: the term begins by itself when the source's codes have settled.
+        Soft codes give no confident guess, so the term starts by itself once the source's codes have settled.
         """
         with torch.no_grad():
             guess = confident_classes(self._probabilities(gather(self.ema_networks(x)[1]), u_s, labels), self.config.pseudo_threshold)
         return pairwise_hash_loss(u_t, guess, u_s, labels, self.config.like_weight)
 
     def encoder(self) -> nn.Module:
-        """The averaged copy where there is one, as input -> codes."""
+        """The EMA copy if there is one: input -> codes."""
         return CodesOnly(self.ema_networks).eval()
 
     def set_references(self, codes: Tensor, labels: Tensor) -> None:
@@ -172,7 +173,7 @@ class DAH(Method):
         self.references = torch.where(codes[chosen] > 0, 1.0, -1.0), labels[chosen]
 
     def classify_codes(self, codes: Tensor) -> Tensor:
-        """Class log-probabilities (batch, classes) of codes by their similarity to the references (eq. 6)."""
+        """Class log-probabilities (batch, classes) of codes, by their similarity to the reference codes (eq. 6)."""
         assert self.references is not None, "set_references comes first"
         references, labels = self.references
         return class_log_probabilities(torch.where(codes > 0, 1.0, -1.0), references, labels, self.classes, scale=1.0)
@@ -183,7 +184,7 @@ class DAH(Method):
 
 @dataclass(frozen=True)
 class DPSHConfig(DAHConfig):
-    """DAH with every term that looks at the target switched off."""
+    """DAH with every term that uses the target switched off."""
 
     mmd_weight: float = hyperparameter(0.0, "gamma, off: DPSH does not adapt")
     entropy_weight: float = hyperparameter(0.0, "eta, off: DPSH does not adapt")
@@ -195,7 +196,7 @@ class DPSHConfig(DAHConfig):
 
 
 class DPSH(DAH):
-    """The source's hash loss alone: NoDA where source and target differ, SuH where they are one."""
+    """The source's hash loss alone: NoDA if source and target differ, SuH if they are the same."""
 
     name: ClassVar[str] = "dpsh"
     reference: ClassVar[str] = "Li et al., Feature Learning based Deep Supervised Hashing with Pairwise Labels, IJCAI 2016"

@@ -28,9 +28,9 @@ class DTNConfig(SIGANConfig):
 
 
 class DTN(SIGAN):
-    """Domain transfer network: f-constancy keeps the meaning of what is translated."""
+    """Domain transfer network: f-constancy preserves the content of translated images."""
 
     name: ClassVar[str] = "dtn"
     reference: ClassVar[str] = "Taigman et al., Unsupervised Cross-domain Image Generation, ICLR 2017"
     Config: ClassVar[Any] = DTNConfig
-    ablation: ClassVar[tuple[AblationRow, ...]] = ()  # SIGAN's table is of SIGAN's terms
+    ablation: ClassVar[tuple[AblationRow, ...]] = ()  # the table is about SIGAN's terms

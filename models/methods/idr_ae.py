@@ -1,10 +1,12 @@
-"""IDR-AE, independent relaxed Wasserstein autoencoder (Doan et al. 2020), with its family: AE, WGAN-AE, OT-AE.
+"""IDR-AE, independent relaxed Wasserstein autoencoder (Doan et al. 2020), and its variants AE, WGAN-AE and OT-AE.
 
-Symbols: x input, h feature extractor, f encoder, g decoder, b = f(h(x)) probabilities of the bits, z fair random bits.
-An autoencoder whose codes shall be distributed as z; ``matching`` names the way. It needs no label and one domain; with
-two it learns from both. Beyond the paper, each with a field whose off value is the paper's: the averaged copy, an error
-relative to the features' variance (lambda then means the same for all of them), a weight of the matching that grows (at
-full weight from the start the bits settle before they differ), and a rate that falls, but not to zero (some bits would stay unbalanced).
+Symbols: x input, h feature extractor, f encoder, g decoder, b = f(h(x)) probabilities of the bits, z fair random bits. An
+autoencoder whose codes are matched to the distribution of z; ``matching`` selects how. It needs no labels and only one
+domain; with two it learns from both.
+
+Extensions beyond the paper: an EMA copy; a reconstruction error relative to the features' variance, so that one lambda fits
+all features; a matching weight that grows (with the full weight from the start, bits settle before they differ); a learning
+rate that falls, but not to zero (otherwise some bits stay unbalanced). Each has a field that switches it off.
 """
 
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ CIFAR = "CIFAR10, 64 bits"
 
 @dataclass(frozen=True)
 class IDRAEConfig:
-    """Hyper-parameters of IDR-AE; the defaults are what works best here, ``paper()`` is the paper's setting."""
+    """Hyper-parameters of IDR-AE. The defaults work best here; ``paper()`` is the paper's setting."""
 
     matching: str = hyperparameter(
         "bitwise", "distance of codes to fair bits: none is AE, critic WGAN-AE, assignment OT-AE, bitwise IDR-AE",
@@ -54,7 +56,7 @@ class IDRAEConfig:
 
     @classmethod
     def paper(cls) -> Self:
-        """The paper's setting: it names lambda, Adam, batches of 128 and VGG's fc7; rate and widths are readings."""
+        """The paper's setting. The paper names lambda, Adam, batches of 128 and VGG's fc7; learning rate and widths are our readings."""
         return cls(matching_weight=0.01, ramp=0.0, relative=False, batch=128, average=0.0, final_rate=1.0)
 
 
@@ -67,7 +69,7 @@ def _layers(*widths: int) -> nn.Sequential:
 
 
 class _Probabilities(nn.Module):
-    """Features -> probabilities of the bits (batch, bits): f."""
+    """f: features -> probabilities of the bits (batch, bits)."""
 
     def __init__(self, features: int, width: int, bits: int) -> None:
         super().__init__()
@@ -78,7 +80,7 @@ class _Probabilities(nn.Module):
 
 
 class _Codes(nn.Module):
-    """Input -> relaxed codes 2 f(h(x)) - 1, whose sign is b > 0.5."""
+    """Input -> relaxed codes 2 f(h(x)) - 1; the sign corresponds to b > 0.5."""
 
     def __init__(self, extractor: nn.Module, encoder: nn.Module) -> None:
         super().__init__()
@@ -89,12 +91,12 @@ class _Codes(nn.Module):
 
 
 class IDRAE(Method):
-    """Reconstruction of features from bits (eq. 2), and the bits' distance to fair ones (eq. 10): L = L_A + lambda L_G."""
+    """Reconstruction of features from bits (eq. 2) and the bits' distance to fair ones (eq. 10): L = L_A + lambda L_G."""
 
     name: ClassVar[str] = "idr-ae"
     reference: ClassVar[str] = "Doan et al., Image Hashing by Minimizing Independent Relaxed Wasserstein Distance, 2020"
     Config: ClassVar[Any] = IDRAEConfig
-    ablation: ClassVar[tuple[AblationRow, ...]] = (  # Table 2, with its names for the variants; the weights are those of the best mAP on USPS
+    ablation: ClassVar[tuple[AblationRow, ...]] = (  # Table 2, with its names of the variants; weights with the best mAP on USPS
         AblationRow("AE", {"matching": "none"}, {}),
         AblationRow("WGAN-AE (AE-WGAN)", {"matching": "critic", "matching_weight": 0.01}, {CIFAR: 17.75}),
         AblationRow("OT-AE (AE-LP)", {"matching": "assignment", "matching_weight": 0.01}, {CIFAR: 17.77}),
@@ -128,7 +130,7 @@ class IDRAE(Method):
         return Wants(source_labels=False, target=True, per_class=0, batch_size=self.config.batch, views=0)
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """Begin the epoch's own sequence of draws."""
+        """Start the epoch's sequence of draws."""
         self.draws = epoch << 32
 
     def begin_step(self, progress: float) -> None:
@@ -137,7 +139,7 @@ class IDRAE(Method):
             set_learning_rate(player.optimizer, self.config.learning_rate, self.config.final_rate, progress)
 
     def losses(self, player: str, batch: Batch) -> dict[str, Tensor]:
-        """Autoencoder: ``reconstruction`` and ``matching``. Critic: its objective on what the autoencoder's step made."""
+        """Autoencoder: ``reconstruction`` and ``matching``. Critic: its objective on the output of the autoencoder's step."""
         if player == "critic":
             return self._judge()
         parts = [part.x for part in batch if part is not None]
@@ -147,7 +149,7 @@ class IDRAE(Method):
         terms = {"reconstruction": error / gather(features.detach()).var(0).mean().clamp_min(1e-8) if self.config.relative else error}
         if self.config.matching != "none":
             each = b.split([len(part) for part in parts])
-            terms["matching"] = self._matching(torch.cat([gather(part) for part in each]))  # in the order of one process
+            terms["matching"] = self._matching(torch.cat([gather(part) for part in each]))  # in the row order of one process
         return terms
 
     def weights(self, player: str) -> dict[str, float]:
@@ -155,12 +157,12 @@ class IDRAE(Method):
         return {"reconstruction": 1.0, "matching": c.matching_weight * self.matched, "critic": 1.0, "penalty": c.penalty_weight}
 
     def _drawn(self) -> torch.Generator:
-        """A generator of the step's draws, alike on every rank."""
+        """A generator of the step's draws, the same on every rank."""
         self.draws += 1
         return torch.Generator().manual_seed(self.draws)
 
     def _matching(self, b: Tensor) -> Tensor:
-        """Distance of the global batch's codes to as many fair ones."""
+        """Distance between the global batch's codes and as many fair random codes."""
         if self.config.matching == "critic":
             self.made = b.detach()
             return generator_loss(self.players["critic"].networks["critic"](b), "wasserstein")
@@ -168,7 +170,7 @@ class IDRAE(Method):
         return (bitwise_distance if self.config.matching == "bitwise" else assignment_distance)(b, z)
 
     def _judge(self) -> dict[str, Tensor]:
-        """The Wasserstein critic's objective on fair bits and codes, and the penalty on its slope between them."""
+        """The Wasserstein critic's objective on fair bits and codes, and its gradient penalty between them."""
         generator = self._drawn()
         z = torch.randint(2, self.made.shape, generator=generator).to(self.made)
         share = torch.rand(len(z), generator=generator).to(z)
@@ -176,5 +178,5 @@ class IDRAE(Method):
         return {"critic": critic_loss(critic(z), critic(self.made), "wasserstein"), "penalty": gradient_penalty(critic, z, self.made, share)}
 
     def encoder(self) -> nn.Module:
-        """The averaged copy where there is one, as input -> codes."""
+        """The EMA copy if there is one: input -> codes."""
         return _Codes(self.ema_networks["extractor"], self.ema_networks["encoder"]).eval()

@@ -1,10 +1,12 @@
 """IGAN, intersectant generative adversarial networks (He et al., IJCAI 2019).
 
 Symbols: u relaxed code (the common space), s source, t target, d bits, N classes, T confidence threshold, x~ a generated
-image. Beyond the paper, each with a field whose off value is the paper's: random affine views, batch-norm and dropout in
-the trunk, an averaged copy of encoder and classifier that gives the pseudo-labels and encodes, the target's entropy and
-equal shares of its classes, spectral norm, the discriminators' own rate, and "real, of whichever class" for target images
-without a confident label.
+image.
+
+Extensions beyond the paper: random affine views; batch-norm and dropout in the trunk; an EMA copy of encoder and classifier
+that gives the pseudo-labels and encodes; entropy of the target and equal shares of its classes; spectral norm; a separate
+rate for the discriminators; "real, of any class" for target images without a confident label. Each has a field that
+switches it off.
 """
 
 from dataclasses import dataclass
@@ -30,7 +32,7 @@ U_M, M_U = "usps -> mnist", "mnist -> usps"
 
 @dataclass(frozen=True)
 class IGANConfig:
-    """Hyper-parameters of IGAN; the defaults are what works best here, ``paper()`` is the paper's setting."""
+    """Hyper-parameters of IGAN. The defaults work best here; ``paper()`` is the paper's setting."""
 
     pseudo_weight: float = hyperparameter(1.0, "epsilon, weight of pseudo-labels in the label prediction", 0.1, 3.0, log=True)
     threshold: float = hyperparameter(0.9, "T, class probability above which a target image has a pseudo-label", 0.5, 0.99)
@@ -61,7 +63,7 @@ class IGANConfig:
 
     @classmethod
     def paper(cls) -> Self:
-        """The paper's setting for digits. It names batch size, staged training and SGD; rates and weights are readings."""
+        """The paper's setting for digits. It names batch size, staged training and SGD; rates and weights are our readings."""
         return cls(
             pseudo_weight=0.1, relaxation_weight=1e-3, centroid_weight=0.1, adversarial_weight=1.0, l1_weight=1.0,
             entropy_weight=0.0, balance_weight=0.0, real_unlabelled=False, spectral=False, average=0.0, augment=False, pretrain_epochs=2, stages=2,
@@ -70,14 +72,14 @@ class IGANConfig:
 
 
 class IGAN(Method):
-    """Common codes that a classifier, class centres and two generators with their discriminators hold together (eq. 11)."""
+    """Common codes shaped by a classifier, class centres, and two generators with their discriminators (eq. 11)."""
 
     name: ClassVar[str] = "igan"
     reference: ClassVar[str] = (
         "He et al., One Network for Multi-Domains: Domain Adaptive Hashing with Intersectant Generative Adversarial Networks, IJCAI 2019"
     )
     Config: ClassVar[Any] = IGANConfig
-    ablation: ClassVar[tuple[AblationRow, ...]] = (  # Table 4; each row adds a term to the one above
+    ablation: ClassVar[tuple[AblationRow, ...]] = (  # Table 4; each row adds a term to the row above
         AblationRow("Lc", {"centroid_weight": 0.0, "hash_weight": 0.0, "adversarial_weight": 0.0, "l1_weight": 0.0}, {U_M: 61.8, M_U: 85.5}),
         AblationRow("Lc + Ls", {"hash_weight": 0.0, "adversarial_weight": 0.0, "l1_weight": 0.0}, {U_M: 88.8, M_U: 89.5}),
         AblationRow("Lc + Ls + Lh", {"adversarial_weight": 0.0, "l1_weight": 0.0}, {U_M: 89.5, M_U: 90.3}),
@@ -105,7 +107,7 @@ class IGAN(Method):
 
     @property
     def can_translate(self) -> bool:
-        """Whether any term needs the generators; without one there is nothing to translate with."""
+        """Whether any term needs the generators; without one there is no generator to translate with."""
         return bool(self.config.adversarial_weight or self.config.l1_weight)
 
     @property
@@ -113,14 +115,14 @@ class IGAN(Method):
         return Wants(source_labels=True, target=True, per_class=self.config.per_class, batch_size=0, views=int(self.config.augment))
 
     def _fresh_heads(self) -> nn.ModuleDict:
-        """The classifier C and, where a term needs them, the generators G_s and G_t."""
+        """The classifier C and, if a term needs them, the generators G_s and G_t."""
         heads = nn.ModuleDict({"classifier": nn.Linear(self.bits, self.classes)})
         for domain in DOMAINS if self.can_translate else ():
             heads[domain] = Generator(self.bits, self.shape, self.config.width)
         return heads
 
     def _fresh_judges(self) -> nn.ModuleDict:
-        """The discriminators D_s and D_t, of N classes and one for generated images, where a term needs them."""
+        """The discriminators D_s and D_t, with N classes and one for generated images, if a term needs them."""
         c = self.config
         needed = DOMAINS if c.adversarial_weight else ()
         return nn.ModuleDict({domain: Discriminator(self.shape, self.classes + 1, c.width, c.spectral) for domain in needed})
@@ -131,13 +133,13 @@ class IGAN(Method):
         return -1 if epoch < first else (epoch - first) * self.config.stages // max(epochs - first, 1)
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """Pretrain for the first epochs; at each stage's start draw all but the encoder anew (section 3.2)."""
+        """Pretrain in the first epochs; at the start of each stage, re-initialise everything but the encoder (section 3.2)."""
         stage = self._stage(epoch, epochs)
         self.pretraining = stage < 0
         if epoch == 0 or stage == self._stage(epoch - 1, epochs):
             return
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed + stage + 1)  # alike on every rank
+            torch.manual_seed(self.seed + stage + 1)  # the same on every rank
             reset_network(self.heads, self._fresh_heads(), self.players["encoder"].optimizer)
             if "discriminator" in self.players:
                 reset_network(self.judges, self._fresh_judges(), self.players["discriminator"].optimizer)
@@ -153,7 +155,7 @@ class IGAN(Method):
         return player == "encoder" or not self.pretraining
 
     def losses(self, player: str, batch: Batch) -> dict[str, Tensor]:
-        """Encoder: the terms of eq. 11. Discriminators: ``real`` and ``generated`` of eq. 10, on what the encoder's step made."""
+        """Encoder: the terms of eq. 11. Discriminators: ``real`` and ``generated`` of eq. 10, on the output of the encoder's step."""
         assert batch.source is not None and batch.source.label is not None and batch.target is not None
         if player == "discriminator":
             return self._judge(batch.source.label)
@@ -183,11 +185,11 @@ class IGAN(Method):
 
     @torch.no_grad()
     def _pseudo_labels(self, x: Tensor) -> Tensor:
-        """Classes of the target images that the classifier is sure of, -1 for the others (eq. 4)."""
+        """Classes of the target images that the classifier is confident of, -1 for the others (eq. 4)."""
         return confident_classes(self.ema_networks["classifier"](self.ema_networks["network"](x)[1]), self.config.threshold)
 
     def _align(self, u_s: Tensor, labels: Tensor, u_t: Tensor, guesses: Tensor) -> dict[str, Tensor]:
-        """Terms that hold the target's codes to the source's (eq. 3 and the second part of eq. 5)."""
+        """Terms that align the target's codes with the source's (eq. 3 and the second part of eq. 5)."""
         logits = self.heads["classifier"](u_t)
         terms = {"pseudo": pseudo_label_loss(logits, guesses)}
         if self.config.entropy_weight:
@@ -199,7 +201,7 @@ class IGAN(Method):
         return terms
 
     def _generate(self, u_s: Tensor, u_t: Tensor, labels: Tensor, guess: Tensor) -> dict[str, Tensor]:
-        """Both generators on both domains' codes: x~_s, x~_t of eq. 6 for the L1 term, x~_ts, x~_st of eq. 8 for the adversarial one."""
+        """Both generators on both domains' codes: x~_s, x~_t of eq. 6 for the L1 term, x~_ts, x~_st of eq. 8 for the adversarial term."""
         c, terms = self.config, {}
         own = {"source": u_s, "target": u_t}
         other = {"source": u_t, "target": u_s}
@@ -215,7 +217,7 @@ class IGAN(Method):
         return terms
 
     def _judge(self, labels: Tensor) -> dict[str, Tensor]:
-        """The discriminators' cross-entropies of real images of their domain, and of images generated into it."""
+        """The discriminators' cross-entropies of real images of their domain, and of images generated for it."""
         known, made = {"source": labels, "target": self.made["guess"]}, self.made
         real, generated = [], []
         for domain in DOMAINS:
@@ -226,13 +228,13 @@ class IGAN(Method):
         return {"real": torch.stack(real).sum(), "generated": torch.stack(generated).sum()}
 
     def failure(self, terms: dict[str, float]) -> str:
-        """Discriminators that make no error at all teach the generators nothing."""
+        """Discriminators that make no errors give the generators no signal."""
         if "generated" in terms and terms["real"] + terms["generated"] < 1e-4:
             return "the discriminators tell every generated image: lower --discriminator-rate, or set --spectral"
         return ""
 
     def encoder(self) -> nn.Module:
-        """The averaged copy where there is one, as input -> codes."""
+        """The EMA copy if there is one: input -> codes."""
         return CodesOnly(self.ema_networks["network"]).eval()
 
     def classify(self, x: Tensor) -> Tensor:
@@ -240,6 +242,6 @@ class IGAN(Method):
         return log_softmax(self.ema_networks["classifier"](self.encode(x)), 1)
 
     def translate(self, x: Tensor) -> Tensor:
-        """Target images of source images, x~_st = G_t(E(x)) (eq. 8); features where the data are features."""
+        """Target images from source images, x~_st = G_t(E(x)) (eq. 8); feature vectors if the data are feature vectors."""
         made = self.ema_networks["target"].eval()(self.encode(x))
         return stored(made) if self.images else made

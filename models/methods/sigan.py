@@ -1,10 +1,12 @@
-"""SIGAN, semantic invariant GAN (Mao et al., Neurocomputing 2018), and DTN, on which it builds.
+"""SIGAN, semantic invariant GAN (Mao et al., Neurocomputing 2018).
 
-Symbols: x image, s source, t target, y label, E encoder, h its features, F classifier, G generator, D critic, g translated image,
-u relaxed code. E and F are pretrained on the source; then G translates source images into the target's style, and a hash layer on
-h is trained on the labelled source and its translations. Beyond the papers, each with a field whose off value is the papers':
-random affine views for E, confident pseudo-labels of the target, the source's own classification after pretraining, a semantic
-term that holds G to what E and F took for each class when pretrained, maps scaled by their width, averaged copies, a cosine rate.
+Symbols: x image, s source, t target, y label, E encoder, h its features, F classifier, G generator, D critic, g translated
+image, u relaxed code. E and F are pretrained on the source; then G translates source images into the target's style, and a
+hash layer on h is trained on the labelled source images and their translations.
+
+Extensions beyond the paper: random affine views for E; confident pseudo-labels of the target; the source's classification
+after pretraining; a semantic term that trains G with the pretrained E and F; attention maps scaled by their width; EMA
+copies; a cosine learning rate. Each has a field that switches it off.
 """
 
 import copy
@@ -42,7 +44,7 @@ DTN_TERMS: dict[str, Any] = {"adversarial_objective": "gan", "label_weight": 0.0
 
 @dataclass(frozen=True)
 class SIGANConfig:
-    """Hyper-parameters of SIGAN; the defaults are what works best here, ``paper()`` is the paper's setting."""
+    """Hyper-parameters of SIGAN. The defaults work best here; ``paper()`` is the paper's setting."""
 
     adversarial_objective: str = hyperparameter("wasserstein", "adversarial objective", choices=("wasserstein", "gan"))
     adversarial_weight: float = hyperparameter(1.0, "weight of the adversarial term; 0 leaves the critic out", 0.1, 3.0, log=True)
@@ -80,7 +82,7 @@ class SIGANConfig:
 
     @classmethod
     def paper(cls) -> Self:
-        """The paper's setting of SVHN -> MNIST. It names no learning rate and no Lipschitz device: 3e-4 and clipping are readings."""
+        """The paper's setting of SVHN -> MNIST. It names no learning rate and no Lipschitz constraint: 3e-4 and clipping are our readings."""
         return cls(
             label_interval=20, semantic_weight=0.0, pretrain_epochs=2, reconstruction_weight=1.0, attention_scaled=False, source_weight=0.0,
             pseudo_weight=0.0, balance_weight=0.0, lipschitz="clip", average=0.0, augment=False, width=64, optimizer="rmsprop",
@@ -89,7 +91,7 @@ class SIGANConfig:
 
 
 class SIGAN(Method):
-    """Source images translated into the target's style, their labels kept (Algorithm 1), and a hash layer trained on them."""
+    """Translates source images into the target's style with their labels (Algorithm 1), and trains a hash layer on both."""
 
     name: ClassVar[str] = "sigan"
     reference: ClassVar[str] = "Mao et al., Semantic Invariant Cross-domain Image Generation with Generative Adversarial Networks, Neurocomputing 2018"
@@ -143,9 +145,9 @@ class SIGAN(Method):
         return Wants(source_labels=True, target=True, per_class=c.per_class, batch_size=0, views=int(c.augment), view={"scale": c.view_scale})
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """Pretrain for the first epochs, then keep what that gave; begin the epoch's own sequence of draws and of intervals t.
+        """Pretrain in the first epochs, then keep a copy of the result; start the epoch's sequences of draws and of intervals t.
 
-        The first epoch makes no pseudo-labels: guesses of a network that has seen nothing would stay.
+        The first epoch makes no pseudo-labels: wrong guesses of an untrained network would persist.
         """
         self.pretraining, self.guessing, self.steps, self.draws = epoch < self.config.pretrain_epochs, epoch > 0, 0, epoch << 32
         if epoch == self.config.pretrain_epochs:
@@ -153,7 +155,7 @@ class SIGAN(Method):
                 network.load_state_dict(self.ema_networks[name].state_dict())
 
     def begin_step(self, progress: float) -> None:
-        """Set the learning rates; the classifier F keeps still after the pretraining by taking no gradient."""
+        """Set the learning rates. After pretraining the classifier F stays fixed, as it receives no gradient."""
         for player in self.players.values():
             set_learning_rate(player.optimizer, self.config.learning_rate, self.config.final_rate, progress)
 
@@ -169,7 +171,7 @@ class SIGAN(Method):
         return player == "generator" or not self.pretraining
 
     def losses(self, player: str, batch: Batch) -> dict[str, Tensor]:
-        """Generator, encoder and hash layer: the terms of Algorithm 1. Critic: its objective on what the generator's step made."""
+        """Generator, encoder and hash layer: the terms of Algorithm 1. Critic: its objective on the output of the generator's step."""
         assert batch.source is not None and batch.source.label is not None and batch.target is not None
         if player == "critic":
             return self._judge()
@@ -181,7 +183,7 @@ class SIGAN(Method):
         s, t = slice(None, len(x_s)), slice(len(x_s), len(x_s) + len(x_t))
         seen = self.encode_part(torch.cat([x_s, x_t, *view]))
         made = self.generator(seen.out[: t.stop])
-        again = self.encode_part(made.out[s].detach())  # translations as labelled data
+        again = self.encode_part(made.out[s].detach())  # translations serve as labelled images
         self.made = (x_t, made.out[s].detach())
         terms = self._keep_meaning(Activations(*(each[s] for each in seen)), Activations(*(each[s] for each in made)), labels)
         if c.label_weight and self.steps % max(c.label_interval, 1) == 0:
@@ -197,7 +199,7 @@ class SIGAN(Method):
         return terms | self._hash(torch.cat([seen.out[s], again.out]), torch.cat([labels, labels]))
 
     def _pretrain(self, x_s: Tensor, labels: Tensor, x_t: Tensor, view: list[Tensor]) -> dict[str, Tensor]:
-        """E and F on the labelled source and, where these have a weight, on pseudo-labels of the target."""
+        """E and F on the labelled source and, if their weight is not zero, on pseudo-labels of the target."""
         h = self.encode_part(torch.cat([x_s, *view])).out
         h_s, h_t = h[: len(x_s)], h[len(x_s) :]
         terms = {"source": cross_entropy(self.classifier(h_s), labels)}
@@ -216,14 +218,15 @@ class SIGAN(Method):
         }  # fmt: skip
 
     def _fixed_classifier(self, h: Tensor) -> Tensor:
-        """F, which takes no gradient after the pretraining."""
+        """F without gradient, for the time after pretraining."""
         return linear(h, self.classifier.weight.detach(), self.classifier.bias.detach())
 
     def _keep_meaning(self, seen: Activations, made: Activations, labels: Tensor) -> dict[str, Tensor]:
-        """Terms that keep a source image's meaning in its translation: semantic, f-constancy (DTN), attention (eq. 9-10).
+        """Terms that preserve a source image's meaning in its translation: semantic, f-constancy (DTN), attention (eq. 9-10).
 
         Args:
-            seen, made: E of the source images, G of that.
+            seen: output of E for the source images.
+            made: output of G for ``seen``.
         """
         c, terms = self.config, {}
         if c.source_weight:
@@ -238,24 +241,24 @@ class SIGAN(Method):
         return terms
 
     def _guess(self, logits: Tensor, x: Tensor) -> dict[str, Tensor]:
-        """Terms of the target's views by what the averaged copy takes the plain images for."""
+        """Terms on the target's views, with pseudo-labels that the EMA copy gives to the plain images."""
         terms = {"pseudo": pseudo_label_loss(logits, self._pseudo_labels(x))}
         return terms | ({"balance": imbalance_loss(gather(logits))} if self.config.balance_weight else {})
 
     @torch.no_grad()
     def _pseudo_labels(self, x: Tensor) -> Tensor:
-        """Classes of the target images that E and F are sure of, -1 for the others."""
+        """Classes of the target images that E and F are confident of, -1 for the others."""
         return confident_classes(self.ema_networks["classifier"](self.ema_networks["encoder"](x).out), self.config.threshold)
 
     def _hash(self, h: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Hash loss of source images and, after the pretraining, their translations, as one labelled set; it does not move E."""
+        """Hash loss of source images and, after pretraining, of their translations, as one labelled set; E receives no gradient."""
         if not self.config.hash_weight:
             return {}
         u = gather(self.hash(h.detach())[1])
         return {"hash": similarity_loss(u, gather(labels)), "relaxation": quantisation_loss(u)}
 
     def _judge(self) -> dict[str, Tensor]:
-        """The critic's objective on target images and translations, and the penalty on its slope between them."""
+        """The critic's objective on target images and translations, and its gradient penalty between them."""
         assert self.made is not None
         c, (real, made) = self.config, self.made
         scores = self.critic(torch.cat([real, made]))
@@ -268,7 +271,7 @@ class SIGAN(Method):
         return terms
 
     def failure(self, terms: dict[str, float]) -> str:
-        """A critic that errs in nothing, or scores without bound, teaches the generator nothing."""
+        """A critic without errors, or with unbounded scores, gives the generator no useful signal."""
         if "critic" not in terms:
             return ""
         if self.config.adversarial_objective == "gan" and terms["critic"] < 1e-4:
@@ -278,17 +281,17 @@ class SIGAN(Method):
         return ""
 
     def state_modules(self) -> nn.ModuleDict:
-        """The pretrained encoder and classifier, too."""
+        """Also the pretrained encoder and classifier."""
         kept = super().state_modules()
         kept["pretrained"] = self.pretrained
         return kept
 
     def encoder(self) -> nn.Module:
-        """E and the hash layer, as input -> codes."""
+        """E and the hash layer: input -> codes."""
         return TranslatedCode(self.ema_networks["encoder"], self.ema_networks["hash"]).eval()
 
     def classify(self, x: Tensor) -> Tensor:
-        """Class log-probabilities by F on E's features, E being adapted."""
+        """Class log-probabilities by F on the features of the adapted E."""
         return log_softmax(self.ema_networks["classifier"](self.ema_networks["encoder"].eval()(to_network_input(x)).out), 1)
 
     def translate(self, x: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
-"""UCDIR, unsupervised cross-domain image retrieval (Hu and Lee, ECCV 2022): no label in either domain.
+"""UCDIR, unsupervised cross-domain image retrieval (Hu and Lee, ECCV 2022): no labels in either domain.
 
 Symbols: x feature (128-d, L2-normalised), x' the momentum encoder's, A and B the two domains, K clusters, c centroid,
-tau temperature of the contrast, phi of the cluster probabilities. A memory slot x' for each image of each domain. The
-codes, which the paper does not have, are the signs of a learned head on x, or ITQ's of x; no term of theirs moves x.
-Beyond the paper, each with a field whose off value is the paper's: views of other kinds, more clusters than classes, and a
-bound on the slots that a step compares with.
+tau temperature of the contrast, phi of the cluster probabilities. Each image of each domain has a memory slot x'. The paper
+has no codes: here they are the signs of a learned head on x, or ITQ of x; neither sends gradients to x.
+
+Extensions beyond the paper: other kinds of views, more clusters than classes, and a limit on the slots that a step compares
+with. Each has a field that switches it off.
 """
 
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ DOMAINNET = "P@50, DomainNet"
 
 @dataclass(frozen=True)
 class UCDIRConfig:
-    """Hyper-parameters of UCDIR; the defaults are what works best here, ``paper()`` is the paper's setting."""
+    """Hyper-parameters of UCDIR. The defaults work best here; ``paper()`` is the paper's setting."""
 
     cluster_weight: float = hyperparameter(0.5, "alpha, weight of the cluster-wise contrast", 0.1, 2.0, log=True)
     cluster_start: float = hyperparameter(0.1, "T1, share of the training after which the cluster-wise contrast begins", 0.0, 0.5)
@@ -66,7 +67,7 @@ class UCDIRConfig:
 
     @classmethod
     def paper(cls) -> Self:
-        """The paper's setting on DomainNet; it takes ResNet-50 with MoCo v2's weights, given as ``pretrained``."""
+        """The paper's setting for DomainNet; it uses ResNet-50 with MoCo v2 weights, given as ``pretrained``."""
         return cls(
             cluster_weight=1.0, distance_weight=0.1, entropy_weight=0.5, clusters_per_class=1, negatives=0, average=0.999, views="contrastive", batch=64,
             optimizer="sgd", learning_rate=2e-4,
@@ -74,7 +75,7 @@ class UCDIRConfig:
 
 
 class Memory(nn.Module):
-    """One domain's slots, an L2-normalised feature for each image, and the centroids of its clusters."""
+    """Memory bank of one domain: an L2-normalised feature for each image, and the centroids of its clusters."""
 
     slots: Tensor
     centroids: Tensor
@@ -87,11 +88,11 @@ class Memory(nn.Module):
         self.register_buffer("members", torch.empty(0, dtype=torch.int64))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        self.slots, self.members = (torch.zeros_like(state_dict[prefix + name]) for name in ("slots", "members"))  # as many as were saved
+        self.slots, self.members = (torch.zeros_like(state_dict[prefix + name]) for name in ("slots", "members"))  # sizes as saved
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def fill(self, rows: int, parts: Iterator[DomainView], encode: Any) -> None:
-        """Take every image's feature; each rank brings its own images."""
+        """Compute and store the feature of every image; each rank contributes its own rows."""
         slots = self.centroids.new_zeros(rows, WIDTH)
         for part in parts:
             slots[part.row.to(slots.device)] = encode(part.x.to(slots.device))
@@ -100,12 +101,12 @@ class Memory(nn.Module):
         self.slots = slots
 
     def cluster(self, seed: int) -> None:
-        """Cluster the slots anew."""
+        """Cluster the slots again."""
         self.centroids.copy_(kmeans(self.slots, len(self.centroids), seed))
         self.members = torch.cat([(part @ self.centroids.T).argmax(1) for part in self.slots.split(65536)])
 
     def cluster_means(self) -> Tensor:
-        """Mean slot of each cluster, (clusters, width): the positives of eq. 2 at once."""
+        """Mean slot of each cluster, (clusters, width): the mean over the positives of eq. 2."""
         sums = torch.zeros_like(self.centroids).index_add_(0, self.members, self.slots)
         return sums / torch.bincount(self.members, minlength=len(sums)).clamp(min=1).unsqueeze(1)
 
@@ -123,7 +124,7 @@ class Embedding(nn.Module):
 
 
 class _Codes(nn.Module):
-    """Input -> relaxed codes, by a module on the features."""
+    """Input -> relaxed codes, by a module on top of the features."""
 
     def __init__(self, embedding: nn.Module, hashing: nn.Module) -> None:
         super().__init__()
@@ -135,12 +136,12 @@ class _Codes(nn.Module):
 
 
 class UCDIR(Method):
-    """Contrast within each domain, by image and by cluster, and distances between samples that two domains' clusters agree on."""
+    """Contrast within each domain by image and by cluster, and alignment of two domains' clusters by distances between samples."""
 
     name: ClassVar[str] = "ucdir"
     reference: ClassVar[str] = "Hu and Lee, Feature Representation Learning for Unsupervised Cross-domain Image Retrieval, ECCV 2022"
     Config: ClassVar[Any] = UCDIRConfig
-    ablation: ClassVar[tuple[AblationRow, ...]] = (  # Table 3, the means of its twelve directions
+    ablation: ClassVar[tuple[AblationRow, ...]] = (  # Table 3, means over its twelve directions
         AblationRow("instance (v1)", {"cluster_weight": 0.0, "entropy_weight": 0.0, "distance_weight": 0.0}, {DOMAINNET: 38.14}),
         AblationRow("+ cluster (v2)", {"entropy_weight": 0.0, "distance_weight": 0.0}, {DOMAINNET: 41.57}),
         AblationRow("+ entropy (v3)", {"distance_weight": 0.0}, {DOMAINNET: 44.61}),
@@ -169,21 +170,21 @@ class UCDIR(Method):
         return Wants(source_labels=False, target=True, per_class=0, batch_size=c.batch, views=2, view=view)
 
     def state_modules(self) -> nn.ModuleDict:
-        """The memory, too."""
+        """Also the memory banks."""
         kept = super().state_modules()
         kept["memory"] = self.memory
         return kept
 
     @torch.no_grad()
     def begin(self, source: RowSource | None, target: RowSource | None) -> None:
-        """Fill each domain's slots by the momentum encoder (section 4.1)."""
+        """Fill each domain's slots with the momentum encoder (section 4.1)."""
         for domain, rows in zip(DOMAINS, (source, target), strict=True):
             assert rows is not None
             self.memory[domain].fill(rows.total, rows.rows(), self.ema_networks["embedding"].eval())
 
     @torch.no_grad()
     def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """Set the weights of eq. 4 and, where a term needs them, cluster each domain's slots anew (section 3.2)."""
+        """Set the weights of eq. 4 and, if a term needs it, cluster each domain's slots again (section 3.2)."""
         c, share = self.config, epoch / epochs
         self.draws = epoch << 32
         self.clustering = c.cluster_weight * min(max((share - c.cluster_start) / max(c.cluster_full - c.cluster_start, 1e-9), 0.0), 1.0)
@@ -224,7 +225,7 @@ class UCDIR(Method):
         }  # fmt: skip
 
     def _contrast(self, memory: Memory, x: Tensor, key: Tensor, row: Tensor) -> dict[str, Tensor]:
-        """Write the batch's slots, then compare with the domain's (eq. 1, 2)."""
+        """Store the batch's features in their slots, then contrast with the domain's slots (eq. 1, 2)."""
         c = self.config
         memory.slots[row] = key
         slots, own = memory.slots, None
@@ -248,11 +249,11 @@ class UCDIR(Method):
         return terms | ({"distance": distance_of_distance(one, other)} if c.distance_weight else {})
 
     def features(self, x: Tensor) -> Tensor:
-        """The momentum encoder's features, which the paper ranks by cosine."""
+        """The momentum encoder's features."""
         return self.ema_networks["embedding"].eval()(x)
 
     def encoder(self) -> nn.Module:
-        """The momentum encoder with the learned head or, fitted on both domains' slots, ITQ."""
+        """The momentum encoder with the learned head, or with ITQ fitted on both domains' slots."""
         hashing = self.ema_networks["hash"]
         if self.config.codes == "itq":
             hashing = fit_itq(torch.cat([memory.slots for memory in self.memory.values()]), self.bits)
