@@ -1,4 +1,4 @@
-"""The stages, a file each, and their parts."""
+"""The commands, one file each, and the packages behind them: training, retrieval, registry, console."""
 
 from pathlib import Path
 

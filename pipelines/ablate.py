@@ -1,4 +1,4 @@
-"""Stage: a paper's ablation table: a training for each of its rows and each seed, our figures beside the paper's."""
+"""Command: train the rows of a paper's ablation table and print our figures beside the paper's."""
 
 import statistics
 from dataclasses import asdict, dataclass, field, fields
@@ -14,14 +14,14 @@ from pipelines.console.config import option
 from pipelines.training import runs
 from pipelines.training.options import TrainOptions, make_options, method_fields
 
-SAME = ("method", "source", "target", "bits", "epochs", "steps_per_epoch", "seed", "own")  # what two runs of one setting share
+SAME = ("method", "source", "target", "bits", "epochs", "steps_per_epoch", "seed", "own")  # options that must agree for a finished run to be reused
 
 __all__ = ["Config", "make_config", "method_fields", "run"]
 
 
 @dataclass
 class Config(TrainOptions):
-    """Options of ``hashbridge ablate``: those of a training, and which trainings."""
+    """Options of ``hashbridge ablate``: those of ``train``, and which runs to make."""
 
     both: bool = option(False, "train from target to source, too")
     seeds: str = option("0", "seeds, as 0,1,2")
@@ -43,7 +43,7 @@ class Config(TrainOptions):
         """The seeds as numbers.
 
         Raises:
-            ValueError: the text is no list of whole numbers.
+            ValueError: the option is not a list of whole numbers.
         """
         try:
             return [int(each) for each in self.seeds.split(",")]
@@ -55,14 +55,14 @@ make_config = partial(make_options, kind=Config)
 
 
 def _settings(config: Config, row: AblationRow, direction: tuple[str, str], seed: int) -> TrainOptions:
-    """The training of one row."""
+    """The options of one row's run."""
     given = {each.name: getattr(config, each.name) for each in fields(TrainOptions)}
     source, target = direction
     return TrainOptions(**given | {"source": source, "target": target, "seed": seed, "own": config.own | row.changes})
 
 
 def result_of(wanted: TrainOptions) -> dict[str, Any]:
-    """The result of a training: read where it is finished, else trained to its end."""
+    """The result of a run: from an earlier run with the same options if there is one, otherwise after training."""
     root = to_path(wanted.dataset)
     cut_off = None
     for folder in sorted(each.parent for each in to_path(wanted.storage).glob("*/config.json")):
@@ -73,7 +73,7 @@ def result_of(wanted: TrainOptions) -> dict[str, Any]:
             cut_off = folder
             continue
         result = runs.read_result(folder)
-        if result["dataset"] == Manifest.read(root).digest():  # not of rows that were ingested anew since
+        if result["dataset"] == Manifest.read(root).digest():  # not of a dataset that was ingested again since
             print(f"run {folder.name} is there")
             return result
     if cut_off is None:
@@ -82,23 +82,23 @@ def result_of(wanted: TrainOptions) -> dict[str, Any]:
 
 
 def _named(direction: tuple[str, str]) -> str:
-    """The direction's name: source -> target, or the one domain there is."""
+    """Name of a direction: "source -> target", or the only domain."""
     return " -> ".join(filter(None, direction))
 
 
 def _cell(values: list[float]) -> str:
-    """Mean of the seeds in percent, with their standard deviation where there are several."""
+    """Mean over the seeds in percent, with standard deviation if there are several."""
     spread = f" ±{100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * statistics.mean(values):.1f}{spread}"
 
 
 def _papers(figures: dict[str, float], direction: str) -> str:
-    """The paper's figure of this direction, or its others, named."""
+    """The paper's figure for this direction, or its figures for others with their names."""
     return f"{figures[direction]:.1f}" if direction in figures else ", ".join(f"{value:.1f} ({name})" for name, value in figures.items())
 
 
 def show(config: Config, table: dict[str, dict[str, Any]]) -> None:
-    """Print the table: a block for each direction, a row for each set of terms."""
+    """Print the table: a block for each direction, a line for each row."""
     for name, rows in table.items():
         print(f"\n{config.method}, {config.bits} bits, {name}: percent, last epoch, seeds {config.seeds}, preset {config.preset}")
         columns = find_method(config.method).table
@@ -111,7 +111,7 @@ def show(config: Config, table: dict[str, dict[str, Any]]) -> None:
 
 
 def _train_row(config: Config, row: AblationRow, direction: tuple[str, str]) -> dict[str, Any]:
-    """A row's figures by seed, its runs, and what its failed trainings said."""
+    """A row's figures by seed, its run ids, and the messages of failed runs."""
     columns = find_method(config.method).table
     cells: dict[str, Any] = {column: [] for column in columns} | {"paper": row.figures, "runs": [], "failed": []}
     for seed in config.seed_list():
@@ -129,9 +129,9 @@ def _train_row(config: Config, row: AblationRow, direction: tuple[str, str]) -> 
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Train every row that is not there yet, and print the table; returns it with the runs' ids.
+    """Train every row that has no result yet, print the table, and return it with the run ids.
 
-    A training that diverges is counted as failed, and the others go on.
+    A diverged run is counted as failed; the others continue.
     """
     directions = [(config.source, config.target), *([(config.target, config.source)] if config.both else [])]
     rows = find_method(config.method).ablation

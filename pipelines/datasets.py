@@ -1,4 +1,4 @@
-"""Stage: list the datasets known by name."""
+"""Command: list the datasets of the catalogue."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,7 +12,7 @@ class Config:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Print the catalogue: name, how it is had, classes, domains, licence."""
+    """Print the catalogue: name, source, classes, domains, licence."""
     print(f"{'name':<12} {'had by':<12} {'classes':>7}  {'domains':<58} licence")
     for name, entry in CATALOG.items():
         print(f"{name:<12} {entry.source:<12} {entry.classes:>7}  {', '.join(entry.domains):<58} {entry.licence}")

@@ -1,4 +1,4 @@
-"""Stage: the whole way on the embedded digits: ingest, a baseline against a method, register, promote, encode, index, search."""
+"""Command: the whole pipeline on the embedded digits: ingest, train a baseline and a method, register, promote, encode, index, search."""
 
 import shutil
 import time
@@ -12,7 +12,7 @@ from pipelines import encode, index, ingest, promote, register, search, train
 from pipelines.console.config import option
 
 NAME = "hashbridge-demo"
-BASELINES = {  # whether the method needs the source's labels: what it is shown beside
+BASELINES = {  # baseline by whether the method needs source labels
     True: ("source-only", "dpsh", "the hash loss on typeset digits alone"), False: ("itq", "itq", "principal components, rotated"),
 }  # fmt: skip
 
@@ -41,7 +41,7 @@ def _train(method: str, config: Config, dataset: Path, runs: Path) -> dict[str, 
 
 
 def _needs_labels(name: str) -> bool:
-    """Whether a method learns from the source's labels."""
+    """Whether a method trains on the source's labels."""
     method = find_method(name)
     return method(method.Config(), (1, 32, 32), 10, 64).wants.source_labels
 
@@ -55,7 +55,7 @@ def _table(results: dict[str, dict[str, Any]]) -> None:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Run the demo; returns both results, the version and the search's answers."""
+    """Run the demo; returns both results, the model version and the search's answers."""
     started, out = time.monotonic(), Path(config.out)
     dataset, runs = out / "digits", out / "runs"
     if out.exists():

@@ -1,4 +1,4 @@
-"""Command: encode a folder of images or a dataset in bulk on Ray Data, to a Parquet of codes."""
+"""Command: encode a folder of images or a dataset in bulk with Ray Data, to Parquet files of codes."""
 
 
 import dataclasses
@@ -25,7 +25,7 @@ from pipelines.console.config import option, positional, required
 from pipelines.registry.encoders import Encoder, open_encoder, registry_uri
 from pipelines.retrieval.code_files import SCHEMA
 
-BATCH, PART = 512, 65536  # rows that an encoder takes at once, and at most of a file of codes
+BATCH, PART = 512, 65536  # rows per call of the encoder; maximum rows per file of codes
 
 
 @dataclass
@@ -43,10 +43,10 @@ class Config:
 
 
 class _Encode:
-    """An encoder that writes the codes of one part after the other.
+    """Encodes one part after another and writes the codes of each to its own file.
 
-    A part is a file of its own, named by what is in it and put whole: whoever encodes it again, as Ray does where a node
-    died, puts the same file again, so that each row is there once.
+    A part's file is named by its number and written atomically. When Ray encodes a part again after a node failed, it writes the
+    same file again, so each row appears exactly once.
     """
 
     def __init__(self, config: Config, staging: str) -> None:
@@ -90,9 +90,9 @@ class _Encode:
 
 @functools.lru_cache(maxsize=1)
 def _loaded(staging: str, *options: Any) -> _Encode:
-    """The encoder of a config, given as its values: loaded once a call of the stage by each of Ray's worker processes.
+    """The encoder of a config, given as its values; loaded once per run of the command by each of Ray's worker processes.
 
-    Worker processes outlive a call, and an alias may have moved before the next: hence ``staging``, another each time.
+    Worker processes are reused, and an alias may move between two runs. ``staging`` differs in each run, so it keeps the cache apart.
     """
     return _Encode(Config(*options), staging)
 
@@ -102,7 +102,7 @@ def _encode(item: dict[str, Any], staging: str, config: Config) -> dict[str, Any
 
 
 def _size(rows: int, workers: int) -> int:
-    """Rows of a part: few enough that every encoder has several, in batches."""
+    """Rows of a part: small enough for several parts per encoder, in whole batches."""
     return min(PART, max(BATCH, -(-rows // (4 * workers * BATCH)) * BATCH))
 
 
@@ -129,7 +129,7 @@ def _file_items(path: Path, workers: int) -> list[dict[str, Any]]:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Encode; returns the number of codes, of images left out, and the codes' digest."""
+    """Encode; returns the number of codes and the images left out."""
     path, out = to_path(config.input), to_path(config.out)
     if not path.exists():
         raise ValueError(f"no file or folder {config.input!r} to encode")
@@ -144,7 +144,7 @@ def run(config: Config) -> dict[str, Any]:
     import ray.data  # noqa: PLC0415
 
     staging = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
-    absolute = dataclasses.replace(  # as workers may be elsewhere, with another environment
+    absolute = dataclasses.replace(  # workers may have another working folder and environment
         config, input=str(path.resolve()), storage=str(to_path(config.storage).resolve()), tracking=registry_uri(config.model, config.storage, config.tracking)
     )
     try:

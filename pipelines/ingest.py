@@ -1,4 +1,4 @@
-"""Stage: images or features, as the user has them, to sharded Parquet and a manifest."""
+"""Command: convert images or features to sharded Parquet and a manifest."""
 
 import sys
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Stage: list the methods, with their papers, needs and defaults."""
+"""Command: list the methods with their papers, hyper-parameters and defaults."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -15,7 +15,7 @@ class Config:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Print each method with its fields: default, paper's value, search range."""
+    """Print each method with its fields: default, the paper's value, search range."""
     chosen = METHODS.values() if config.method == "all" else [find_method(config.method)]
     for method in chosen:
         default, paper = asdict(method.Config()), asdict(method.Config.paper())

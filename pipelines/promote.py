@@ -1,4 +1,4 @@
-"""Stage: make the challenger the champion, if it answers the same queries better by more than chance; and undo that."""
+"""Command: make the challenger the champion if it is significantly better on the same queries, or roll back."""
 
 import time
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ def interval(differences: np.ndarray, confidence: float, seed: int) -> tuple[flo
 
 
 def _precisions(uri: str, name: str, version: int, root: Path, manifest: Manifest, tags: dict[str, str], protocol: str) -> np.ndarray:
-    """Average precision of each query by one version's codes; nan where nothing is relevant."""
+    """Average precision of each query by the codes of one version; nan if nothing is relevant."""
     encoder = RegisteredEncoder(f"models:/{name}/{version}", uri)
     query, database = evaluation.protocol_splits(manifest, tags["source"], tags["target"], protocol)
     splits = {each: evaluation.encode_split(encoder, root, manifest, *each.rsplit("/", 1)) for each in {query, database}}
@@ -56,13 +56,13 @@ def _precisions(uri: str, name: str, version: int, root: Path, manifest: Manifes
 
 
 def compare(uri: str, config: Config, challenger: Any, champion: Any) -> dict[str, float]:
-    """mAP of both versions on the same queries, and the interval of their difference.
+    """mAP of both versions on the same queries, and the confidence interval of the difference.
 
     Args:
-        challenger, champion: number and tags of each.
+        challenger, champion: number and tags of each version.
 
     Raises:
-        ValueError: they were trained for other data, or the data at hand are others, or have no labels.
+        ValueError: the versions were trained on different data, the dataset is another one, or it has no labels.
     """
     for tag in SAME:
         if challenger[1].get(tag) != champion[1].get(tag):
@@ -90,7 +90,7 @@ def run(config: Config) -> dict[str, Any]:
     """Promote, or roll back; returns the decision.
 
     Raises:
-        ValueError: there is no challenger, or the two cannot be compared, or another promotion goes on.
+        ValueError: there is no challenger, the versions cannot be compared, or another promotion is running.
     """
     uri = config.tracking or default_uri(config.storage)
     with versions.promotion(uri, config.name):

@@ -1,4 +1,4 @@
-"""Stage: register a run's encoder in the MLflow registry, alias challenger."""
+"""Command: register a run's encoder in the MLflow registry, with alias challenger."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""Stage: run a command as a job of a Ray cluster, follow its logs, and end as it ends."""
+"""Command: run a command as a Ray job, follow its logs, and exit with its status."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.console.config import build, option, read_yaml
 
-ENVIRONMENT = "infra/runtime_env.yaml"  # in the checkout
+ENVIRONMENT = "infra/runtime_env.yaml"  # path within the checkout
 LOCAL = "http://127.0.0.1:8265"
 
 
@@ -34,10 +34,10 @@ class Config:
 
 
 def make_config(values: dict[str, Any]) -> Config:
-    """A config of given values.
+    """Build the config.
 
     Raises:
-        ValueError: there is no command in it.
+        ValueError: no command was given.
     """
     arguments = values.pop("arguments", [])
     if not arguments or arguments[0] == "submit":
@@ -48,10 +48,10 @@ def make_config(values: dict[str, Any]) -> Config:
 
 
 def upload_size(checkout: Path) -> list[tuple[int, str]]:
-    """Bytes and path of each file that would be uploaded, the largest first: what git does not ignore; all where there is no git.
+    """Size in bytes and path of each file to upload, largest first: the files git does not ignore; all files without git.
 
     Raises:
-        ValueError: it is no checkout of hashbridge.
+        ValueError: the folder is not a checkout of hashbridge.
     """
     if not (checkout / "pipelines" / "__main__.py").is_file():
         raise ValueError(f"{checkout} is no checkout of hashbridge: give --checkout")
@@ -63,11 +63,11 @@ def upload_size(checkout: Path) -> list[tuple[int, str]]:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Submit the job; unless told not to wait, print its logs as they come.
+    """Submit the job and, by default, print its logs until it ends.
 
     Raises:
-        ValueError: the upload is too large, or the cluster does not answer or takes no job.
-        SystemExit: the job failed; its exit status.
+        ValueError: the upload is too large, or the cluster does not answer or rejects the job.
+        SystemExit: the job failed; carries its exit status.
     """
     checkout = Path(config.checkout).resolve()
     files = upload_size(checkout)
@@ -90,7 +90,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _connect(address: str) -> Any:
-    """A client of a cluster's jobs; it sends the token of RAY_AUTH_TOKEN or ~/.ray/auth_token where RAY_AUTH_MODE is token."""
+    """A client for the cluster's jobs. With RAY_AUTH_MODE=token it sends the token of RAY_AUTH_TOKEN or ~/.ray/auth_token."""
     from ray.job_submission import JobSubmissionClient  # noqa: PLC0415  ray is slow to import
 
     if "://" not in address:
@@ -103,10 +103,10 @@ def _connect(address: str) -> Any:
 
 
 def _follow(client: Any, job: str) -> str:
-    """Print a job's logs until it has ended; its status.
+    """Print a job's logs until it ends; returns its status.
 
     Raises:
-        SystemExit: it failed.
+        SystemExit: the job failed.
     """
 
     async def tail() -> None:
@@ -115,7 +115,7 @@ def _follow(client: Any, job: str) -> str:
 
     try:
         asyncio.run(tail())
-        while not client.get_job_status(job).is_terminal():  # the stream may end some moments before
+        while not client.get_job_status(job).is_terminal():  # the log stream may end a moment before the job
             time.sleep(0.5)
     except KeyboardInterrupt:
         print(f"hashbridge: job {job} goes on; `ray job stop {job}` ends it", file=sys.stderr)

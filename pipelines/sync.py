@@ -1,4 +1,4 @@
-"""Stage: send the record of a run that its tracking server has not, or not wholly."""
+"""Command: send the record of a run to its tracking server, if the server was unreachable during the run."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Config:
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Send every epoch, the result and the plots again; what the server has already is kept once.
+    """Send every epoch, the result and the plots. Sending twice changes nothing.
 
     Raises:
         ValueError: the run has not ended, or the server does not answer.
@@ -34,7 +34,7 @@ def run(config: Config) -> dict[str, Any]:
     own: TrainOptions = build(TrainOptions, {name: value for name, value in saved.items() if name != "tracked"})
     records = runs.read_progress(folder)
     kept = "" if own.tracking == "none" else own.tracking
-    same = not config.tracking or config.tracking == kept  # ids are one server's own
+    same = not config.tracking or config.tracking == kept  # run ids are only valid on their own server
     trained = dataclasses.replace(own, tracking=config.tracking or kept, storage=str(folder.parent))
     tracker = open_tracker(trained, folder, Manifest.read(to_path(own.dataset)), saved["tracked"] if same else "")
     if tracker is None:

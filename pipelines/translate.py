@@ -28,10 +28,10 @@ class Config:
 
 
 def load_generator(folder: Path) -> tuple[Method, tuple[int, ...]]:
-    """The method of a run that makes images, and its images' shape.
+    """Load the method of a run and the shape of its images.
 
     Raises:
-        ValueError: it makes none.
+        ValueError: the method does not generate images.
     """
     method = load_method(folder)
     if not method.can_translate:

@@ -17,10 +17,10 @@ EXPERIMENT = "hashbridge"
 
 
 def default_uri(storage: str) -> str:
-    """The tracking URI of a storage folder: the environment's, else SQLite beside the runs.
+    """The tracking URI for a storage folder: MLFLOW_TRACKING_URI if set, otherwise SQLite in the folder.
 
     Raises:
-        ValueError: the runs are in a bucket, where no SQLite can be.
+        ValueError: the folder is in a bucket, where SQLite cannot be.
     """
     given = os.environ.get("MLFLOW_TRACKING_URI")
     if not given and not is_local(to_path(storage)):
@@ -30,7 +30,7 @@ def default_uri(storage: str) -> str:
 
 @contextlib.contextmanager
 def one_line_errors(uri: str) -> Iterator[None]:
-    """Turn MLflow's errors into one line that names the server."""
+    """Turn MLflow's errors into a ValueError of one line that names the server."""
     from mlflow.exceptions import MlflowException  # noqa: PLC0415
 
     try:
@@ -43,7 +43,7 @@ def one_line_errors(uri: str) -> Iterator[None]:
 
 
 def _log_in(uri: str) -> str:
-    """A tracking URI without the user and password that it may carry: they go to where MLflow reads them from, and it does not show them."""
+    """Move user and password from a tracking URI to MLflow's environment variables, which it never prints; returns the URI without them."""
     scheme, _, rest = uri.partition("://")
     account, at, host = rest.rpartition("@")
     if not (at and scheme.startswith("http")):
@@ -54,10 +54,10 @@ def _log_in(uri: str) -> str:
 
 
 def connect(uri: str) -> Any:
-    """An MLflow client of a tracking URI, checked to answer; sets it as the process's own.
+    """Connect an MLflow client, check that the server answers, and make it this process's tracking server.
 
     Raises:
-        ValueError: it cannot be reached, or is a file where the cluster has several nodes.
+        ValueError: the server cannot be reached, or the URI is a local file while the cluster has several nodes.
     """
     if "://" not in uri and uri != "databricks":
         raise ValueError(f"--tracking is {uri!r}, but must be a server's address, as http://host:5000, or sqlite:///FILE")
@@ -73,7 +73,7 @@ def connect(uri: str) -> Any:
     for name in ("mlflow", "alembic", "alembic.runtime.migration", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="mlflow")
-    import mlflow  # noqa: PLC0415  three seconds that `--help` need not spend
+    import mlflow  # noqa: PLC0415  takes three seconds
 
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def connect(uri: str) -> Any:
 
 
 def _set_uri(mlflow: Any, uri: str) -> None:
-    """Make a tracking URI the process's own, and leave its environment, which is the user's, as it is."""
+    """Set the process's tracking URI without changing the user's environment variables."""
     given = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)

@@ -1,4 +1,4 @@
-"""A trained encoder by what the user calls it, and the rows that it takes."""
+"""Encoders by name: the encoder of a run, or of a registered model."""
 
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +13,7 @@ from pipelines.training.restore import load_method
 
 
 class Encoder(Protocol):
-    """Rows as stored -> packed codes, with the shape of a row and the code length."""
+    """Maps stored rows to packed codes; knows the shape of a row and the code length."""
 
     shape: tuple[int, ...]
     bits: int
@@ -51,7 +51,7 @@ class RegisteredEncoder:
         with one_line_errors(uri):
             info = mlflow.models.get_model_info(model)
             loader = info.flavors.get("python_function", {}).get("loader_module")
-            if loader != "mlflow.pytorch" or info.signature is None:  # others may bring code of their own
+            if loader != "mlflow.pytorch" or info.signature is None:  # other loaders could run code of their own
                 raise ValueError(f"{model} is no encoder that `hashbridge register` made")
             self.loaded = mlflow.pyfunc.load_model(model)
         spec = info.signature.inputs.inputs[0]
@@ -59,11 +59,11 @@ class RegisteredEncoder:
         self.bits = int(info.signature.outputs.inputs[0].shape[-1]) * 8
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """(n, ...) rows as stored to (n, bits / 8) uint8 codes."""
+        """Encode rows (n, ...) as stored to (n, bits / 8) uint8 codes."""
         return np.asarray(self.loaded.predict(rows)).astype(np.uint8, copy=False)
 
     def tags(self, model: str) -> dict[str, str]:
-        """The tags of the version that the model's name and alias stand for."""
+        """The tags of the version that a model URI refers to."""
         import mlflow  # noqa: PLC0415
 
         rest = model.removeprefix("models:/")
@@ -81,10 +81,10 @@ def registry_uri(model: str, storage: str, tracking: str) -> str:
 
 
 def open_encoder(model: str, storage: str, tracking: str) -> Encoder:
-    """The encoder of ``models:/NAME@ALIAS`` (or ``/VERSION``), or of a run's id.
+    """Open the encoder of ``models:/NAME@ALIAS`` (or ``/VERSION``), or of a run's id.
 
     Raises:
-        ValueError: there is none.
+        ValueError: it does not exist.
     """
     if model.startswith("models:/"):
         return RegisteredEncoder(model, registry_uri(model, storage, tracking))

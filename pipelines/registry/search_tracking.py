@@ -14,16 +14,16 @@ from pipelines.registry.connection import EXPERIMENT, connect, one_line_errors
 
 
 class SearchTracker:
-    """Sends a search's record to MLflow: a run of the search, and one below it for each trial.
+    """Sends a search's record to MLflow: a run for the search, and a child run for each trial.
 
-    What a server does not take is said once, and the search goes on: its own folder keeps the record.
+    If the server does not accept something, this is reported once and the search continues; its folder keeps the full record.
     """
 
     def __init__(self, uri: str, name: str, parameters: dict[str, Any], tracked: str = "") -> None:
         """Args:
-        uri: tracking URI; "" for none.
-        name: the search's.
-        tracked: MLflow's id of a search to go on with; "" for a new one.
+            uri: tracking URI; "" for none.
+            name: of the search.
+            tracked: MLflow's id of a search to continue; "" for a new one.
         """
         self.uri, self.name, self.tracked, self.warned = uri, name, tracked, False
         self.trials: dict[int, str] = {}
@@ -51,14 +51,14 @@ class SearchTracker:
             self.warned = True
 
     def begin(self, drawn: dict[str, Any]) -> None:
-        """A trial's run, with its values."""
-        if self.client and drawn["number"] not in self.trials:  # it has one where it is tried again
+        """Start a trial's run, with its values."""
+        if self.client and drawn["number"] not in self.trials:  # a retried trial has a run already
             values = {name: value for name, value in drawn.items() if name not in ("number", "continues")}
             with self._lenient():
                 self.trials[drawn["number"]] = self._new(f"{self.name}-{drawn['number']:04d}", {"mlflow.parentRunId": self.tracked}, values)
 
     def epoch(self, number: int, epoch: int, result: dict[str, float]) -> None:
-        """A trial's figures after an epoch."""
+        """Log a trial's metrics after an epoch."""
         from mlflow.entities import Metric  # noqa: PLC0415
 
         if self.client and number in self.trials:
@@ -67,13 +67,13 @@ class SearchTracker:
                 self.client.log_batch(self.trials[number], [Metric(name, value, now, epoch) for name, value in result.items() if np.isfinite(value)])
 
     def end(self, number: int, status: str) -> None:
-        """The end of a trial's run."""
+        """End a trial's run."""
         if self.client and number in self.trials:
             with self._lenient():
                 self.client.set_terminated(self.trials[number], status)
 
     def finish(self, folder: Path, values: dict[str, float], status: str) -> None:
-        """The search's files and best values, and its end."""
+        """Log the search's files and best values, and end its run."""
         if self.client:
             with self._lenient(), local_copy(folder) as results:
                 self.client.log_artifacts(self.tracked, str(results))

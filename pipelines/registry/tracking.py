@@ -15,9 +15,9 @@ class RunTracker:
 
     def __init__(self, uri: str, name: str, tracked: str = "") -> None:
         """Args:
-        uri: tracking URI.
-        name: the run's id here.
-        tracked: MLflow's id of a run to go on with; "" for a new one.
+            uri: tracking URI.
+            name: the run's id in hashbridge.
+            tracked: MLflow's id of a run to continue; "" for a new one.
         """
         import mlflow  # noqa: PLC0415
 
@@ -40,7 +40,7 @@ class RunTracker:
             mlflow.log_input(described, context="training")
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """Log a finished epoch's terms, speed and picture, from any thread; twice is as good as once."""
+        """Log a finished epoch's terms, speed and picture. Thread-safe; sending twice changes nothing."""
         values = {f"loss/{name.replace(' ', '_')}": value for name, value in record["terms"].items()}
         with one_line_errors(self.uri):
             self._log(values | {"images_per_second": record["images_per_second"]}, record["time"], record["epoch"])
@@ -49,13 +49,13 @@ class RunTracker:
                     self.client.log_artifact(self.tracked, str(file), "plots")
 
     def _log(self, values: dict[str, float], seconds: float, step: int) -> None:
-        """Metrics of a moment: what has the same moment, step and value is kept once."""
+        """Log metrics with a time stamp; MLflow keeps equal entries once."""
         from mlflow.entities import Metric  # noqa: PLC0415
 
         self.client.log_batch(self.tracked, [Metric(name, value, int(seconds * 1000), step) for name, value in values.items() if np.isfinite(value)])
 
     def finish(self, metrics: dict[str, float], folder: Path) -> None:
-        """Log the final metrics, plots and files, and end the run; twice is as good as once."""
+        """Log the final metrics, plots and files, and end the run. Sending twice changes nothing."""
         import mlflow  # noqa: PLC0415
 
         with one_line_errors(self.uri):
@@ -70,7 +70,7 @@ class RunTracker:
             mlflow.end_run()
 
     def fail(self) -> None:
-        """End the run as failed; says nothing where the server is gone too."""
+        """End the run as failed; ignores an unreachable server."""
         import mlflow  # noqa: PLC0415
 
         with contextlib.suppress(Exception):

@@ -1,4 +1,4 @@
-"""What a run has to tell a tracking server that may be away for a while: sent in order, tried again, never in training's way."""
+"""Sends a run's record to a tracking server in a background thread: in order, with retries, without delaying training."""
 
 import queue
 import sys
@@ -6,16 +6,16 @@ import threading
 import time
 from collections.abc import Callable
 
-FIRST, LONGEST = 1.0, 15.0  # seconds between two tries
+FIRST, LONGEST = 1.0, 15.0  # seconds between tries: first and longest
 
 
 def send_with_retries(send: Callable[[], None], patience: float, given_up: threading.Event | None = None) -> bool:
-    """Send something, again and again while the server does not take it; whether it did in time.
+    """Send something, with retries while the server is unreachable; returns whether it was sent in time.
 
     Args:
-        send: raises ValueError where the server is away; sending twice does what sending once does.
-        patience: seconds after which no other try begins.
-        given_up: ends the tries before that.
+        send: raises ValueError if the server is unreachable; must be idempotent.
+        patience: seconds after which no further try starts.
+        given_up: set to stop earlier.
     """
     begun, pause, said = time.monotonic(), FIRST, False
     while True:
@@ -35,7 +35,7 @@ def send_with_retries(send: Callable[[], None], patience: float, given_up: threa
 
 
 class TrackingQueue:
-    """A thread that sends one thing after the other, as long as each takes."""
+    """A background thread that sends items in order."""
 
     def __init__(self) -> None:
         self.waiting: queue.Queue[Callable[[], None] | None] = queue.Queue()
@@ -45,7 +45,7 @@ class TrackingQueue:
         self.thread.start()
 
     def __call__(self, send: Callable[[], None]) -> None:
-        """Send this after what was given before."""
+        """Queue an item."""
         self.waiting.put(send)
 
     def _work(self) -> None:
@@ -53,7 +53,7 @@ class TrackingQueue:
             self.sent = self.sent and send_with_retries(send, float("inf"), self.given_up)
 
     def close(self, patience: float) -> bool:
-        """Wait for the rest to be sent, so many seconds; whether all was."""
+        """Wait up to ``patience`` seconds for the rest; returns whether everything was sent."""
         self.waiting.put(None)
         self.thread.join(patience)
         self.given_up.set()

@@ -1,4 +1,4 @@
-"""Versions of a registered model: register one, read and write its tags, move the aliases."""
+"""Versions of a registered model: registration, tags and aliases."""
 
 import contextlib
 import io
@@ -11,7 +11,7 @@ import numpy as np
 
 from pipelines.registry.connection import connect, one_line_errors
 
-LEFT = 1800  # seconds after which a promotion that has not ended is taken to be dead
+LEFT = 1800  # seconds after which an unfinished promotion is considered dead
 
 
 def register(uri: str, tracked: str, encoder: Any, example: np.ndarray, name: str, tags: dict[str, str]) -> int:
@@ -19,7 +19,7 @@ def register(uri: str, tracked: str, encoder: Any, example: np.ndarray, name: st
 
     Args:
         encoder: module of stored rows -> packed codes.
-        example: a few rows, as (n, channels, h, w) uint8 or (n, features) float32.
+        example: a few rows, (n, channels, h, w) uint8 or (n, features) float32.
 
     Returns:
         The version's number.
@@ -44,7 +44,7 @@ def register(uri: str, tracked: str, encoder: Any, example: np.ndarray, name: st
 
 
 def version_tags(uri: str, name: str, alias: str) -> tuple[int, dict[str, str]] | None:
-    """Number and tags of the version that has an alias; None where there is none."""
+    """Number and tags of the version with an alias; None if there is none."""
     from mlflow.exceptions import MlflowException  # noqa: PLC0415
 
     client = connect(uri)
@@ -67,7 +67,7 @@ def tag_version(uri: str, name: str, version: int, tags: dict[str, str]) -> None
 
 
 def set_champion(uri: str, name: str, version: int, tags: dict[str, str]) -> None:
-    """Tag a version with why, then give it the alias ``champion``."""
+    """Tag a version with the reasons, then give it the alias ``champion``."""
     tag_version(uri, name, version, tags)
     with one_line_errors(uri):
         connect(uri).set_registered_model_alias(name, "champion", str(version))
@@ -75,12 +75,12 @@ def set_champion(uri: str, name: str, version: int, tags: dict[str, str]) -> Non
 
 @contextlib.contextmanager
 def promotion(uri: str, name: str) -> Iterator[None]:
-    """Hold a model's one right to be promoted: the name of a registered model, which the server gives once.
+    """Hold the exclusive right to promote a model. The lock is a registered model, whose name the server grants only once.
 
-    A right that its holder left, killed, falls back after ``LEFT`` seconds.
+    If its holder was killed, the lock expires after ``LEFT`` seconds.
 
     Raises:
-        ValueError: another promotion holds it.
+        ValueError: another promotion holds the lock.
     """
     from mlflow.exceptions import MlflowException  # noqa: PLC0415
 
@@ -111,5 +111,5 @@ def promotion(uri: str, name: str) -> Iterator[None]:
 
 
 def dump(tags: dict[str, Any]) -> dict[str, str]:
-    """Tags as text: what is none already as JSON."""
+    """Tags as text; values that are not text are written as JSON."""
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in tags.items()}

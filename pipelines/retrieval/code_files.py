@@ -15,10 +15,13 @@ SCHEMA = pa.schema([("id", pa.string()), ("label", pa.int32()), ("code", pa.bina
 
 
 def read_codes(folder: Path) -> tuple[pa.Table, np.ndarray, dict[str, str]]:
-    """A folder of codes: its table, the packed codes (n, bits / 8) uint8, and ``bits`` and ``model``.
+    """Read a folder of codes.
+
+    Returns:
+        Its table, the packed codes (n, bits / 8) uint8, and ``bits`` and ``model``.
 
     Raises:
-        ValueError: there are none, or they cannot be read.
+        ValueError: there are no codes, or they cannot be read.
     """
     if not folder.is_dir() or not list(folder.glob("*.parquet")):
         raise ValueError(f"no codes at {folder}: give the folder that `hashbridge encode --out` wrote")

@@ -21,7 +21,7 @@ PROTOCOLS = ("cross", "target")
 
 
 def encode_split(encode: Encode, root: Path, manifest: Manifest, domain: str, split: str) -> Encoded:
-    """Encode a split with its labels."""
+    """Encode a split; returns codes, labels and rows."""
     batches = list(read_rows(root, manifest, domain, split))
     x = np.concatenate([to_arrays(batch, manifest) for batch in batches])
     labels = np.concatenate([batch.column("label").to_numpy() for batch in batches]).astype(np.int64)
@@ -31,8 +31,8 @@ def encode_split(encode: Encode, root: Path, manifest: Manifest, domain: str, sp
 def protocol_splits(manifest: Manifest, source: str, target: str, protocol: str) -> tuple[str, str]:
     """Query and database of a protocol, as DOMAIN/SPLIT.
 
-    Without a test split the target's train split is the query set (the transductive protocol); ``target`` then leaves
-    each query out of its own ranking.
+    Without a test split the target's train split is the query set (the transductive protocol); protocol ``target`` then excludes
+    each query from its own ranking.
     """
     query = f"{target}/test" if "test" in manifest.domains[target].splits else f"{target}/train"
     return query, f"{source if protocol == 'cross' else target}/train"
@@ -42,7 +42,7 @@ def retrieval_metrics(query: Encoded, database: Encoded, ties: str = "expected",
     """All retrieval metrics of a query set against a database.
 
     Raises:
-        ValueError: they share rows, and each query is not left out of its own ranking.
+        ValueError: both are the same split, and queries are not excluded from their own ranking.
     """
     if query.name == database.name and not leave_one_out:
         raise ValueError(f"query and database are both {query.name}: a query must not find itself; take another split")
@@ -55,7 +55,7 @@ def retrieval_metrics(query: Encoded, database: Encoded, ties: str = "expected",
 
 
 def accuracy(method: Method, source: Encoded, query: Encoded) -> float:
-    """Share of the labelled queries that the method's own recognition gets right."""
+    """Fraction of the labelled queries that the method classifies correctly."""
     codes = torch.from_numpy(np.unpackbits(source.codes, axis=1, bitorder="little").astype(np.float32) * 2 - 1)
     known = source.labels >= 0
     method.set_references(codes[known], torch.from_numpy(source.labels[known]))
@@ -72,7 +72,7 @@ def features_of(method: Method, x: np.ndarray) -> np.ndarray:
 
 
 def cosines(query: Encoded, of_query: np.ndarray, database: Encoded, of_database: np.ndarray, leave_one_out: bool = False) -> dict[str, float]:
-    """P@k by the cosine of features, as ``cosine_precision_at_k``."""
+    """P@k with ranking by cosine similarity of features, named ``cosine_precision_at_k``."""
     found = metrics.cosine_precisions(of_query, query.labels, of_database, database.labels, leave_one_out)
     return {f"cosine_{name}": value for name, value in found.items()}
 
@@ -81,7 +81,7 @@ def evaluate_run(
     folder: Path, root: Path, manifest: Manifest, protocols: tuple[str, ...] = PROTOCOLS, ties: str = "expected", plots: bool = True,
     out: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Metrics of a run by protocol, its recognition accuracy, and its plots."""
+    """Metrics of a run by protocol, its classification accuracy, and its plots."""
     method = load_method(folder, manifest)
     encoder = HashEncoder(method.encoder()).eval()
     config = runs.read_config(folder)
@@ -144,7 +144,7 @@ def evaluate(
 
 
 def print_metrics(figures: dict[str, float], notes: list[str], oracle: bool = False) -> None:
-    """Print the main figures as a small table."""
+    """Print the main metrics as a small table."""
     mark = "  (oracle: trained with target labels)" if oracle else ""
     if "accuracy" in figures:
         print(f"accuracy {figures['accuracy']:.4f}{mark}")

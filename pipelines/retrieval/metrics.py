@@ -1,8 +1,8 @@
-"""Retrieval metrics from counts per Hamming distance: tie-aware, without a sort.
+"""Retrieval metrics from counts per Hamming distance: tie-aware and without sorting.
 
-All of them follow from two histograms a query: how many database codes, and how many relevant ones, lie at each
-distance 0..bits. Ties are codes at equal distance; their order is taken as random, and the figures are expectations
-over it (McSherry and Najork, ECIR 2008).
+All metrics follow from two histograms per query: the numbers of all and of relevant database codes at each distance 0..bits.
+Codes at equal distance are ties; their order is taken as random, and the metrics are expectations over it (McSherry and
+Najork, ECIR 2008).
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ KS = (50, 100, 200, 1000)  # of P@k and mAP@k
 
 
 @numba.njit("uint8(uint64)", inline="always")
-def _popcount(x: Any) -> Any:  # pragma: no cover  compiled; LLVM makes one instruction of it
+def _popcount(x: Any) -> Any:  # pragma: no cover  compiled; LLVM reduces it to one instruction
     x = x - ((x >> np.uint64(1)) & np.uint64(0x5555555555555555))
     x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
     x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
@@ -25,10 +25,10 @@ def _popcount(x: Any) -> Any:  # pragma: no cover  compiled; LLVM makes one inst
 
 @numba.njit(parallel=True, cache=True)
 def _count(queries: Array, database: Array, starts: Array, classes: Array, counts: Array, relevant: Array) -> None:  # pragma: no cover
-    """Fill the histograms; the database is grouped by class, class c at rows starts[c]..starts[c+1]."""
+    """Fill the histograms. The database is grouped by class: class c has rows starts[c]..starts[c+1]."""
     words = queries.shape[1]
     for q in numba.prange(queries.shape[0]):
-        lanes = np.zeros((4, counts.shape[1]), np.int32)  # four histograms: increments need not wait for each other
+        lanes = np.zeros((4, counts.shape[1]), np.int32)  # four histograms, so that increments do not wait for each other
         for own in range(2):
             low = starts[classes[q]] if own else 0
             high = starts[classes[q] + 1] if own else database.shape[0]
@@ -47,7 +47,7 @@ def _count(queries: Array, database: Array, starts: Array, classes: Array, count
 
 
 def _words(packed: Array) -> Array:
-    """Packed codes (n, bytes) as (n, words) uint64, the last word filled with zeros."""
+    """Packed codes (n, bytes) as (n, words) uint64, the last word padded with zeros."""
     width = -(-packed.shape[1] // 8) * 8
     padded = np.zeros((len(packed), width), np.uint8)
     padded[:, : packed.shape[1]] = packed
@@ -55,7 +55,7 @@ def _words(packed: Array) -> Array:
 
 
 class Encoded(NamedTuple):
-    """A split in memory: packed codes (n, bits / 8) uint8, labels (n,), rows as stored (n, ...), and its name."""
+    """A split in memory: packed codes (n, bits / 8) uint8, labels (n,), stored rows (n, ...), and its name."""
 
     codes: Array
     labels: Array
@@ -72,12 +72,12 @@ class Histograms:
 
 
 def distance_histograms(queries: Array, query_labels: Array, database: Array, database_labels: Array, own: bool = False) -> Histograms:
-    """Count the database per distance from each query.
+    """Count the database codes at each distance from each query.
 
     Args:
         queries, database: (n, bits / 8) and (m, bits / 8) uint8 packed codes.
-        query_labels, database_labels: (n,) and (m,) integers; rows are relevant where these agree and are not negative.
-        own: the queries are the database, in the same order: each is left out of its own ranking.
+        query_labels, database_labels: (n,) and (m,) integers; relevant rows have the same label, which is not negative.
+        own: queries and database are the same rows in the same order; exclude each query from its own ranking.
     """
     bits = queries.shape[1] * 8
     if database.shape[1] != queries.shape[1]:
@@ -85,7 +85,7 @@ def distance_histograms(queries: Array, query_labels: Array, database: Array, da
     order = np.argsort(database_labels, kind="stable")
     names = np.unique(database_labels[database_labels >= 0])
     starts = np.searchsorted(database_labels[order], np.append(names, np.inf))
-    starts = np.append(starts, starts[-1]).astype(np.int64)  # one class more, empty: for labels that are not in the database
+    starts = np.append(starts, starts[-1]).astype(np.int64)  # one extra, empty class for labels that the database does not have
     place = np.minimum(np.searchsorted(names, query_labels), len(names))
     known = np.append(names, -1)[place] == query_labels
     classes = np.where(known & (query_labels >= 0), place, len(names)).astype(np.int64)
@@ -98,15 +98,15 @@ def distance_histograms(queries: Array, query_labels: Array, database: Array, da
 
 
 def _before(values: Array) -> Array:
-    """Sums over the smaller distances."""
+    """Sums over all smaller distances."""
     return np.cumsum(values, 1, dtype=np.int64) - values
 
 
 def average_precisions(histogram: Histograms, k: int | None = None) -> Array:
-    """Expected average precision of each query over all orders of ties; nan where nothing is relevant.
+    """Expected average precision of each query over all orders of ties; nan if nothing is relevant.
 
-    In a group of n ties with r relevant, N codes and R relevant before it, the code at place i of the group is relevant
-    with probability r / n, and then has R + 1 + (i - 1)(r - 1) / (n - 1) relevant codes up to itself, in expectation.
+    In a group of n ties with r relevant codes, after N codes of which R are relevant, the code at position i of the group is
+    relevant with probability r / n, and then has R + 1 + (i - 1)(r - 1) / (n - 1) relevant codes up to itself, in expectation.
 
     Args:
         k: cut the ranking after k codes and normalise by min(relevant, k); None for the full ranking.
@@ -130,16 +130,16 @@ def average_precisions(histogram: Histograms, k: int | None = None) -> Array:
 
 
 def precision_at(histogram: Histograms, k: int) -> Array:
-    """(queries,) expected precision among the first k, over all orders of ties; k at most the database's size."""
+    """(queries,) expected precision among the first k, over all orders of ties; k at most the size of the database."""
     n, r = histogram.counts.astype(np.int64), histogram.relevant.astype(np.int64)
     taken = np.clip(k - _before(n), 0, n)
     return (taken * r / np.maximum(n, 1)).sum(1) / min(k, max(int(n[0].sum()), 1))
 
 
 def precision_recall(histogram: Histograms) -> tuple[Array, Array]:
-    """Precision and recall within each Hamming radius 0..bits, (bits + 1,) each, mean over the queries that count.
+    """Precision and recall within each Hamming radius 0..bits, (bits + 1,) each, mean over the queries with relevant codes.
 
-    A query whose ball is empty has precision 0 there; queries with nothing relevant are left out.
+    A query without codes within a radius has precision 0 there.
     """
     counts, relevant = np.cumsum(histogram.counts, 1), np.cumsum(histogram.relevant, 1)
     some = relevant[:, -1] > 0
@@ -150,7 +150,7 @@ def precision_recall(histogram: Histograms) -> tuple[Array, Array]:
 
 
 def summarise(histogram: Histograms, ks: tuple[int, ...] = KS) -> dict[str, float]:
-    """mAP, mAP@k, P@k, precision and recall within radius 2; queries with nothing relevant are left out of all.
+    """mAP, mAP@k, P@k, precision and recall within radius 2, over the queries with relevant codes.
 
     Raises:
         ValueError: no query has a relevant code.
@@ -168,11 +168,11 @@ def summarise(histogram: Histograms, ks: tuple[int, ...] = KS) -> dict[str, floa
 
 
 def cosine_precisions(queries: Array, query_labels: Array, database: Array, database_labels: Array, own: bool = False) -> dict[str, float]:
-    """P@k of real features ranked by cosine, the same queries left out as in :func:`summarise`.
+    """P@k with ranking by cosine similarity of real features, over the same queries as in :func:`summarise`.
 
     Args:
         queries, database: (n, width) and (m, width) float32, L2-normalised.
-        own: the queries are the database, in the same order: each is left out of its own ranking.
+        own: queries and database are the same rows in the same order; exclude each query from its own ranking.
     """
     names, counts = np.unique(database_labels[database_labels >= 0], return_counts=True)
     some = np.flatnonzero(np.isin(query_labels, names[counts > own]))
@@ -190,10 +190,10 @@ def cosine_precisions(queries: Array, query_labels: Array, database: Array, data
 
 
 def stable_average_precisions(queries: Array, query_labels: Array, database: Array, database_labels: Array) -> Array:
-    """Average precision with ties left in database order, as older programs have it: for comparison alone.
+    """Average precision with ties in database order, as older programs compute it; only for comparison.
 
     Returns:
-        (queries,) float64, nan where nothing is relevant.
+        (queries,) float64, nan if nothing is relevant.
     """
     bits = np.unpackbits(database, axis=1, bitorder="little").astype(np.float32) * 2 - 1
     ranks, result = np.arange(1, len(database) + 1), np.full(len(queries), np.nan)

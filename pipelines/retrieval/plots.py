@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: precision against recall, a map of codes, and retrievals with right and wrong framed."""
+"""Plots of an evaluation: precision-recall curve, t-SNE of codes, and retrievals with right and wrong answers framed."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ RIGHT, WRONG = "#1a9850", "#d73027"
 
 
 def draw_all(query: Encoded, database: Encoded, manifest: Manifest, out: Path) -> None:
-    """Draw what an evaluation's query and database allow, into a folder."""
+    """Draw all plots that the query and database sets allow, into a folder."""
     if (query.labels >= 0).any():
         pr_curve(query, database, out / "precision_recall.png")
     code_map(query, database, manifest.classes, out / "codes_tsne.png")
@@ -37,7 +37,7 @@ def pr_curve(query: Encoded, database: Encoded, path: Path) -> None:
 
 
 def code_map(query: Encoded, database: Encoded, classes: list[str], path: Path, most: int = 600, seed: int = 0) -> None:
-    """t-SNE of codes, coloured by class, with a mark for each domain."""
+    """t-SNE of codes, coloured by class, with one marker per domain."""
     from sklearn.manifold import TSNE  # noqa: PLC0415
 
     random = np.random.default_rng(seed)
@@ -48,7 +48,7 @@ def code_map(query: Encoded, database: Encoded, classes: list[str], path: Path, 
     bits = np.concatenate([codes for codes, _ in parts])
     if len(bits) < 10:
         return
-    bits += random.normal(0, 1e-3, bits.shape)  # equal codes would lie on one point
+    bits += random.normal(0, 1e-3, bits.shape)  # otherwise equal codes would coincide
     place = TSNE(perplexity=min(30, len(bits) // 4), init="pca", random_state=seed, max_iter=500).fit_transform(bits)
     figure, axes = plt.subplots(figsize=(6, 5), layout="constrained")
     colours = plt.get_cmap("tab10" if len(classes) <= 10 else "nipy_spectral")
@@ -70,14 +70,15 @@ def code_map(query: Encoded, database: Encoded, classes: list[str], path: Path, 
 
 
 def picture(x: np.ndarray) -> np.ndarray:
-    """A stored image (channels, h, w) uint8 as matplotlib wants it."""
+    """Convert a stored image (channels, h, w) uint8 to matplotlib's layout."""
     return np.repeat(x, 3, 0).transpose(1, 2, 0) if x.shape[0] == 1 else x.transpose(1, 2, 0)
 
 
 def retrieval_grid(query: Encoded, database: Encoded, path: Path, rows: int = 10, neighbours: int = 10) -> None:
-    """A query of each class with its nearest database images, framed green where right and red where wrong.
+    """One query of each class with its nearest database images, framed green if right and red if wrong.
 
-    The queries are the first of each class in the split's (shuffled) order, of all where no label is known: none is picked.
+    The queries are the first of each class in the split's (shuffled) order, or the first of all without labels; none is selected
+    by its result.
     """
     labels = np.unique(query.labels[query.labels >= 0])[:rows]
     chosen = [int(np.flatnonzero(query.labels == label)[0]) for label in labels] or list(range(min(rows, len(query.labels))))
@@ -94,7 +95,7 @@ def retrieval_grid(query: Encoded, database: Encoded, path: Path, rows: int = 10
 
 
 def grid(queries: list[np.ndarray], answers: list[list[np.ndarray]], right: list[list[bool | None]], title: str, path: Path) -> None:
-    """Draw queries on the left and their answers in rows; a frame is green, red, or grey where nothing is known."""
+    """Draw each query on the left with its answers in a row; frames are green, red, or grey if unknown."""
     columns = max(map(len, answers)) + 1
     figure, axes = plt.subplots(len(queries), columns, figsize=(0.62 * columns + 0.3, 0.62 * len(queries) + 0.4), squeeze=False, layout="constrained")
     for r, image in enumerate(queries):
@@ -115,7 +116,7 @@ def grid(queries: list[np.ndarray], answers: list[list[np.ndarray]], right: list
 
 
 def pairs_grid(rows: list[list[tuple[np.ndarray, np.ndarray]]], title: str, path: Path, most: int = 8) -> None:
-    """Draw pairs of stored images (channels, h, w) side by side, the left one the original; at most ``most`` pairs a row."""
+    """Draw pairs of stored images (channels, h, w) side by side, the original on the left; at most ``most`` pairs per row."""
     height, width = rows[0][0][0].shape[1:]
     gap = max(2, width // 8)
     columns = min(most, max(map(len, rows)))

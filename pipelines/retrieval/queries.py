@@ -11,10 +11,13 @@ from data.shards import read_rows, to_arrays
 
 
 def load_queries(images: str, shape: tuple[int, ...]) -> tuple[list[str], np.ndarray, list[int]]:
-    """Names, rows as stored (n, ...), and labels (-1 where unknown) of what the user queries with.
+    """Load query images.
+
+    Returns:
+        Names, rows as stored (n, ...), and labels (-1 if unknown).
 
     Raises:
-        ValueError: there is nothing, or it does not fit the model.
+        ValueError: there are none, or they do not fit the model.
     """
     if "#" in images and not to_path(images).exists():
         return _dataset_queries(images, shape)
@@ -60,7 +63,7 @@ def _dataset_queries(images: str, shape: tuple[int, ...]) -> tuple[list[str], np
 
 
 def load_origin(origin: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The image (channels, h, w) that a code was made of; grey where it is gone."""
+    """The image (channels, h, w) that a code was made from; grey if it no longer exists."""
     try:
         if "#" in origin and not to_path(origin).exists():
             return _dataset_queries(origin, shape)[1][0]

@@ -1,4 +1,4 @@
-"""FAISS binary indexes: build one of packed codes, write it with its rows beside it, read it back checked."""
+"""FAISS binary indexes: build one from packed codes, write it with its rows beside it, read it back with checks."""
 
 import hashlib
 from pathlib import Path
@@ -14,10 +14,10 @@ from pipelines.retrieval.code_files import SCHEMA
 
 
 def build(codes: np.ndarray, kind: str, neighbours: int = 32, lists: int = 0) -> faiss.IndexBinary:
-    """An index of packed codes (n, bits / 8) uint8.
+    """Build an index of packed codes (n, bits / 8) uint8.
 
     Raises:
-        ValueError: there are too few codes for the lists.
+        ValueError: there are fewer codes than lists.
     """
     bits = codes.shape[1] * 8
     index: Any
@@ -66,15 +66,18 @@ def _digest(file: Path) -> str:
 
 
 def beside(path: Path) -> Path:
-    """The file of an index's rows."""
+    """Path of the Parquet file with an index's rows."""
     return path.with_name(f"{path.name}.parquet")
 
 
 def read(path: Path) -> tuple[faiss.IndexBinary, pa.Table, dict[str, str]]:
-    """An index, the rows it is of, and ``bits``, ``model`` and ``kind``.
+    """Read an index.
+
+    Returns:
+        The index, its rows, and ``bits``, ``model`` and ``kind``.
 
     Raises:
-        ValueError: there is none, or it cannot be read.
+        ValueError: it does not exist or cannot be read.
     """
     side = beside(path)
     if not path.is_file() or not side.is_file():
@@ -86,7 +89,7 @@ def read(path: Path) -> tuple[faiss.IndexBinary, pa.Table, dict[str, str]]:
             raise ValueError(f"{side.name} has other columns")
         meta = {key.decode(): value.decode() for key, value in (rows.schema.metadata or {}).items()}
         with local_copy(path) as file:
-            if not {"bits", "model", "sha256"} <= set(meta) or _digest(file) != meta["sha256"]:  # FAISS itself trusts what it reads
+            if not {"bits", "model", "sha256"} <= set(meta) or _digest(file) != meta["sha256"]:  # FAISS does not check what it reads
                 raise ValueError("it is not the file that was written")
             index = faiss.read_index_binary(str(file))
     except (RuntimeError, pa.ArrowException, OSError, ValueError, MemoryError) as error:

@@ -10,18 +10,18 @@ from data.shards import read_rows, to_arrays
 from models.method import Method
 from pipelines.retrieval.plots import pairs_grid
 
-PER_CLASS, MOST = 8, 200  # pairs of a grid: of each class, and in all
+PER_CLASS, MOST = 8, 200  # pairs of a grid: per class, and in total
 
 
 def translate_all(method: Method, x: np.ndarray, batch: int = 256) -> np.ndarray:
-    """Images of the target domain made of source images, both (n, channels, h, w) uint8."""
+    """Translate source images into the target domain; both (n, channels, h, w) uint8."""
     device = next(method.state_modules().parameters()).device
     with torch.no_grad():
         return torch.cat([method.translate(part.to(device)).cpu() for part in torch.from_numpy(x).split(batch)]).numpy()
 
 
 def draw(x: np.ndarray, made: np.ndarray, labels: np.ndarray, title: str, path: Path) -> None:
-    """A grid of source images, each beside its translation: a row for each class, in class order, where labels are known."""
+    """Draw source images beside their translations: one row per class, in class order, if labels are known."""
     known = np.unique(labels[labels >= 0])
     rows = [np.flatnonzero(labels == label)[:PER_CLASS] for label in known[: MOST // PER_CLASS]]
     if not len(known):
@@ -30,12 +30,12 @@ def draw(x: np.ndarray, made: np.ndarray, labels: np.ndarray, title: str, path: 
 
 
 class Sampler:
-    """Draws, after an epoch, the same source images beside what they are translated into then."""
+    """Draws the same source images beside their translations after each epoch."""
 
     def __init__(self, method: Method, root: Path, manifest: Manifest, source: str, folder: Path) -> None:
         """Args:
-        source: the domain whose first images of each class, of the test split where there is one, are drawn.
-        folder: where the pictures go.
+            source: the domain to draw from: the first images of each class, of the test split if there is one.
+            folder: where the pictures go.
         """
         self.method, self.folder, self.source = method, folder, source
         split = "test" if "test" in manifest.domains[source].splits else "train"
@@ -46,7 +46,7 @@ class Sampler:
         self.x, self.labels = x[chosen], labels[chosen]
 
     def __call__(self, epoch: int) -> Path:
-        """The picture's path."""
+        """Draw the picture of an epoch; returns its path."""
         path = self.folder / f"translations-{epoch:05d}.png"
         draw(self.x, translate_all(self.method, self.x), self.labels, f"{self.source} and its translations after epoch {epoch}", path)
         return path
