@@ -1,1 +1,1 @@
-"""What runs the pipeline elsewhere: storage checks, cluster and job files."""
+"""Deployment: storage checks, cluster and job templates."""

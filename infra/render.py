@@ -1,4 +1,4 @@
-"""Fill a template of this folder with the numbers of ``sizes.env``, or with those of the environment.
+"""Fill a template of this folder with values from ``sizes.env`` or the environment.
 
 Run: python -m infra.render TEMPLATE
 """
@@ -12,17 +12,17 @@ SIZES = Path(__file__).with_name("sizes.env")
 
 
 def sizes() -> dict[str, str]:
-    """Name and value of every line of ``sizes.env``; the environment goes before it."""
+    """The values of ``sizes.env``; environment variables take precedence."""
     lines = (line.strip() for line in SIZES.read_text().splitlines())
     own = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
     return {name: os.environ.get(name, value) for name, value in own.items()}
 
 
 def render(template: Path) -> str:
-    """A template with its ``${NAME}`` filled in; ``$$`` stands for a dollar.
+    """Fill in the ``${NAME}`` placeholders of a template; ``$$`` stands for a dollar sign.
 
     Raises:
-        ValueError: it cannot be read, or has a name that there is no value for.
+        ValueError: the template cannot be read, or a name has no value.
     """
     try:
         return string.Template(template.read_text()).substitute(sizes())
@@ -33,7 +33,7 @@ def render(template: Path) -> str:
 
 
 def main() -> int:
-    """Print a rendered template; the exit status."""
+    """Print a rendered template; returns the exit status."""
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         print(__doc__)
         return 0 if {"-h", "--help"} & set(sys.argv) else 2

@@ -1,4 +1,4 @@
-"""What a bucket allows, asked of it before work starts: credentials, endpoint, bucket, region, permission to write."""
+"""Checks a bucket before work starts: credentials, endpoint, existence, region, write permission."""
 
 import os
 import uuid
@@ -9,11 +9,11 @@ RETRIES = {"mode": "standard", "total_max_attempts": 4}
 
 
 def check(uri: str, write: bool = False) -> None:
-    """Check that a place of a bucket can be listed, and written to where it is to be.
+    """Check that a location in a bucket can be listed and, if requested, written.
 
     Args:
         uri: ``s3://bucket/prefix``.
-        write: put a small object below it and take it away again.
+        write: write and delete a small object.
 
     Raises:
         ValueError: it cannot; says what is missing.
@@ -45,7 +45,7 @@ def _endpoint() -> str:
 
 
 def _said(response: dict[str, Any], bucket: str, operation: str) -> str:
-    """One line of what a bucket's refusal means."""
+    """Explain a bucket's refusal in one line."""
     told, headers = response.get("Error", {}), response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     code, status = str(told.get("Code")), response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     permission = {"ListObjectsV2": "s3:ListBucket", "PutObject": "s3:PutObject", "DeleteObject": "s3:DeleteObject"}[operation]

@@ -1,1 +1,1 @@
-"""Searches over the methods' hyper-parameters."""
+"""Hyper-parameter search."""

@@ -1,4 +1,4 @@
-"""A study's record as objects of a bucket, which can hold no database: what Optuna appends at once is one of them."""
+"""Optuna storage in a bucket, which cannot hold a database: each batch of log entries is one object."""
 
 import json
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from data.filesystem import to_path, write_text
 
 
 class Journal(BaseJournalBackend):
-    """Optuna's log in a folder, written by one process: a search's own."""
+    """Optuna's log in a folder that one process writes."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -25,11 +25,11 @@ class Journal(BaseJournalBackend):
         return to_path(self.folder)
 
     def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
-        """The logs from a number on."""
+        """The log entries from a number on."""
         return self.logs[log_number_from:]
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Keep logs, in the bucket first."""
+        """Append log entries, first in the bucket."""
         write_text(self._path() / f"{self.parts:08d}.json", json.dumps(logs))
         self.parts += 1
         self.logs += json.loads(json.dumps(logs))

@@ -1,7 +1,7 @@
-"""What a search judges a trained method by: label-free objectives, and oracles, which see the target's labels.
+"""The objectives of a search: label-free ones, and oracles, which use the target's labels.
 
-Every label-free objective is computed from codes and class probabilities of the source's and the target's training images
-and the source's test images; the target's label column is not opened.
+Label-free objectives are computed from codes and class probabilities of the source's and target's training images and of the
+source's test images. They never read the target's label column.
 """
 
 from collections.abc import Callable
@@ -20,18 +20,18 @@ from models.codes import pack
 from models.method import Method
 from pipelines.retrieval import metrics
 
-ROWS = 4096  # of a split that are looked at, the first of the shuffled rows
-NEIGHBOURS = 0.05  # temperature of the soft neighbourhood density, the paper's
+ROWS = 4096  # rows per split used, the first of the shuffled rows
+NEIGHBOURS = 0.05  # temperature of the soft neighbourhood density, as in the paper
 
 
 class Outputs(NamedTuple):
-    """What the objectives are computed of.
+    """The outputs of a method that the objectives are computed from.
 
     Attributes:
         source, target: relaxed codes of training images, (n, bits).
         source_labels: (n,) int64.
-        held, held_labels: of the source's test split; empty where there is none.
-        probabilities: the target's log-probabilities of the classes, (n, classes); empty where the method names none.
+        held, held_labels: of the source's test split; empty if there is none.
+        probabilities: the target's class log-probabilities, (n, classes); empty if the method has no classes.
     """
 
     source: Tensor
@@ -44,13 +44,13 @@ class Outputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Objective:
-    """A number of a trained method.
+    """A figure of a trained method.
 
     Attributes:
-        compute: nan where it cannot be computed.
-        maximise: whether more is better.
-        help: what it is, and whose.
-        needs: of ``classes`` (the method's probabilities of them), ``source`` and ``labels`` (the source's).
+        compute: returns nan if it cannot be computed.
+        maximise: whether larger is better.
+        help: its meaning and source.
+        needs: subset of ``classes`` (the method's class probabilities), ``source`` and ``labels`` (the source's).
     """
 
     compute: Callable[[Outputs], float]
@@ -60,7 +60,7 @@ class Objective:
 
 
 def source_map(seen: Outputs) -> float:
-    """mAP of the source's test images in its training images; without a test split, each of these in the others."""
+    """mAP of the source's test images against its training images; without a test split, of these against each other."""
     alone = not len(seen.held)
     query, labels = (seen.source, seen.source_labels) if alone else (seen.held, seen.held_labels)
     counted = metrics.distance_histograms(_packed(query), labels.numpy(), _packed(seen.source), seen.source_labels.numpy(), own=alone)
@@ -73,13 +73,13 @@ def entropy(seen: Outputs) -> float:
 
 
 def information(seen: Outputs) -> float:
-    """Mutual information of a target image and its class: the entropy of the mean prediction less the mean entropy, in nats."""
+    """Mutual information of target images and predicted classes: entropy of the mean prediction minus mean entropy, in nats."""
     mean = seen.probabilities.exp().mean(0)
     return float(-torch.special.xlogy(mean, mean).sum()) - entropy(seen)
 
 
 def soft_neighbourhood_density(seen: Outputs) -> float:
-    """Mean entropy of a target image's similarities to the others, by class probabilities (by codes where there are none)."""
+    """Mean entropy of a target image's similarities to the others, by class probabilities (by codes if there are none)."""
     x = normalize(seen.probabilities.exp() if len(seen.probabilities) else seen.target)
     total = 0.0
     for rows in torch.arange(len(x)).split(512):
@@ -91,7 +91,7 @@ def soft_neighbourhood_density(seen: Outputs) -> float:
 
 
 def a_distance(seen: Outputs) -> float:
-    """2 (1 - 2 error) of a linear classifier that tells the domains' codes apart, on the half that it was not trained on."""
+    """Proxy A-distance, 2 (1 - 2 error), of a linear classifier that separates the domains' codes; error on held-out rows."""
     from sklearn.linear_model import LogisticRegression  # noqa: PLC0415  scikit-learn is slow to import
 
     n = min(len(seen.source), len(seen.target), 2000)
@@ -122,7 +122,7 @@ def _packed(codes: Tensor) -> np.ndarray:
 
 
 def _read(root: Path, manifest: Manifest, domain: str, split: str, labels: bool) -> tuple[Tensor, Tensor]:
-    """A split's first rows, and their labels; empty where these are not read or there is no such split."""
+    """The first rows of a split with their labels; empty if there is no such split."""
     rows = manifest.domains[domain].splits.get(split) if domain else None
     batches = list(read_rows(root, manifest, domain, split, stop=min(rows.rows, ROWS), labels=labels)) if rows else []
     if not batches:
@@ -150,6 +150,6 @@ def collect_outputs(method: Method, root: Path, manifest: Manifest, source: str,
 
 
 def objectives(seen: Outputs) -> dict[str, float]:
-    """Every label-free objective; nan where it cannot be computed."""
+    """All label-free objectives; nan for those that cannot be computed."""
     there = {"classes": len(seen.probabilities) > 0, "source": len(seen.source) > 0, "labels": bool((seen.source_labels >= 0).any())}
     return {name: each.compute(seen) if all(there[need] for need in each.needs) else float("nan") for name, each in OBJECTIVES.items()}

@@ -1,4 +1,4 @@
-"""What a search found: a table of its trials, the best configuration as a file, pictures, and the model that it registers."""
+"""The results of a search: a table of trials, the best configuration as a file, plots, and the registered model."""
 
 import contextlib
 import json
@@ -36,7 +36,7 @@ def judged(folder: Path, number: int) -> list[dict[str, Any]]:
 
 
 def table(study: optuna.Study, folder: Path) -> list[dict[str, Any]]:
-    """A row for each trial that is over: number, status, start-up in seconds, drawn values, the last epoch's figures, and why it failed."""
+    """One row per finished trial: number, status, start-up time in seconds, values, last metrics, and the reason of a failure."""
     gone, rows = cut_off(study), []
     for each in study.trials:
         if each.number in gone or not each.state.is_finished():
@@ -48,7 +48,7 @@ def table(study: optuna.Study, folder: Path) -> list[dict[str, Any]]:
 
 
 def write_table(rows: list[dict[str, Any]], out: Path) -> None:
-    """The table as CSV and Parquet."""
+    """Write the table as CSV and Parquet."""
     names = list({name: None for row in rows for name in row})
     columns = pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
     with atomic_write(out / "trials.csv") as file:
@@ -58,7 +58,7 @@ def write_table(rows: list[dict[str, Any]], out: Path) -> None:
 
 
 def best_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """The best trial, or those of the Pareto front by their first objective; none where no trial ended."""
+    """The best trial, or the Pareto front sorted by the first objective; empty if no trial has finished."""
     if not any(each.state == TrialState.COMPLETE for each in study.trials):
         return []
     if len(study.directions) == 1:
@@ -67,13 +67,13 @@ def best_trials(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def options_of(config: Any, drawn: dict[str, Any]) -> dict[str, Any]:
-    """A trial's options, as ``hashbridge train --config`` takes them."""
+    """A trial's options, in the form of ``hashbridge train --config``."""
     names = ("method", "dataset", "source", "target", "bits", "epochs", "steps_per_epoch", "seed")
     return {name: getattr(config, name) for name in names} | config.own | drawn
 
 
 def draw(study: optuna.Study, names: list[str], out: Path) -> None:
-    """History, importances, slices and, of two objectives, the Pareto front, as pictures; those that too few trials allow."""
+    """Plot history, importances, slices and, for two objectives, the Pareto front, as far as the trials allow."""
     import matplotlib  # noqa: PLC0415
 
     matplotlib.use("Agg")
@@ -94,17 +94,17 @@ def draw(study: optuna.Study, names: list[str], out: Path) -> None:
             save("pareto")
             pyplot.close("all")
         for name, chart in kinds.items():
-            with contextlib.suppress(ValueError, RuntimeError):  # too few trials, or none that differ
+            with contextlib.suppress(ValueError, RuntimeError):  # too few trials, or no differences
                 chart(study, **one)
                 save(name)
             pyplot.close("all")
 
 
 def conclude(config: Any, study: optuna.Study, folder: Path, tracker: Any) -> dict[str, Any]:
-    """Write what was found, track it, print it, and register the best; returns it.
+    """Write the results, track and print them, and register the best model; returns them.
 
     Raises:
-        ValueError: no trial ended; says what the last one failed of.
+        ValueError: no trial has finished; gives the last failure.
     """
     rows, best = table(study, folder), best_trials(study)
     counts = {status: sum(row["status"] == status for row in rows) for status in STATES.values()}
@@ -130,7 +130,7 @@ def conclude(config: Any, study: optuna.Study, folder: Path, tracker: Any) -> di
 
 
 def _start_up(rows: list[dict[str, Any]]) -> str:
-    """How long the trials took from their draw until they trained."""
+    """Time from the draw of a trial to its training."""
     taken = [row["start_up"] for row in rows if "start_up" in row]
     return f"a trial started in {statistics.median(taken):.1f} s (median; at most {max(taken):.1f} s)"
 
@@ -140,9 +140,9 @@ def _short(value: Any) -> str:
 
 
 def _register(config: Any, best: FrozenTrial, folder: Path, uri: str) -> dict[str, Any]:
-    """The run of the best configuration, trained anew or its trial's, and the version that it became."""
+    """Register the best configuration, retrained or from its trial's checkpoint; returns run id and version."""
     storage = config.storage
-    uri = config.tracking or ("" if os.environ.get("MLFLOW_TRACKING_URI") else uri)  # the environment's may carry a password, and stays there
+    uri = config.tracking or ("" if os.environ.get("MLFLOW_TRACKING_URI") else uri)  # MLFLOW_TRACKING_URI may contain a password and stays in the environment
     if config.retrain:
         print(f"training trial {best.number}'s configuration anew", file=sys.stderr)
         result = train.run(make_options(options_of(config, best.params) | {"storage": storage, "tracking": uri, "workers": 0}))

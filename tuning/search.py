@@ -1,4 +1,4 @@
-"""Stage: search a method's hyper-parameters with Ray Tune and Optuna, by an objective that sees no target label."""
+"""Command: search a method's hyper-parameters with Ray Tune and Optuna, by an objective that uses no target labels."""
 
 import os
 import sys
@@ -22,7 +22,7 @@ from tuning.trial import SearchContext, trial
 
 SAMPLERS = ("tpe", "random", "nsga2", "cmaes")
 ORACLES = ("oracle/accuracy", "oracle/cross/map", "oracle/target/map")
-COST = "bits"  # the one second objective that is not of the quality
+COST = "bits"  # the only objective that does not measure quality
 SAVED = "search.json"
 
 __all__ = ["Config", "make_config", "method_fields", "run"]
@@ -30,7 +30,7 @@ __all__ = ["Config", "make_config", "method_fields", "run"]
 
 @dataclass
 class Config(TrainOptions):
-    """Options of ``hashbridge tune``: those of a training, each method's field fixed where it is given, and the search's."""
+    """Options of ``hashbridge tune``: those of ``train``, where each given hyper-parameter is fixed, and those of the search."""
 
     trials: int = option(20, "trials in all; with --resume, those of before among them")
     objective: str = option("information", f"{', '.join(OBJECTIVES)}; {', '.join(ORACLES)}, which see target labels; two with a comma, as information,bits")
@@ -64,11 +64,11 @@ class Config(TrainOptions):
             raise ValueError(f"--objective is {self.objective!r}, but must be one objective, or two with a comma")
 
     def names(self) -> list[str]:
-        """The objectives' names."""
+        """Names of the objectives."""
         return self.objective.split(",")
 
     def maximise(self) -> list[bool]:
-        """Whether more is better, by objective."""
+        """For each objective, whether larger is better."""
         return [name in ORACLES or (name in OBJECTIVES and OBJECTIVES[name].maximise) for name in self.names()]
 
     def folder(self) -> Path:
@@ -77,7 +77,7 @@ class Config(TrainOptions):
 
 
 def make_config(values: dict[str, Any]) -> Config:
-    """A config of the given values; a resumed search's own under them."""
+    """Build the config; a resumed search's saved options are the defaults of those not given."""
     named = dict(values)
     if values.get("resume"):
         plain = Config(**{name: str(values.get(name, "")) for name in ("method", "source", "target", "study")} | {"storage": values.get("storage", "runs")})
@@ -97,9 +97,13 @@ def _space(config: Config) -> Space:
 
 
 def _resources(config: Config, threads: int) -> tuple[dict[str, float], int]:
-    """What a trial takes of the cluster, and how many run at once; refused where the cluster can never give it.
+    """Resources of a trial and number of concurrent trials.
 
-    A trial of several workers takes a token, as Ray refuses one that takes nothing: Ray Train asks for its workers' share, so that the number is bounded here.
+    A trial of several workers claims only a token, because Ray refuses trials without resources and Ray Train claims the workers'
+    share; the number of such trials is limited here.
+
+    Raises:
+        ValueError: the cluster can never provide this.
     """
     total, room = cluster.connect().cluster_resources(), []
     per = {"CPU": float(threads)} | ({"GPU": 1.0 if config.trial_workers > 1 else config.gpu_share} if config.gpu else {})
@@ -114,7 +118,7 @@ def _resources(config: Config, threads: int) -> tuple[dict[str, float], int]:
 
 
 def _held(config: Config, manifest: Manifest, labels: bool) -> dict[str, dict[str, Any]]:
-    """The training rows' arrays, read once for all trials of one worker; none where a split is over the memory's bound."""
+    """The training rows as arrays, read once for all single-worker trials; empty if a split exceeds the memory limit."""
     from data.batches import DomainLoader  # noqa: PLC0415
 
     held: dict[str, dict[str, Any]] = {}
@@ -131,11 +135,11 @@ def _held(config: Config, manifest: Manifest, labels: bool) -> dict[str, dict[st
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Search; returns the best trial, its values and the files that tell of the search."""
+    """Search; returns the best trial, its values and the folder of the results."""
     folder, root = config.folder().resolve(), to_path(config.dataset).resolve()
     manifest = Manifest.read(root)
     space = _space(config)
-    config.own, config.bits = {name: space.fixed[name] for name in config.own}, space.fixed[RESERVED]  # a file's fixed values are every trial's
+    config.own, config.bits = {name: space.fixed[name] for name in config.own}, space.fixed[RESERVED]  # values fixed by the space file apply to every trial
     kind = find_method(config.method)
     method = kind(kind.Config(**config.own), tuple(manifest.shape), len(manifest.classes), config.bits)
     for name in config.names():
@@ -172,7 +176,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _tracker(config: Config, folder: Path) -> Any:
-    """What tells MLflow of the search; a search that goes on has the run of before."""
+    """The tracker of the search; a resumed search continues its MLflow run."""
     from pipelines.registry.connection import default_uri  # noqa: PLC0415  mlflow is slow to import
     from pipelines.registry.search_tracking import SearchTracker  # noqa: PLC0415  mlflow is slow to import
 
@@ -185,7 +189,7 @@ def _tracker(config: Config, folder: Path) -> Any:
 
 
 def _search(config: Config, setting: SearchContext, study: Any, space: Space, left: int, share: dict[str, float], held: dict[str, Any], tracker: Any) -> None:
-    """Run the trials that are left."""
+    """Run the remaining trials."""
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -193,7 +197,7 @@ def _search(config: Config, setting: SearchContext, study: Any, space: Space, le
     from ray.tune.execution import class_cache  # noqa: PLC0415
     from ray.tune.schedulers import ASHAScheduler  # noqa: PLC0415
 
-    # Tune would put the bucket's keys on the command lines of the trials' processes, for all to see; trials have those of their nodes
+    # Tune would put AWS credentials on the trials' command lines, visible to all; trials use those of their own nodes
     class_cache.ENV_VARS_TO_PROPAGATE = {each for each in class_cache.ENV_VARS_TO_PROPAGATE if not each.startswith("AWS_")}
     stopping, name = None, config.names()[0]
     if config.asha and len(config.names()) == 1 and config.epochs > 1:

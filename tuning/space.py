@@ -1,4 +1,4 @@
-"""The search space of a method: what its dataclass says, narrowed, widened or fixed by a file."""
+"""The search space of a method: declared by its dataclass; narrowed, widened or fixed by a file."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ RESERVED = "bits"
 
 
 class Trial(Protocol):
-    """What a space needs of Optuna's trial."""
+    """The part of Optuna's trial interface that a space uses."""
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
     def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int: ...
@@ -20,12 +20,12 @@ class Trial(Protocol):
 
 @dataclass(frozen=True)
 class Dimension:
-    """A searched field: between two bounds, or one of some values.
+    """The range of a searched field: an interval, or a list of values.
 
     Attributes:
-        low, high: bounds, both included; whole numbers for a field of whole numbers.
-        choices: the values, in place of bounds.
-        when: the values of other fields with which it means anything; it is not drawn with others.
+        low, high: inclusive bounds; integers for an integer field.
+        choices: the values, instead of bounds.
+        when: values of other fields that this field depends on; it is not drawn otherwise.
     """
 
     low: float = 0.0
@@ -35,7 +35,7 @@ class Dimension:
     when: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def draw(self, trial: Trial, name: str) -> Any:
-        """A value of a trial."""
+        """Draw a value for a trial."""
         if self.choices:
             return trial.suggest_categorical(name, self.choices)
         if isinstance(self.low, int) and isinstance(self.high, int):
@@ -45,18 +45,18 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Space:
-    """What a search draws, and what stands fixed.
+    """What a search draws, and what stays fixed.
 
     Attributes:
-        searched: name of a field, or ``bits``, to its dimension.
-        fixed: every field of the method, and ``bits``, to its value where it is not drawn.
+        searched: the range of each searched field, or ``bits``.
+        fixed: the value of every other field, and of ``bits`` if it is not searched.
     """
 
     searched: dict[str, Dimension]
     fixed: dict[str, Any]
 
     def __call__(self, trial: Trial) -> dict[str, Any]:
-        """Draw the values of a trial; those that mean nothing with the others stay fixed."""
+        """Draw the values of a trial. Fields whose conditions do not hold keep their fixed values."""
         drawn: dict[str, Any] = {}
         for name in self._ordered():
             dimension = self.searched[name]
@@ -65,7 +65,7 @@ class Space:
         return drawn
 
     def _ordered(self) -> list[str]:
-        """The searched names, each after those that it depends on."""
+        """The searched names; each comes after those it depends on."""
         ordered: list[str] = []
         while len(ordered) < len(self.searched):
             ordered += [
@@ -76,21 +76,21 @@ class Space:
 
 
 def space_of(method: Any, own: dict[str, Any], given: dict[str, Any], named: set[str], bits: int, search_bits: bool) -> Space:
-    """The space of a method.
+    """Build the search space of a method.
 
-    Every field with bounds is searched between them. A field that ``named`` has, or that is switched off by a zero where its
-    search would be logarithmic, is fixed.
+    Every field with bounds is searched. A field is fixed if ``named`` contains it, or if its value is zero (switched off) and its
+    search would be logarithmic.
 
     Args:
-        own: the method's fields with their values, where the search does not vary them.
-        given: of a file: a field's name to a value that fixes it, a list to choose of, or a mapping with ``low``, ``high``
-            and ``log``, of which any may be left out where the dataclass has it.
-        named: fields that the user fixed by naming them.
-        bits: code length, where it is not searched.
-        search_bits: search it.
+        own: the method's hyper-parameters; values of fields that are not searched.
+        given: from a file: for each field a fixed value, a list of choices, or a mapping with ``low``, ``high`` and ``log``;
+            missing entries come from the dataclass.
+        named: fields that the user fixed on the command line.
+        bits: code length, if it is not searched.
+        search_bits: search the code length.
 
     Raises:
-        ValueError: a name or a value is wrong.
+        ValueError: a name or value is wrong.
     """
     known = {each.name: each for each in fields(method.Config)}
     searched: dict[str, Dimension] = {}
@@ -116,7 +116,7 @@ def space_of(method: Any, own: dict[str, Any], given: dict[str, Any], named: set
 
 
 def _read(name: str, value: Any, known: Any) -> Any:
-    """A dimension or a fixed value, of a file's entry."""
+    """Convert a file's entry to a range or a fixed value."""
 
     def checked(each: Any) -> Any:
         if known is not None:

@@ -1,4 +1,4 @@
-"""The Optuna study behind a search: opened, recovered after a crash, fed by Ray Tune, and watched."""
+"""The Optuna study of a search: opened, recovered after a crash, driven by Ray Tune, and shown."""
 
 import math
 import sys
@@ -19,12 +19,12 @@ from tuning.objectives import OBJECTIVES
 from tuning.space import Space
 from tuning.trial import ENDED, FAILED, trial_folder
 
-CONTINUES = "continues"  # attribute of a trial: the number of the one that it goes on with
+CONTINUES = "continues"  # user attribute: number of the interrupted trial that a trial continues
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped early", TrialState.FAIL: "failed"}
 
 
 def sampler_of(name: str, seed: int) -> optuna.samplers.BaseSampler:
-    """A sampler by its name."""
+    """Create a sampler by name."""
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     if name == "tpe":
         return optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
@@ -36,12 +36,12 @@ def sampler_of(name: str, seed: int) -> optuna.samplers.BaseSampler:
 
 
 def open_study(storage: str, name: str, maximise: list[bool], sampler: str, seed: int) -> optuna.Study:
-    """The study of a search, made where it is not there yet.
+    """Open the study of a search, or create it.
 
-    A search that goes on draws from another seed than before, or its first trials would be drawn again.
+    A resumed search uses another seed, because the old one would draw the first trials again.
 
     Raises:
-        ValueError: the storage does not answer, or the study in it has other objectives.
+        ValueError: the storage does not answer, or its study has other objectives.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
@@ -60,10 +60,10 @@ def open_study(storage: str, name: str, maximise: list[bool], sampler: str, seed
 
 
 def recover(study: optuna.Study, folder: Path, names: list[str]) -> int:
-    """Set right what a killed search left; returns how many trials are over.
+    """Repair the study of a killed search; returns the number of finished trials.
 
-    A trial that ended unrecorded is recorded. One that was cut off is queued again with its values, to go on from its last
-    checkpoint where it has one.
+    A trial that finished without being recorded is recorded. An interrupted trial is queued again with the same values and
+    continues from its last checkpoint, if it has one.
     """
     for each in study.trials:
         if each.state != TrialState.RUNNING:
@@ -82,18 +82,18 @@ def recover(study: optuna.Study, folder: Path, names: list[str]) -> int:
 
 
 def cut_off(study: optuna.Study) -> set[int]:
-    """Numbers of the trials that others go on with."""
+    """Numbers of the interrupted trials that other trials continue."""
     return {each.user_attrs[CONTINUES] for each in study.trials if CONTINUES in each.user_attrs}
 
 
 def reason(folder: Path, number: int) -> str:
-    """Why a trial failed; "" where it did not."""
+    """Why a trial failed; "" if it did not."""
     place = trial_folder(folder, number) / FAILED
     return place.read_text() if place.is_file() else ""
 
 
 class Draw:
-    """A space as the function that Tune draws a trial by: the values, the trial's number, and whose folder it goes on with."""
+    """The function with which Tune draws a trial: values, number, and the folder of the trial it continues."""
 
     def __init__(self, space: Space, folder: Path) -> None:
         self.space, self.folder = space, folder
@@ -105,7 +105,7 @@ class Draw:
 
 
 class TuneSearch(OptunaSearch):
-    """Optuna's search as Tune drives it; a trial that a scheduler stopped is told as pruned, not as finished with what it had."""
+    """Optuna's search algorithm for Tune. Trials stopped early are recorded as pruned instead of complete."""
 
     def __init__(self, study: optuna.Study, space: Space, folder: Path, names: list[str], maximise: list[bool], epochs: int) -> None:
         modes = ["max" if more else "min" for more in maximise]
@@ -117,12 +117,12 @@ class TuneSearch(OptunaSearch):
         self.epochs, self.folder = epochs, folder
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Tell Optuna an epoch's value."""
+        """Report an epoch's value to Optuna."""
         if isinstance(self.metric, str) and math.isfinite(result[self.metric]):
             self._ot_trials[trial_id].report(result[self.metric], result["epoch"])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell Optuna the end."""
+        """Report the end of a trial to Optuna."""
         if trial_id in self._completed_trials:
             return
         trial, values, state = self._ot_trials[trial_id], None, TrialState.FAIL
@@ -139,7 +139,7 @@ class TuneSearch(OptunaSearch):
 
 
 class ProgressCallback(Callback):
-    """Shows the trials as they go: a table that is drawn anew on a terminal, else a line an event. Tells the tracker, too."""
+    """Shows the trials: a live table on a terminal, otherwise one line per event. Also tracks them."""
 
     def __init__(self, folder: Path, name: str, maximise: bool, epochs: int, tracker: Any) -> None:
         self.folder, self.name, self.maximise, self.epochs, self.tracker = folder, name, maximise, epochs, tracker
@@ -169,12 +169,12 @@ class ProgressCallback(Callback):
         self.drawn = len(lines)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial begins."""
+        """A trial starts."""
         self.tracker.begin(trial.config)
         self._note(trial, "running")
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
-        """An epoch is judged."""
+        """An epoch has finished."""
         number = trial.config["number"]
         self.rows[number] = ("running", result["epoch"], result[self.name])
         told = {name: value for name, value in result.items() if name in OBJECTIVES or name.startswith("oracle/")}
@@ -182,13 +182,13 @@ class ProgressCallback(Callback):
         self._note(trial, "running")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial is over, at its end or before."""
+        """A trial has ended, early or not."""
         ended = self.rows[trial.config["number"]][1] >= self.epochs
         self.tracker.end(trial.config["number"], "FINISHED" if ended else "KILLED")
         self._note(trial, "complete" if ended else "stopped early")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial failed; where its process died, its reason is what Ray says of it."""
+        """A trial failed; if its process died, Ray's message is the reason."""
         number = trial.config["number"]
         place = trial_folder(self.folder, number)
         if not (place / FAILED).is_file():

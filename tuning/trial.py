@@ -1,4 +1,4 @@
-"""One trial of a search: a training whose epochs are judged and reported to Ray Tune."""
+"""One trial of a search: a training run that reports its objectives to Ray Tune after each epoch."""
 
 import json
 import time
@@ -24,9 +24,9 @@ class SearchContext:
     """What the trials of a search share.
 
     Attributes:
-        options: of ``hashbridge train``, all but the drawn ones.
-        folder: the search's.
-        oracle: measure with the target's labels too: "" for never, else "last" or "each" epoch.
+        options: of ``hashbridge train``, without the drawn values.
+        folder: of the search.
+        oracle: when to measure with the target's labels: "" never, "last" or "each" epoch.
     """
 
     options: dict[str, Any]
@@ -35,23 +35,23 @@ class SearchContext:
 
 
 def trial_folder(search: Path, number: int) -> Path:
-    """Where a trial's files lie."""
+    """The folder of a trial."""
     return search / f"trial-{number:04d}"
 
 
 def trial(drawn: dict[str, Any], setting: SearchContext, held: dict[str, dict[str, Any]]) -> None:
-    """Train with the drawn values; each epoch's objectives go to Tune, the last epoch's into the trial's folder.
+    """Train with the drawn values and report each epoch's objectives to Tune; the last epoch's are saved in the trial's folder.
 
     Args:
-        drawn: the values, ``number`` of the trial, and ``continues``, the folder of a trial that was cut off, or "".
-        held: of ``source`` and ``target``, the rows' arrays in Ray's object store; empty where each trial reads its own.
+        drawn: the values; ``number`` of the trial; ``continues``, the folder of an interrupted trial, or "".
+        held: arrays of the ``source`` and ``target`` rows in Ray's object store; empty if each trial reads its own.
     """
     values = {name: value for name, value in drawn.items() if name not in ("number", "continues")}
     folder = trial_folder(to_path(setting.folder), drawn["number"])
     if drawn["continues"] and to_path(drawn["continues"]).is_dir():
         move(to_path(drawn["continues"]), folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / FAILED).is_file():  # Tune tries again what failed, but only what its node took with it can end better
+    if (folder / FAILED).is_file():  # Tune retries failures, but a retry can only help after a node was lost
         raise RuntimeError((folder / FAILED).read_text())
     try:
         _train(make_options(setting.options | values), folder, drawn["number"], setting, held)
@@ -82,12 +82,12 @@ def _train(options: TrainOptions, folder: Path, number: int, setting: SearchCont
         _train_group(plan, setup, listen)
     else:
         train(plan, setup, listen, {name: _rows(arrays) for name, arrays in held.items()})
-    if not judged:  # it was cut off between its last epoch and its judgement
+    if not judged:  # interrupted after its last epoch and before its evaluation
         listen({"epoch": options.epochs}, load_method(folder, setup.manifest))
 
 
 def _rows(arrays: dict[str, Any]) -> Any:
-    """Rows on the memory of Ray's object store, which no training writes to."""
+    """Wrap arrays of Ray's object store, which training never writes to."""
     import warnings  # noqa: PLC0415
 
     import torch  # noqa: PLC0415
@@ -95,13 +95,13 @@ def _rows(arrays: dict[str, Any]) -> Any:
     from data.batches import Rows  # noqa: PLC0415
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # "not writable": indexing copies
+        warnings.simplefilter("ignore", UserWarning)  # "not writable" is harmless: indexing copies
         made: dict[str, Any] = {name: None if array is None else torch.from_numpy(array) for name, array in arrays.items()}
     return Rows(**made)
 
 
 def _train_group(plan: Plan, setup: Setup, listen: Any) -> None:
-    """Train on Ray Train's workers, and judge the checkpoints as their epochs end."""
+    """Train with Ray Train workers, and evaluate the checkpoint of each finished epoch."""
 
     folder = to_path(plan.folder)
 
@@ -119,7 +119,7 @@ def _train_group(plan: Plan, setup: Setup, listen: Any) -> None:
 
 
 class _Judge:
-    """Objectives of a method after an epoch; with the target's labels, ``oracle/...``, where these are asked for."""
+    """Computes the objectives of a method after an epoch and, if requested, the oracles."""
 
     def __init__(self, setup: Setup, folder: Path, oracle: str) -> None:
         self.setup, self.folder, self.oracle = setup, folder, oracle

@@ -1,4 +1,4 @@
-"""The command line: one sub-command a stage; errors of the user are one line and exit status 2."""
+"""The command line: one sub-command per stage. User errors are one line and exit status 2."""
 
 import argparse
 import contextlib
@@ -32,16 +32,19 @@ COMMANDS = {
     "methods": "the methods, with papers, needs and defaults",
     "datasets": "the datasets known by name",
 }
-MODULES = {"tune": "tuning.search"}  # commands that are not of pipelines
-WRITTEN = {"ingest": "dataset"} | dict.fromkeys(("train", "tune", "ablate", "sync"), "storage")  # by command, what it writes to besides --out and --grid
+MODULES = {"tune": "tuning.search"}  # commands that are not in pipelines
+WRITTEN = {"ingest": "dataset"} | dict.fromkeys(("train", "tune", "ablate", "sync"), "storage")  # the option, besides --out and --grid, that a command writes to
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 
 def parse(argv: list[str]) -> tuple[str, Any, argparse.Namespace]:
-    """The command, its config and the common options.
+    """Parse a command line.
+
+    Returns:
+        The command's name, its config and the common options.
 
     Raises:
-        ValueError: something in the arguments is wrong; one line says what.
+        ValueError: an argument is wrong; one line says which.
     """
     top = Parser(prog="hashbridge", description="Binary codes that find images across domains.", allow_abbrev=False)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
@@ -70,7 +73,7 @@ def parse(argv: list[str]) -> tuple[str, Any, argparse.Namespace]:
     values = {k: v for k, v in vars(given).items() if k not in {"command", "config", "json", "verbose"}}
     values = (read_yaml(given.config) if given.config else {}) | values
     if name == "submit" and argv[cut + 1 :]:
-        parse(argv[cut + 1 :])  # a wrong option is better told here than by the cluster
+        parse(argv[cut + 1 :])  # report a wrong option before uploading anything
         values["arguments"] = argv[cut + 1 :]
     make = getattr(stage, "make_config", None)
     return name, make(values) if make else build(stage.Config, values), given
@@ -91,7 +94,7 @@ def _add_method_fields(parser: Parser, command: str, methods: dict[str, list[Fie
 
 
 def set_default_environment() -> None:
-    """No telemetry, no chatter; what the user has set stays."""
+    """Switch off telemetry and noisy logs; variables that the user has set are kept."""
     for name, value in {
         "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1", "RAY_DEDUP_LOGS": "1", "RAY_worker_niceness": "0",
         "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -100,7 +103,7 @@ def set_default_environment() -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; its exit status."""
+    """Run a command; returns its exit status."""
     argv = sys.argv[1:] if argv is None else argv
     set_default_environment()
     verbose = "--verbose" in argv
@@ -132,10 +135,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check_buckets(name: str, config: Any) -> None:
-    """Ask each bucket that a command is given whether the command can do its work there.
+    """Check that each bucket given to a command allows what the command needs.
 
     Raises:
-        ValueError: one of them does not let it.
+        ValueError: a bucket does not.
     """
     for each in fields(config):
         value = getattr(config, each.name)
@@ -144,7 +147,7 @@ def check_buckets(name: str, config: Any) -> None:
 
 
 def error_line(error: BaseException) -> str:
-    """An error's text on one line."""
+    """An error's message on one line."""
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
         return _plain(f"{error.strerror}{where}")
@@ -152,7 +155,7 @@ def error_line(error: BaseException) -> str:
 
 
 def _plain(text: str) -> str:
-    """A text on one line, without passwords, and without what would steer a terminal."""
+    """Text on one line, with passwords masked and control characters replaced."""
     return "".join(each if each.isprintable() else "\ufffd" for each in mask_passwords(" ".join(text.split())))
 
 

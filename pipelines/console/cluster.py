@@ -1,4 +1,4 @@
-"""Ray, started once where it is wanted, and how loud it is."""
+"""The connection to Ray: started once, with its log level."""
 
 import logging
 import os
@@ -8,22 +8,22 @@ from typing import Any
 
 from data.filesystem import is_local
 
-NOTE = "\nFailed to apply UDF"  # what Ray Data adds to an error's text
+NOTE = "\nFailed to apply UDF"  # Ray Data appends this to error messages
 _VERBOSE = "HASHBRIDGE_VERBOSE"
 
 
 def set_verbose(on: bool) -> None:
-    """Whether Ray's logs are shown."""
+    """Set whether Ray's logs are shown."""
     os.environ[_VERBOSE] = "1" if on else ""
 
 
 def connect() -> Any:
-    """Connect to the cluster of the environment, or start one on this machine; returns the ``ray`` module.
+    """Connect to the cluster that the environment names, or start Ray on this machine; returns the ``ray`` module.
 
     Raises:
-        ValueError: the cluster that the environment names cannot be reached.
+        ValueError: the cluster cannot be reached.
     """
-    import ray  # noqa: PLC0415  two seconds that `--help` need not spend
+    import ray  # noqa: PLC0415  takes two seconds
     import ray.data  # noqa: PLC0415
 
     loud = bool(os.environ.get(_VERBOSE))
@@ -35,21 +35,21 @@ def connect() -> Any:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = loud
     context.print_on_execution_start = loud
-    context.raise_original_map_exception = True  # its wrapper loses what it wraps on its way here
+    context.raise_original_map_exception = True  # Ray Data's wrapper does not preserve the wrapped exception
     if not loud:
         for name in ("ray.data", "ray.train", "ray"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # errors reach the user as ours, in one line
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # errors are shown to the user as one line instead
     return ray
 
 
 def count_nodes() -> int:
-    """Nodes of the cluster that this process is connected to; 0 where it is to none."""
+    """Number of live nodes of the connected cluster; 0 if not connected."""
     ray = sys.modules.get("ray")
     return sum(node["Alive"] for node in ray.nodes()) if ray and ray.is_initialized() else 0
 
 
 def storage_options(folder: Path) -> dict[str, Any]:
-    """Where Ray keeps what it writes of its own, as options of its ``RunConfig``."""
+    """Options of Ray's ``RunConfig`` that put Ray's own files into a folder."""
     if is_local(folder):
         return {"storage_path": str(folder.resolve())}
     from pyarrow.fs import FSSpecHandler, PyFileSystem  # noqa: PLC0415
@@ -59,7 +59,7 @@ def storage_options(folder: Path) -> dict[str, Any]:
 
 
 def user_error(error: Exception) -> Exception:
-    """The user's error inside an exception that Ray wrapped around it, or the exception itself."""
+    """The user's error wrapped in a Ray exception, or the exception itself."""
     seen: BaseException | None = error
     while seen is not None:
         for inner in (getattr(seen, "cause", None), *getattr(seen, "worker_failures", {}).values(), seen):

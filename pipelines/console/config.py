@@ -1,4 +1,4 @@
-"""Typed configuration: dataclasses that the command line and YAML files fill, each value checked where it enters."""
+"""Typed configuration: dataclasses filled from the command line and YAML files. Each value is checked on entry."""
 
 import argparse
 import difflib
@@ -15,22 +15,22 @@ from data.filesystem import to_path
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    """A dataclass field that is an option, ``--its-name``."""
+    """Declare a dataclass field as an option, ``--its-name``."""
     return field(default=default, metadata={"help": help, "choices": choices})
 
 
 def positional(help: str, default: str = "") -> Any:
-    """A dataclass field that is a positional argument; required unless it has a default."""
+    """Declare a dataclass field as a positional argument; required unless it has a default."""
     return field(default=default, metadata={"help": help, "positional": True, "required": not default})
 
 
 def required(help: str) -> Any:
-    """A dataclass field that is an option which must be given."""
+    """Declare a dataclass field as a required option."""
     return field(default="", metadata={"help": help, "required": True})
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are ValueErrors of one line, with the nearest name for a wrong one."""
+    """An argument parser that raises ValueError with one line instead of exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
@@ -66,7 +66,7 @@ def add_fields(parser: argparse._ActionsContainer, wanted: Iterable[Field], hidd
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """A hint at the nearest known name, or nothing."""
+    """A hint at the closest known name, or ""."""
     near = difflib.get_close_matches(name, list(known), 1)
     return f": did you mean {near[0]}?" if near else ""
 
@@ -75,12 +75,12 @@ _PASSWORD = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*(?=@)|(?<=[?&]password=)[^&\s]
 
 
 def mask_passwords(text: str) -> str:
-    """A text without the user's name and password that an address in it may carry."""
+    """Mask user names and passwords in the URIs of a text."""
     return _PASSWORD.sub("***", text)
 
 
 def _check_open(name: str, value: Any) -> None:
-    """Refuse a password where it would be seen in the list of processes, and kept with the run."""
+    """Refuse a password in an option, where it would be visible in the process list and saved with the run."""
     if isinstance(value, str) and _PASSWORD.search(value):
         raise ValueError(
             f"{flag(name)} carries a password, which all who can see processes or runs would see: leave it out and set MLFLOW_TRACKING_USERNAME and "
@@ -89,10 +89,10 @@ def _check_open(name: str, value: Any) -> None:
 
 
 def convert(each: Field, value: Any) -> Any:
-    """A value as the field's type.
+    """Convert a value to the field's type.
 
     Raises:
-        ValueError: it is none; says what is expected.
+        ValueError: it cannot be converted; says what is expected.
     """
     kind: type = type(each.default)
     meant = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
@@ -118,15 +118,15 @@ def convert(each: Field, value: Any) -> Any:
 
 
 def read_yaml(path: str) -> dict[str, Any]:
-    """The mapping of a YAML file, read by the safe loader.
+    """Read a YAML file as a mapping, with the safe loader.
 
     Raises:
-        ValueError: it is missing or no mapping.
+        ValueError: the file is missing or not a mapping.
     """
     try:
         text = to_path(path).read_text()
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise ValueError("it refers to itself by an alias")  # a few of these can stand for more than the memory holds
+            raise ValueError("it refers to itself by an alias")  # nested aliases can expand to more than the memory
         values = yaml.safe_load(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"config {path} cannot be read: {(str(error).splitlines() or [''])[0][:300]}") from error
@@ -136,10 +136,10 @@ def read_yaml(path: str) -> dict[str, Any]:
 
 
 def build(kind: type, values: dict[str, Any], where: str = "option") -> Any:
-    """A config dataclass from given values, all checked.
+    """Build a config dataclass from values, all checked.
 
     Raises:
-        ValueError: a name is unknown, a value is of the wrong type, or a required one is missing.
+        ValueError: a name is unknown, a value has the wrong type, or a required one is missing.
     """
     known = {each.name: each for each in fields(kind) if each.init}
     for name, value in values.items():

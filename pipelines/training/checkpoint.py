@@ -1,10 +1,10 @@
-"""Checkpoints: safetensors for tensors, JSON for the rest. Nothing in them is ever unpickled.
+"""Checkpoints: safetensors for tensors, JSON for the rest. Nothing is ever unpickled.
 
-A checkpoint is a folder ``epoch-00012`` with ``model.safetensors``, ``optimizer.safetensors``, ``state.json`` and the
-SHA-256 of each in ``digests.json``. It is there whole or not at all: on this machine it is renamed into its place, in a
-bucket the digests come last, and without them it is none. One that storage has damaged since is passed over. At an epoch's
-end random states need no place in it, as every draw is a function of (seed, epoch, rank); in the middle,
-``epoch-00012-step-00000300``, it has what the loop was at.
+A checkpoint is a folder ``epoch-00012`` with ``model.safetensors``, ``optimizer.safetensors``, ``state.json`` and their SHA-256
+in ``digests.json``. It is written atomically: renamed into place on this machine; in a bucket the digests are uploaded last,
+and a checkpoint without them is incomplete. A damaged checkpoint is skipped. A checkpoint at the end of an epoch needs no
+random state, because every draw depends only on (seed, epoch, rank); one within an epoch, ``epoch-00012-step-00000300``,
+also saves the state of the loop.
 """
 
 import hashlib
@@ -22,14 +22,14 @@ from data import validation
 from data.filesystem import atomic_folder, local_copy, remove
 from models.method import Method
 
-FORMAT = 2  # of 1 there were no digests
+FORMAT = 2  # format 1 had no digests
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 DIGESTS = "digests.json"
 FORM = {"epoch": int, "step": int, "method": str, "shape": [int], "classes": int, "bits": int, "optimizers": dict, "config": dict}
 
 
 def _flatten(value: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
-    """Move the tensors of nested dicts and lists out; what is left is JSON, each tensor a ``{"tensor": name}``."""
+    """Move the tensors of nested dicts and lists into ``tensors``; the rest is JSON, with ``{"tensor": name}`` for each tensor."""
     if isinstance(value, Tensor):
         tensors[prefix] = value.detach().cpu().clone().contiguous()
         return {"tensor": prefix}
@@ -42,7 +42,7 @@ def _flatten(value: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _restore(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Undo :func:`_flatten`."""
+    """Inverse of :func:`_flatten`."""
     if isinstance(value, dict):
         if "tuple" in value:
             return tuple(_restore(each, tensors) for each in value["tuple"])
@@ -51,7 +51,7 @@ def _restore(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 class Snapshot(NamedTuple):
-    """What a checkpoint will hold, on the CPU and apart from what is trained on."""
+    """The content of a checkpoint, copied to the CPU."""
 
     name: str
     model: dict[str, Tensor]
@@ -60,7 +60,7 @@ class Snapshot(NamedTuple):
 
 
 class Position(NamedTuple):
-    """How far a checkpoint's training was: epochs done, and within the next one steps done and what the loop was at."""
+    """The position of a checkpoint in training: finished epochs, finished steps of the next epoch, and the state of the loop."""
 
     epoch: int
     step: int
@@ -68,12 +68,12 @@ class Position(NamedTuple):
 
 
 def snapshot(method: Method, epoch: int, config: dict[str, Any], step: int = 0, loop: dict[str, Any] | None = None) -> Snapshot:
-    """Take the state of a training.
+    """Copy the state of a training run.
 
     Args:
-        epoch: number of epochs done.
-        config: the run's configuration, kept for whoever reads the checkpoint.
-        step, loop: in the middle of an epoch, its steps done, and numbers and tensors by name that the loop goes on with.
+        epoch: number of finished epochs.
+        config: the run's options, for readers of the checkpoint.
+        step, loop: within an epoch: finished steps, and the numbers and tensors that the loop continues with.
     """
     tensors: dict[str, Tensor] = {}
     optimizers = {name: _flatten(player.optimizer.state_dict(), name, tensors) for name, player in method.players.items()}
@@ -89,7 +89,7 @@ def write(folder: Path, taken: Snapshot) -> Path:
     """Write a snapshot into the run's folder of checkpoints.
 
     Raises:
-        OSError: it could not be written; the checkpoints before it are untouched.
+        OSError: it could not be written; earlier checkpoints are not affected.
     """
     place = folder / taken.name
     try:
@@ -114,7 +114,7 @@ def _digests(place: Path) -> dict[str, str]:
 
 
 def is_intact(place: Path) -> bool:
-    """Whether a checkpoint's files are as they were written."""
+    """Whether a checkpoint's files match their digests."""
     try:
         if not (place / DIGESTS).exists():
             return read_state(place)["format"] == 1
@@ -124,10 +124,10 @@ def is_intact(place: Path) -> bool:
 
 
 def latest(folder: Path) -> Path | None:
-    """The checkpoint that is furthest on and whole, None where there is none at all.
+    """The most advanced intact checkpoint; None if there are no checkpoints.
 
     Raises:
-        ValueError: there are some, and all are damaged.
+        ValueError: all checkpoints are damaged.
     """
     found = [each for each in reversed(_all(folder)) if re.fullmatch(r"epoch-\d{5}(-step-\d{8})?", each.name)]
     for each in found:
@@ -140,7 +140,7 @@ def latest(folder: Path) -> Path | None:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the latest ``keep`` checkpoints."""
+    """Remove all but the last ``keep`` checkpoints."""
     for old in _all(folder)[:-keep]:
         remove(old)
 
@@ -150,10 +150,10 @@ def _all(folder: Path) -> list[Path]:
 
 
 def read_state(place: Path) -> dict[str, Any]:
-    """The JSON part of a checkpoint.
+    """Read the JSON part of a checkpoint.
 
     Raises:
-        ValueError: there is none, it is damaged, or of a newer format.
+        ValueError: it is missing, damaged, or of a newer format.
     """
     try:
         state = validation.parse_json((place / "state.json").read_text())
@@ -173,13 +173,13 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load(place: Path, method: Method, optimizers: bool = True) -> Position:
-    """Bring a method to a checkpoint's state.
+    """Load a checkpoint into a method.
 
     Args:
-        optimizers: whether the optimisers' states are wanted too.
+        optimizers: also load the optimisers' states and the state of the loop.
 
     Returns:
-        How far it is; without the optimisers, without what the loop was at.
+        The checkpoint's position.
 
     Raises:
         ValueError: it is damaged, or of another method, shape or code length.

@@ -18,7 +18,7 @@ from pipelines.training.loop import Trainer
 from pipelines.training.plan import Plan, Setup, prepare
 
 STREAMS = {"source": 0, "target": 1}
-FAILURE = "failure.txt"  # in the run's folder: why training diverged
+FAILURE = "failure.txt"  # in the run's folder: why the run diverged
 Listener = Callable[[dict[str, Any], Any], None]
 
 
@@ -80,7 +80,7 @@ def _with_pictures(progress: runs.ProgressWriter, setup: Setup, folder: Path) ->
 
 
 def _train_on_worker(given: dict[str, Any]) -> None:
-    """:func:`train` on a Ray Train worker. Ray would restart after any exception; a training that diverges would diverge again."""
+    """Run :func:`train` on a Ray Train worker. A diverged run is recorded, not raised: Ray would restart it, and it would diverge again."""
     plan: Plan = given["plan"]
     try:
         train(plan)

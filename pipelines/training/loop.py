@@ -1,4 +1,4 @@
-"""The training loop: a method, its batches, a reporter. Runs in a plain process, under torchrun and in Ray Train alike."""
+"""The training loop, independent of Ray: it runs in a plain process, under torchrun and in Ray Train workers."""
 
 import math
 import time
@@ -19,14 +19,14 @@ from models.distributed import gather, mean_over_ranks, rank, world_size
 from models.method import Batch, Method
 from pipelines.training import checkpoint
 
-LOOK = 5  # steps between two looks at the clock
+LOOK = 5  # steps between checks of the clock
 Reporter = Callable[[dict[str, Any]], None]
 
 
 class PlayerStep(nn.Module):
-    """One player's networks as a module whose forward is its loss: what DDP wraps.
+    """One player's networks as a module whose forward returns its loss; DDP wraps this module.
 
-    The method is held outside the module tree, so that the parameters here are this player's alone.
+    The method is kept outside the module tree, so the module's parameters are only this player's.
     """
 
     def __init__(self, method: Method, player: str) -> None:
@@ -41,16 +41,16 @@ class PlayerStep(nn.Module):
 
 @dataclass
 class Trainer:
-    """Trains a method on two sources of batches; restores itself from the folder's latest checkpoint.
+    """Trains a method on batches of two domains. The constructor restores the latest checkpoint of the folder.
 
     Attributes:
-        source, target: batches of the domains, None where the method wants none.
-        folder: where checkpoints go.
-        config: what the checkpoint says of the run.
-        report: takes a record of each finished epoch; called on rank 0 alone.
-        checkpoint_steps: steps between two checkpoints within an epoch, written while training goes on; 0 for none but its end's.
-        checkpoint_seconds: seconds after which another is written, looked at every ``LOOK`` steps; 0 for never.
-        keep_checkpoints: how many stay.
+        source, target: loaders of the domains; None if the method does not use the domain.
+        folder: folder for checkpoints.
+        config: the run's options, saved in the checkpoints.
+        report: called on rank 0 with the record of each finished epoch.
+        checkpoint_steps: steps between checkpoints within an epoch, written in the background; 0 for none.
+        checkpoint_seconds: seconds between checkpoints within an epoch, checked every ``LOOK`` steps; 0 for none.
+        keep_checkpoints: number of checkpoints kept.
     """
 
     method: Method
@@ -71,7 +71,7 @@ class Trainer:
         self.place = checkpoint.latest(self.folder)
         self.epoch, self.first, self.loop = checkpoint.load(self.place, self.method) if self.place else checkpoint.Position(0, 0, {})
         if self.place and self.first:
-            self.method.begin_epoch(self.epoch, self.epochs)  # what it draws anew is then taken from the checkpoint again
+            self.method.begin_epoch(self.epoch, self.epochs)  # its new draws are overwritten from the checkpoint
             checkpoint.load(self.place, self.method)
         self.writer, self.writing = ThreadPoolExecutor(1), Future[Path]()
         self.writing.set_result(self.place or self.folder)
@@ -87,10 +87,10 @@ class Trainer:
                 self.steppers[name] = step
 
     def fit(self) -> Path:
-        """Train the epochs that are left.
+        """Train the remaining epochs.
 
         Returns:
-            The last checkpoint's folder.
+            The folder of the last checkpoint.
 
         Raises:
             FloatingPointError: a loss is not finite or a player has collapsed; the last checkpoint is kept.
@@ -109,10 +109,10 @@ class Trainer:
         return self.writing.result()
 
     def _save(self, step: int = 0, loop: dict[str, Any] | None = None) -> None:
-        """Begin to write a checkpoint, on rank 0, after the one before it is written.
+        """Start writing a checkpoint on rank 0, after the previous one has been written.
 
         Raises:
-            OSError: that one could not be.
+            OSError: the previous one could not be written.
         """
         self.written = time.monotonic()
         if rank() == 0:
@@ -131,7 +131,7 @@ class Trainer:
             yield Batch(s and s.to(self.device), t and t.to(self.device))
 
     def _epoch(self) -> dict[str, Any]:
-        """Train one epoch, or the rest of one; its mean terms, time and speed."""
+        """Train one epoch, or the rest of one; returns its mean terms, time and speed."""
         torch.manual_seed(self.seed * 1_000_003 + self.epoch * 1009 + rank())
         self.method.train()
         sums: dict[str, Tensor] = {}
@@ -160,7 +160,7 @@ class Trainer:
         return {"epoch": self.epoch + 1, "epochs": self.epochs, "terms": terms, "seconds": seconds, "images_per_second": speed}
 
     def _due(self, step: int) -> bool:
-        """Whether a checkpoint is due after so many steps of the epoch; all ranks say the same, by the mean of their clocks."""
+        """Whether a checkpoint is due after this step. Ranks agree, because they use the mean of their clocks."""
         if self.checkpoint_seconds and step % LOOK == 0:
             since = mean_over_ranks(torch.tensor(time.monotonic() - self.written, device=self.device))
             if float(since) >= self.checkpoint_seconds:
@@ -168,12 +168,12 @@ class Trainer:
         return bool(self.checkpoint_steps) and step % self.checkpoint_steps == 0
 
     def _means(self, sums: dict[str, Tensor], steps: int) -> dict[str, float]:
-        """The terms' means over the epoch's steps so far and the ranks."""
+        """Means of the terms over the epoch's steps so far and over the ranks."""
         means = mean_over_ranks(torch.stack([*sums.values()])) / steps if sums else torch.empty(0)
         return dict(zip(sums, means.tolist(), strict=True))
 
     def _checkpoint(self, step: int, sums: dict[str, Tensor], images: int, seconds: float) -> None:
-        """Write a checkpoint in the middle of an epoch, unless training has failed: every rank's sums and random state, the method's own counters."""
+        """Write a checkpoint within an epoch, with every rank's sums and random state and the method's counters, unless training has failed."""
         self._check(self._means(sums, step))
         drawn = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()
         counters = {name: value for name, value in vars(self.method).items() if isinstance(value, int | float)}
@@ -184,18 +184,18 @@ class Trainer:
         self._save(step, loop)
 
     def _rejoin(self) -> tuple[dict[str, Tensor], int, float]:
-        """Sums, images and seconds of the epoch that a checkpoint was in the middle of; with as many ranks as then, each one's random state."""
+        """Restore sums, images and seconds of an unfinished epoch, and each rank's random state if the number of ranks is the same."""
         loop, world = self.loop, len(self.loop["sums"])
         for name, value in loop["counters"].items():
             setattr(self.method, name, value)
         if world == world_size():
-            drawn = loop["random"][rank()].cpu().clone()  # torch takes a view for the memory that it begins in
+            drawn = loop["random"][rank()].cpu().clone()  # torch ignores the offset of a view
             torch.cuda.set_rng_state(drawn, self.device) if self.device.type == "cuda" else torch.set_rng_state(drawn)
         sums = loop["sums"][rank()] if world == world_size() else loop["sums"].mean(0)
         return dict(zip(loop["terms"], sums.to(self.device).unbind(), strict=True)), loop["images"] * world // world_size(), loop["seconds"]
 
     def _check(self, terms: dict[str, float]) -> None:
-        """Raise where an epoch's mean terms, which all ranks have alike, say that training has failed."""
+        """Raise if an epoch's mean terms, which are equal on all ranks, show that training has failed."""
         broken = [name for name, value in terms.items() if not math.isfinite(value)]
         failure = f"loss {', '.join(broken)} is not finite: lower the learning rate" if broken else self.method.failure(terms)
         if failure:
@@ -203,7 +203,7 @@ class Trainer:
             raise FloatingPointError(f"{self.method.name} failed in epoch {self.epoch + 1}: {failure}; {kept}")
 
     def step(self, name: str, batch: Batch) -> dict[str, Tensor]:
-        """One optimiser step of a player; its detached terms. The other players' parameters take no gradient."""
+        """One optimiser step of a player; returns its detached terms. The other players' parameters receive no gradient."""
         others = [p for other, player in self.method.players.items() if other != name for p in player.networks.parameters()]
         optimizer = self.method.players[name].optimizer
         with frozen(others) if others else nullcontext():
@@ -215,7 +215,7 @@ class Trainer:
 
 
 class frozen:  # noqa: N801  reads as a statement: with frozen(parameters)
-    """Context in which parameters take no gradient."""
+    """Context manager in which parameters receive no gradient."""
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
         self.parameters = [p for p in parameters if p.requires_grad]

@@ -10,10 +10,13 @@ from pipelines.training import checkpoint, runs
 
 
 def load_method(folder: Path, manifest: Manifest | None = None) -> Method:
-    """The trained method of a run, for a dataset where one is given.
+    """Load the trained method of a run.
+
+    Args:
+        manifest: a dataset that the method must fit.
 
     Raises:
-        ValueError: it has no checkpoint, or one of other data.
+        ValueError: the run has no checkpoint, or its rows have another shape than the dataset's.
     """
     config = runs.read_config(folder)
     place = checkpoint.latest(folder / "checkpoints")
@@ -24,7 +27,7 @@ def load_method(folder: Path, manifest: Manifest | None = None) -> Method:
         raise ValueError(f"run {folder.name} takes rows of shape {state['shape']}, dataset {manifest.dataset!r} has {manifest.shape}")
     kind = find_method(state["method"])
     if "pretrained" in config["own"]:
-        config["own"]["pretrained"] = "none"  # the checkpoint holds the weights
+        config["own"]["pretrained"] = "none"  # the weights are in the checkpoint
     method = kind(build(kind.Config, config["own"]), tuple(state["shape"]), state["classes"], state["bits"])
     checkpoint.load(place, method, optimizers=False)
     return method.train(False)

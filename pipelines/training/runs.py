@@ -1,7 +1,7 @@
 """A run's folder: ``config.json``, ``checkpoints/``, ``progress.jsonl``, ``result.json``, ``plots/``.
 
-``progress.jsonl`` has a line for each finished epoch, written by rank 0, with its time in seconds since 1970; whoever
-shows or tracks the run follows it.
+``progress.jsonl`` has one line per finished epoch, written by rank 0, with its time in seconds since 1970. The driver follows
+this file to show and track the run.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ Record = dict[str, Any]
 
 
 def find_run(name: str, storage: str) -> Path:
-    """The folder of a run, given by its id or its path.
+    """Find the folder of a run by its id or path.
 
     Raises:
-        ValueError: there is none; says where it was looked for.
+        ValueError: it does not exist; says where it was searched.
     """
     for folder in (to_path(name),) if "://" in name else (to_path(storage) / name, Path(name)):
         if (folder / "config.json").is_file():
@@ -39,10 +39,10 @@ RESULT: Record = {
 
 
 def read_json(path: Path, form: Any = dict) -> Record:
-    """A JSON object of a run's folder.
+    """Read a JSON object of a run's folder.
 
     Args:
-        form: what is needed of it (:func:`data.validation.check`).
+        form: its required structure (:func:`data.validation.check`).
 
     Raises:
         ValueError: it is missing or damaged.
@@ -56,7 +56,7 @@ def read_json(path: Path, form: Any = dict) -> Record:
 
 
 def read_config(folder: Path) -> Record:
-    """A run's options, and MLflow's id of it.
+    """A run's options, and its id in MLflow.
 
     Raises:
         ValueError: they are missing or damaged.
@@ -89,7 +89,7 @@ def read_progress(folder: Path) -> list[Record]:
 
 
 def write_json(path: Path, value: Record) -> None:
-    """Write a JSON object, all or nothing."""
+    """Write a JSON object atomically."""
     write_text(path, json.dumps(value, indent=1, default=float))
 
 
@@ -104,11 +104,11 @@ class ProgressWriter:
 
 
 class Follower(threading.Thread):
-    """Hands the records that a run appends to a listener, as they come. A context: leaving it hands over the rest."""
+    """Passes each new record of a run to a listener. Leaving the context passes on the remaining records."""
 
     def __init__(self, folder: Path, listener: Callable[[Record], None], interval: float = 0) -> None:
         """Args:
-        interval: seconds between two looks (default: 0.5, in a bucket 5).
+            interval: seconds between two reads (default: 0.5, in a bucket 5).
         """
         super().__init__(daemon=True)
         self.path, self.listener, self.interval = folder / "progress.jsonl", listener, interval or (0.5 if is_local(folder) else 5)
@@ -120,7 +120,7 @@ class Follower(threading.Thread):
             self.poll()
 
     def poll(self) -> None:
-        """Hand over what has come since the last time; a line still being written waits."""
+        """Pass on the records added since the last call; an incomplete line is left for later."""
         if not self.path.exists():
             return
         with self.path.open() as file:
