@@ -33,7 +33,7 @@ COMMANDS = {
     "datasets": "the datasets known by name",
 }
 MODULES = {"tune": "tuning.search"}  # commands that are not in pipelines
-WRITTEN = {"ingest": "dataset"} | dict.fromkeys(("train", "tune", "ablate", "sync"), "storage")  # the option, besides --out and --grid, that a command writes to
+WRITTEN = {"ingest": "dataset"} | dict.fromkeys(("train", "tune", "ablate", "sync"), "storage")  # the option that a command writes to besides --out and --grid
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 
