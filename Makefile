@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: setup demo test lint types bench clean
+.PHONY: setup demo test lint types docs bench clean
 
 setup: .venv/.done
 
@@ -24,10 +24,13 @@ types: setup
 test: lint types
 	$(BIN)/python -m pytest
 
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: setup
 	$(BIN)/python -m tests.benchmarks.evaluation
 	$(BIN)/python -m tests.benchmarks.throughput
 	$(BIN)/python -m tests.benchmarks.encoding
 
 clean:
-	rm -rf .venv build dist *.egg-info runs
+	rm -rf .venv build dist site *.egg-info runs

@@ -7,40 +7,45 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.servers import BUCKET, PASSWORD, ROOT, S3, SECRET, USER, Database, Tracking, free_port
-
-if TYPE_CHECKING:
-    from ray.cluster_utils import Cluster
+from tests.servers import BUCKET, PASSWORD, ROOT, S3, SECRET, TOKEN, USER, Database, Head, Tracking, free_port
 
 os.environ.update(RAY_USAGE_STATS_ENABLED="0", MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="1", RAY_worker_niceness="0")
 
 S3_PORT = free_port()  # what Ray's processes, which keep the environment that they are started with, must know from the beginning
 os.environ.update(AWS_ENDPOINT_URL=f"http://127.0.0.1:{S3_PORT}", AWS_ACCESS_KEY_ID="testing", AWS_SECRET_ACCESS_KEY=SECRET, AWS_REGION="us-east-1")
 os.environ.update(MLFLOW_TRACKING_USERNAME=USER, MLFLOW_TRACKING_PASSWORD=PASSWORD)
+NO_RAY = "127.0.0.1:9"  # nothing listens there: a test that needs Ray asks for the fixture
+os.environ.update(RAY_ADDRESS=NO_RAY, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)
 
 SHARED = ROOT.parent / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests that need Ray, or the servers, to one of pytest-xdist's processes: each is started once."""
+    for item in items:
+        if {"ray_cluster", "s3_server"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group("cluster"))
+
+
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[Cluster]:
-    """Ray with two CPUs on one node, for all tests of the session that need it; a test may add nodes and take them away."""
+def ray_cluster() -> Iterator[Head]:
+    """The one Ray cluster of the session. A test without this fixture cannot start Ray."""
     import ray
-    from ray.cluster_utils import Cluster
 
-    noticing = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 4}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False, "_system_config": noticing})
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-    yield cluster
+    head = Head()
+    os.environ["RAY_ADDRESS"] = head.address
+    ray.init(log_to_driver=False, logging_level="ERROR")
+    yield head
     ray.shutdown()
-    cluster.shutdown()
+    os.environ["RAY_ADDRESS"] = NO_RAY
+    head.stop()
 
 
 @pytest.fixture(scope="session")
-def digits(ray_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded digits, both domains, as a dataset."""
     from pipelines import ingest
 

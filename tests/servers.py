@@ -1,6 +1,7 @@
 """Servers on loopback, as those of a cluster: buckets that can be told to refuse, a database, and tracking that can be killed."""
 
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -21,6 +22,7 @@ from werkzeug.serving import make_server
 
 ROOT = Path(__file__).resolve().parent.parent
 USER, PASSWORD, SECRET = "admin", "planted-tracking-password", "planted-bucket-secret"
+TOKEN = "a-token-of-these-tests-" + "0" * 32  # of the Ray cluster
 
 BUCKET = "hashbridge-tests"
 BUSY = (503, "SlowDown", "Please reduce your request rate.")
@@ -135,6 +137,55 @@ class Database:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+class Head:
+    """The head of a Ray cluster with two CPUs, token authentication and the jobs' server; nodes can join it and be killed.
+
+    Attributes:
+        address: of the cluster, for ``RAY_ADDRESS``.
+        dashboard: its port, on which jobs are submitted.
+        folder: of Ray's sessions, with its logs.
+    """
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="hb", dir="/tmp"))  # the path of a socket may have 107 characters
+        port, self.dashboard = free_port(), free_port()
+        self.address = f"127.0.0.1:{port}"
+        noticing = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 4}
+        self.process = self._start(
+            "--head", f"--port={port}", "--num-cpus=2", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}",
+            f"--ray-client-server-port={free_port()}", f"--temp-dir={self.folder}", f"--system-config={json.dumps(noticing)}",
+        )  # fmt: skip
+        wait_for(f"http://127.0.0.1:{self.dashboard}/api/version", TOKEN)
+
+    def _start(self, *options: str) -> subprocess.Popen[bytes]:
+        ray = str(Path(sys.executable).parent / "ray")
+        common = ["--block", "--disable-usage-stats", "--object-store-memory=800000000", f"--dashboard-agent-listen-port={free_port()}"]
+        output = (self.folder / f"start-{len(list(self.folder.glob('start-*')))}.log").open("wb")
+        return subprocess.Popen([ray, "start", *common, *options], stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def add_node(self) -> subprocess.Popen[bytes]:
+        """A second node with one CPU."""
+        return self._start(f"--address={self.address}", "--num-cpus=1")
+
+    def stop(self) -> None:
+        """Kill the head with all its processes."""
+        kill_tree(self.process.pid)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def kill_tree(pid: int) -> str:
+    """Kill a process and all below it; returns the names of those that were there."""
+    with contextlib.suppress(psutil.Error):
+        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+        names = [" ".join(each.cmdline()[:1]) for each in family if each.is_running()]
+        for each in family:
+            with contextlib.suppress(psutil.Error):
+                each.kill()
+        psutil.wait_procs(family, 30)
+        return ", ".join(names)
+    return ""
+
+
 class Tracking:
     """MLflow's own server with basic auth, as in infra/mlflow, its artifacts in a bucket; it can be killed and started again."""
 
@@ -159,8 +210,5 @@ class Tracking:
 
     def kill(self) -> None:
         """Kill it with all its processes."""
-        with contextlib.suppress(psutil.Error):
-            for each in [*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)]:
-                with contextlib.suppress(psutil.Error):
-                    each.kill()
+        kill_tree(self.process.pid)
         self.process.wait()

@@ -65,7 +65,7 @@ def connect(uri: str) -> Any:
     if uri.startswith("sqlite:") and cluster.count_nodes() > 1:
         raise ValueError(
             f"tracking by {uri} is a file of one machine, and the cluster has {cluster.count_nodes()} nodes: set MLFLOW_TRACKING_URI to a server "
-            "(infra/README.md), or give --tracking none"
+            "(see docs/cluster.md), or give --tracking none"
         )
     os.environ |= {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
     for name, value in {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}.items():

@@ -128,7 +128,7 @@ def test_the_image_has_every_package_and_the_jobs_environment_no_secret() -> Non
 
 
 def test_every_row_of_the_failures_names_a_test_that_there_is() -> None:
-    text = (ROOT / "infra" / "README.md").read_text()
+    text = (ROOT / "docs" / "cluster.md").read_text()
     rows = [line for line in text[text.index("## Failures") : text.index("## Sizing")].splitlines() if line.startswith("| ")][1:]
     tests = "\n".join(path.read_text() for path in (ROOT / "tests" / "pipelines").rglob("test_*.py"))
     names = [re.findall(r"`(\w+)`", row.split("|")[-2])[-1] for row in rows]

@@ -18,12 +18,13 @@ from pipelines.console.cli import main
 from pipelines.retrieval.code_files import read_codes
 from pipelines.retrieval.evaluation import encode_split
 from pipelines.training.restore import load_method
+from tests.servers import Head
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def trained(ray_cluster: Head, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A short real run of DAH with tracking, and where everything is."""
     storage = tmp_path_factory.mktemp("runs")
     config = train.make_config({

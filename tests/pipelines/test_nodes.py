@@ -7,17 +7,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import ray
 import torch
-from ray.cluster_utils import Cluster
 
 from pipelines import encode, train
 from pipelines.console import cluster
 from pipelines.console.cli import main
 from pipelines.retrieval.code_files import read_codes
 from tests.pipelines.training.test_resume import config, equal, final, undisturbed, wait_for_epoch
+from tests.servers import Head, kill_tree
 
 __all__ = ["undisturbed"]  # a fixture
 
@@ -33,18 +32,16 @@ class Ballast:
 class Second:
     """The second node, with one CPU; when it goes, the first has room for what it did."""
 
-    def __init__(self, nodes: Cluster) -> None:
-        self.nodes, self.ballast, self.lost = nodes, Ballast.remote(), ""
+    def __init__(self, head: Head) -> None:
+        self.ballast, self.lost = Ballast.remote(), ""
         ray.get(self.ballast.ready.remote())
-        self.node = nodes.add_node(num_cpus=1)
-        nodes.wait_for_nodes()
+        self.node = head.add_node()
+        wait_for_nodes(2)
 
     def remove(self) -> None:
         """Kill the node and all that it does."""
         if not self.lost:
-            raylet = psutil.Process(self.node.all_processes["raylet"][0].process.pid)
-            self.lost = ", ".join(each.cmdline()[0] for each in raylet.children(recursive=True) if each.cmdline())
-            self.nodes.remove_node(self.node, allow_graceful=False)
+            self.lost = kill_tree(self.node.pid)
             ray.kill(self.ballast)
 
     def remove_when(self, ready: Callable[[], object]) -> threading.Thread:
@@ -61,16 +58,21 @@ class Second:
         return thread
 
 
+def wait_for_nodes(count: int) -> None:
+    """Wait until the cluster has so many nodes."""
+    end = time.monotonic() + 60
+    while cluster.count_nodes() != count and time.monotonic() < end:
+        time.sleep(0.1)
+    assert cluster.count_nodes() == count
+
+
 @pytest.fixture
-def second(ray_cluster: Cluster, digits: Path) -> Iterator[Second]:
+def second(ray_cluster: Head, digits: Path) -> Iterator[Second]:
     """The second node."""
     node = Second(ray_cluster)
-    assert cluster.count_nodes() == 2
     yield node
     node.remove()
-    end = time.monotonic() + 60
-    while cluster.count_nodes() > 1 and time.monotonic() < end:
-        time.sleep(0.1)
+    wait_for_nodes(1)
 
 
 def test_a_node_lost_in_training(second: Second, digits: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path) -> None:

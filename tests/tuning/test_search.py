@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ import pytest
 import yaml
 
 from pipelines.console.cli import main
-from tests.servers import ROOT
+from tests.servers import ROOT, Head
 
 
 def line(digits: Path, storage: Path, *more: object) -> list[str]:
@@ -32,7 +31,7 @@ def trials(storage: Path, study: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def searched(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def searched(ray_cluster: Head, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Storage of a search of four trials, of which those with the wrong values fail."""
     storage = tmp_path_factory.mktemp("searches")
     space = storage / "space.yaml"
@@ -90,7 +89,7 @@ def test_a_finished_search_is_extended_and_not_begun_twice(digits: Path, searche
     assert "--resume" in capsys.readouterr().err
 
 
-def test_bits_against_quality_give_a_front_and_register_the_best(digits: Path, tmp_path: Path) -> None:
+def test_bits_against_quality_give_a_front_and_register_the_best(ray_cluster: Head, digits: Path, tmp_path: Path) -> None:
     assert main(line(digits, tmp_path, "--study", "p", "--trials", 3, "--objective", "information,bits", "--register", "m", "--no-retrain")) == 0
     rows = trials(tmp_path, "p")
     assert {row["bits"] for row in rows} <= {16, 32, 64, 128} and all(row["status"] == "complete" for row in rows)
@@ -110,19 +109,21 @@ def test_bits_against_quality_give_a_front_and_register_the_best(digits: Path, t
         (["--objective", "bits"], "must be one objective, or two"), (["--space", "nowhere.yaml"], "cannot be read"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_refused_at_once(more: list[str], said: str, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_is_refused_at_once(
+    ray_cluster: Head, more: list[str], said: str, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
     assert main(line(digits, tmp_path, *more)) == 2
     assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_an_objective_of_classes_needs_a_method_that_names_some(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_objective_of_classes_needs_a_method_that_names_some(ray_cluster: Head, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["tune", "ucdir", "--dataset", str(digits), "--source", "typeset", "--target", "handwritten", "--storage", str(tmp_path), "--trials", "1"]
     assert main(arguments) == 2
     assert "names no classes: take density" in capsys.readouterr().err
 
 
-def test_a_trial_of_two_workers(digits: Path, tmp_path: Path) -> None:
+def test_a_trial_of_two_workers(ray_cluster: Head, digits: Path, tmp_path: Path) -> None:
     arguments = line(digits, tmp_path, "--study", "w", "--trials", 1, "--epochs", 1, "--trial-workers", 2, "--concurrency", 1, "--tracking", "none")
     assert main(arguments) == 0
     (row,) = trials(tmp_path, "w")
@@ -130,24 +131,23 @@ def test_a_trial_of_two_workers(digits: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "w" / "trial-0000" / "config.json").read_text())["workers"] == 2
 
 
-def test_a_killed_search_goes_on(digits: Path, tmp_path: Path) -> None:
+def test_a_killed_search_goes_on(ray_cluster: Head, digits: Path, tmp_path: Path) -> None:
     searching = line(digits, tmp_path, "--study", "k", "--trials", 3, "--epochs", 5, "--concurrency", 1, "--no-asha", "--tracking", "none")
-    environment = os.environ | {"RAY_ADDRESS": "local"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines", *searching], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([sys.executable, "-m", "pipelines", *searching], cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     folder, end = tmp_path / "k", time.monotonic() + 180
     while not list((folder / "trial-0001").glob("checkpoints/*")):
         assert process.poll() is None and time.monotonic() < end, "the search ended, or hung, before it could be killed"
         time.sleep(0.05)
-    for each in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+    process.kill()
+    for each in psutil.Process(ray_cluster.process.pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            each.kill()  # Ray's processes too: left alone, they go on for some seconds, and end the trial
+            if "ImplicitFunc" in " ".join(each.cmdline()):
+                each.kill()  # the trial too: it would go on for some seconds, and end
     process.wait()
     finished = {each.parent.name: each.read_text() for each in folder.glob("*/trial.json")}
     done = subprocess.run(
         [sys.executable, "-m", "pipelines", "tune", "--study", "k", "--storage", str(tmp_path), "--resume", "--json"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert "trial 1 was cut off: it goes on as another, from its last checkpoint" in done.stderr

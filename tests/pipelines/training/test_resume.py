@@ -24,8 +24,8 @@ from data.filesystem import local_copy
 from models.methods.dah import DAH, DAHConfig
 from pipelines import train
 from pipelines.training import checkpoint, runs
+from tests.servers import ROOT, Head
 
-ROOT = Path(__file__).resolve().parents[3]
 EPOCHS, STEPS = 3, 10
 
 
@@ -51,7 +51,7 @@ def equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool
 
 
 @pytest.fixture(scope="module")
-def undisturbed(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+def undisturbed(ray_cluster: Head, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """Parameters of two Ray workers' run to its end."""
     result = train.run(config(digits, tmp_path_factory.mktemp("undisturbed")))
     return final(Path(result["checkpoint"]).parent.parent)
@@ -104,15 +104,13 @@ def test_a_worker_killed_in_mid_epoch(digits: Path, undisturbed: dict[str, torch
 
 
 def test_a_killed_driver_resumes(digits: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    import ray
-
     script = (
         "import sys; from tests.pipelines.training.test_resume import config, train; from pathlib import Path; "
         "train.run(config(Path(sys.argv[1]), Path(sys.argv[2])))"
     )
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     arguments = [sys.executable, "-c", script, str(digits), str(tmp_path)]
-    driver = subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    driver = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     folder = wait_for_epoch(tmp_path)
     driver.kill()
     driver.wait()
