@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
@@ -108,7 +107,6 @@ def test_a_killed_driver_resumes(digits: Path, undisturbed: dict[str, torch.Tens
         "import sys; from tests.pipelines.training.test_resume import config, train; from pathlib import Path; "
         "train.run(config(Path(sys.argv[1]), Path(sys.argv[2])))"
     )
-    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     arguments = [sys.executable, "-c", script, str(digits), str(tmp_path)]
     driver = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     folder = wait_for_epoch(tmp_path)
