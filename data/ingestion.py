@@ -56,7 +56,7 @@ def write_domain(
     """
     manifest = Manifest.read(root) if (root / "manifest.json").exists() else None
     if manifest and reader.domain in manifest.domains and not replace:
-        raise ValueError(f"dataset {root.name!r} already has domain {reader.domain!r}: give --replace to write it anew")
+        raise ValueError(f"dataset {root.name!r} already has domain {reader.domain!r}: give --replace to overwrite it")
     if test_share and "test" in reader.counts:
         raise ValueError(f"{reader.domain} has a test split of its own: leave --test-share out")
     others = manifest if manifest and set(manifest.domains) - {reader.domain} else None
@@ -73,7 +73,7 @@ def write_domain(
                 raise ValueError(f"{len(domain.rejected)} rows cannot be read, the first {first['id']!r} ({first['reason']})")
             if not any(split.rows for split in domain.splits.values()):
                 first = domain.rejected[0]
-                raise ValueError(f"{reader.domain}: not one row can be read; the first is {first['id']!r} ({first['reason']})")
+                raise ValueError(f"{reader.domain}: no row can be read; the first is {first['id']!r} ({first['reason']})")
             with file_lock(root / ".lock"):
                 return _commit(root, staging / "domain", reader, layout, domain, classes)
     finally:

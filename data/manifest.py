@@ -100,7 +100,7 @@ class Manifest:
                 return cls._of(values)
         except ValueError as error:
             raise ValueError(f"{path} is damaged ({error}): ingest the dataset again") from error
-        raise ValueError(f"{path} is of format {values['format']}, newer than this version reads ({FORMAT}): update hashbridge")
+        raise ValueError(f"{path} has format {values['format']}, newer than this version reads ({FORMAT}): update hashbridge")
 
     @classmethod
     def _of(cls, values: dict[str, Any]) -> Self:

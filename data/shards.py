@@ -40,7 +40,7 @@ def read_rows(
                     raise ValueError(f"{path} has {file.metadata.num_rows} rows, the manifest says {files[index]['rows']}: ingest the domain again")
                 stored = Layout(manifest.store, tuple(manifest.shape), manifest.seed).schema()
                 if any(name not in file.schema_arrow.names or file.schema_arrow.field(name).type != stored.field(name).type for name in columns):
-                    raise ValueError(f"shard {path} has not the columns of the manifest's {manifest.store}: ingest the domain again")
+                    raise ValueError(f"shard {path} does not have the columns of the manifest's {manifest.store}: ingest the domain again")
                 for batch in file.iter_batches(batch_size=2048, columns=columns):
                     if reason := _wrong(batch, manifest, first):
                         raise ValueError(f"shard {path} is damaged ({reason}): ingest the domain again")

@@ -34,9 +34,9 @@ class Config(TrainOptions):
         super().__post_init__()
         if not find_method(self.method).ablation:
             named = ", ".join(name for name, method in METHODS.items() if method.ablation)
-            raise ValueError(f"no ablation table is known for {self.method}: one is for {named}")
+            raise ValueError(f"{self.method} has no ablation table; these have one: {named}")
         if self.both and not self.source:
-            raise ValueError("--both is of two directions, and there is no --source")
+            raise ValueError("--both trains in both directions, but --source is missing")
         self.seed_list()
 
     def seed_list(self) -> list[int]:
@@ -48,7 +48,7 @@ class Config(TrainOptions):
         try:
             return [int(each) for each in self.seeds.split(",")]
         except ValueError:
-            raise ValueError(f"--seeds is {self.seeds!r}, but must be whole numbers, as 0,1,2") from None
+            raise ValueError(f"--seeds is {self.seeds!r}, but must be whole numbers, such as 0,1,2") from None
 
 
 make_config = partial(make_options, kind=Config)
@@ -74,7 +74,7 @@ def result_of(wanted: TrainOptions) -> dict[str, Any]:
             continue
         result = runs.read_result(folder)
         if result["dataset"] == Manifest.read(root).digest():  # not of a dataset that was ingested again since
-            print(f"run {folder.name} is there")
+            print(f"run {folder.name} has this result already")
             return result
     if cut_off is None:
         return train.run(wanted)

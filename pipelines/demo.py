@@ -29,7 +29,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if not is_local(to_path(self.out)):
-            raise ValueError(f"--out is {self.out}, but the demo's must be a folder of this machine")
+            raise ValueError(f"--out is {self.out}, but must be a local folder")
 
 
 def _train(method: str, config: Config, dataset: Path, runs: Path) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def run(config: Config) -> dict[str, Any]:
     dataset, runs = out / "digits", out / "runs"
     if out.exists():
         if any(out.iterdir()) and not dataset.is_dir():
-            raise ValueError(f"{out} holds something that no demo made: give another --out")
+            raise ValueError(f"{out} contains files that are not from a demo: give another --out")
         shutil.rmtree(out)
     out.mkdir(parents=True)
     print("1. ingest: typeset digits with labels, real handwritten digits without")

@@ -123,7 +123,7 @@ def _dataset_items(config: Config, shape: tuple[int, ...]) -> list[dict[str, Any
 def _file_items(path: Path, workers: int) -> list[dict[str, Any]]:
     names = [path.name] if path.is_file() else [str(each.relative_to(path)) for each in image_files(path)]
     if not names:
-        raise ValueError(f"{path} holds no image file ({', '.join(sorted(SUFFIXES))}) and is no dataset")
+        raise ValueError(f"{path} contains no image file ({', '.join(sorted(SUFFIXES))}) and is not a dataset")
     size = _size(len(names), workers)
     return [{"split": "", "start": 0, "stop": 0, "files": json.dumps(names[start : start + size])} for start in range(0, len(names), size)]
 
@@ -152,7 +152,7 @@ def run(config: Config) -> dict[str, Any]:
         told = parts.map(functools.partial(_encode, staging=str(staging.resolve()), config=absolute), concurrency=config.workers).take_all()
         count, lost = sum(item["codes"] for item in told), [line for item in sorted(told, key=_part) for line in json.loads(item["lost"])]
         if not count:
-            raise ValueError(f"not one image can be read; the first: {lost[0]}")
+            raise ValueError(f"no image can be read; the first: {lost[0]}")
         move(staging, out)
     except Exception as error:
         raise cluster.user_error(error) from error

@@ -39,7 +39,7 @@ def run(config: Config) -> dict[str, Any]:
         raise ValueError("--query and --database belong together: give both or neither")
     for name in (config.query, config.database):
         if name and "/" not in name:
-            raise ValueError(f"{name!r} is not DOMAIN/SPLIT, as in mnist/test")
+            raise ValueError(f"{name!r} is not DOMAIN/SPLIT, such as mnist/test")
     if config.query and config.query == config.database:
         raise ValueError(f"query and database are both {config.query}: a query must not find itself; take another split")
     protocols = (config.protocol,) if config.protocol else PROTOCOLS

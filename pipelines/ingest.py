@@ -37,7 +37,7 @@ class Config:
         if not 0 <= self.test_share < 1:
             raise ValueError(f"--test-share is {self.test_share}, but must be at least 0 and below 1")
         if not is_local(to_path(self.cache)):
-            raise ValueError(f"--cache is {self.cache}, but must be a folder of this machine")
+            raise ValueError(f"--cache is {self.cache}, but must be a local folder")
         for name in ("limit", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{flag(name)} is {getattr(self, name)}, but must not be negative")

@@ -79,7 +79,7 @@ def compare(uri: str, config: Config, challenger: Any, champion: Any) -> dict[st
     found = [_precisions(uri, config.name, each[0], root, manifest, each[1], config.protocol) for each in (challenger, champion)]
     counts = np.isfinite(found[0])
     if not counts.any():
-        raise ValueError(f"no query of {config.protocol} has a label to measure with")
+        raise ValueError(f"no query of protocol {config.protocol} has a label")
     difference = (found[0] - found[1])[counts]
     low, high = interval(difference, config.confidence, config.seed)
     ours, theirs = (float(each[counts].mean()) for each in found)
@@ -130,7 +130,7 @@ def _promote(uri: str, config: Config, champion: Any) -> dict[str, Any]:
 def _roll_back(uri: str, name: str, champion: Any) -> dict[str, Any]:
     before = champion[1].get("champion_before") if champion else ""
     if not champion or not before:
-        raise ValueError(f"model {name!r} has no champion before the present one to go back to")
+        raise ValueError(f"model {name!r} has no earlier champion to roll back to")
     versions.set_champion(uri, name, int(before), {"rolled_back_from": str(champion[0]), "decided": _now()})
     print(f"{name}: version {before} is the champion again, in place of {champion[0]}")
     return {"name": name, "champion": int(before), "rolled_back": champion[0], "promoted": False}

@@ -41,7 +41,7 @@ def make_config(values: dict[str, Any]) -> Config:
     """
     arguments = values.pop("arguments", [])
     if not arguments or arguments[0] == "submit":
-        raise ValueError("no command to submit: give one after --, as `hashbridge submit -- train igan --dataset ...`")
+        raise ValueError("no command to submit: give one after --, such as `hashbridge submit -- train igan --dataset ...`")
     config: Config = build(Config, values)
     config.arguments = arguments
     return config
@@ -54,7 +54,7 @@ def upload_size(checkout: Path) -> list[tuple[int, str]]:
         ValueError: the folder is not a checkout of hashbridge.
     """
     if not (checkout / "pipelines" / "__main__.py").is_file():
-        raise ValueError(f"{checkout} is no checkout of hashbridge: give --checkout")
+        raise ValueError(f"{checkout} is not a checkout of hashbridge: give --checkout")
     listed = subprocess.run(
         ["git", "-C", str(checkout), "ls-files", "-z", "--cached", "--others", "--exclude-standard"], capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -82,7 +82,7 @@ def run(config: Config) -> dict[str, Any]:
     try:
         job = client.submit_job(entrypoint=command, runtime_env=environment)
     except Exception as error:
-        raise ValueError(f"cluster {address} took no job: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+        raise ValueError(f"cluster {address} did not accept the job: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
     print(f"job {job} on {address}: {len(files)} files, {size:.1f} MiB", file=sys.stderr, flush=True)
     if not config.wait:
         return {"job": job, "address": address}
@@ -94,7 +94,7 @@ def _connect(address: str) -> Any:
     from ray.job_submission import JobSubmissionClient  # noqa: PLC0415  ray is slow to import
 
     if "://" not in address:
-        raise ValueError(f"address is {address!r}, but must be the dashboard's, as http://head:8265")
+        raise ValueError(f"address is {address!r}, but must be the dashboard's, such as http://head:8265")
     try:
         return JobSubmissionClient(address)
     except Exception as error:
@@ -118,7 +118,7 @@ def _follow(client: Any, job: str) -> str:
         while not client.get_job_status(job).is_terminal():  # the log stream may end a moment before the job
             time.sleep(0.5)
     except KeyboardInterrupt:
-        print(f"hashbridge: job {job} goes on; `ray job stop {job}` ends it", file=sys.stderr)
+        print(f"hashbridge: job {job} continues; `ray job stop {job}` stops it", file=sys.stderr)
         raise
     found = client.get_job_info(job)
     if str(found.status) != "SUCCEEDED":

@@ -29,7 +29,7 @@ def run(config: Config) -> dict[str, Any]:
     """
     folder = runs.find_run(config.run, config.storage)
     if not (folder / "result.json").exists():
-        raise ValueError(f"run {folder.name} has not ended: `hashbridge train --resume {folder.name}` goes on with it, and tracks it")
+        raise ValueError(f"run {folder.name} has not ended: `hashbridge train --resume {folder.name}` continues and tracks it")
     saved, result = runs.read_config(folder), runs.read_result(folder)
     own: TrainOptions = build(TrainOptions, {name: value for name, value in saved.items() if name != "tracked"})
     records = runs.read_progress(folder)

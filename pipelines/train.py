@@ -51,12 +51,13 @@ def run(options: TrainOptions) -> dict[str, Any]:
 
 
 def _run(options: TrainOptions) -> dict[str, Any]:
+    setup = prepare(options)
     cores = len(os.sched_getaffinity(0))
     if options.workers and not options.gpu:
         cores = int(cluster.connect().cluster_resources().get("CPU", cores))
-    setup = prepare(options)
-    plan = _open_folder(make_plan(setup, cores))
-    folder = to_path(plan.folder)
+    plan = make_plan(setup, cores)
+    folder = _open_folder(options)
+    plan = dataclasses.replace(plan, folder=str(folder.resolve()))
     tracked = runs.read_config(folder)["tracked"] if options.resume else ""
     tracker = open_tracker(plan.options, folder, setup.manifest, tracked)
     runs.write_json(folder / "config.json", asdict(plan.options) | {"tracked": tracker.tracked if tracker else ""})
@@ -66,7 +67,7 @@ def _run(options: TrainOptions) -> dict[str, Any]:
     try:
         with runs.Follower(folder, reporter.epoch):
             launch(plan, setup)
-        result = conclude(plan, setup, reporter.seconds)
+        result = conclude(plan, setup, folder, reporter.seconds)
     except BaseException:
         reporter.fail()
         raise
@@ -74,21 +75,20 @@ def _run(options: TrainOptions) -> dict[str, Any]:
     return result
 
 
-def _open_folder(plan: Plan) -> Plan:
-    """The plan with the run's folder: a new one, or the one to resume.
+def _open_folder(options: TrainOptions) -> Path:
+    """The run's folder: a new one, or the one to resume.
 
     Raises:
         ValueError: the run to resume has another method or code length.
     """
-    options = plan.options
-    if not options.resume:
-        named = [each for each in (options.method, options.source, options.target) if each]
-        folder = to_path(options.storage) / "-".join([*named, str(options.bits), uuid.uuid4().hex[:6]]).replace(" ", "_")
-        folder.mkdir(parents=True)
-    else:
+    if options.resume:
         folder = to_path(options.storage) / options.resume
         _check_resumed(options, folder)
-    return dataclasses.replace(plan, folder=str(folder.resolve()))
+        return folder
+    named = [each for each in (options.method, options.source, options.target) if each]
+    folder = to_path(options.storage) / "-".join([*named, str(options.bits), uuid.uuid4().hex[:6]]).replace(" ", "_")
+    folder.mkdir(parents=True)
+    return folder
 
 
 def _check_resumed(options: TrainOptions, folder: Path) -> None:
@@ -103,9 +103,9 @@ def _check_resumed(options: TrainOptions, folder: Path) -> None:
         )
 
 
-def conclude(plan: Plan, setup: Setup, seconds: float) -> dict[str, Any]:
+def conclude(plan: Plan, setup: Setup, folder: Path, seconds: float) -> dict[str, Any]:
     """Evaluate the last epoch, write the run's result and show it."""
-    options, folder = plan.options, to_path(plan.folder)
+    options = plan.options
     evaluated = evaluation.evaluate_run(folder, setup.root, setup.manifest, plots=options.plots)
     lines = runs.read_progress(folder)
     speeds = [line["images_per_second"] for line in lines[1:] or lines]

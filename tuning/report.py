@@ -114,7 +114,7 @@ def conclude(config: Any, study: optuna.Study, folder: Path, tracker: Any) -> di
     if not best:
         tracker.finish(out, {}, "FAILED")
         said = next((row["reason"] for row in reversed(rows) if row["reason"]), "")
-        raise ValueError(f"search {folder.name}: none of {len(rows)} trials ended" + (f"; the last failed: {said}" if said else ""))
+        raise ValueError(f"search {folder.name}: none of {len(rows)} trials finished" + (f"; the last failed: {said}" if said else ""))
     write_text(out / "best.yaml", yaml.safe_dump(options_of(config, best[0].params), sort_keys=False))
     names = config.names()
     draw(study, names, out)
@@ -144,14 +144,14 @@ def _register(config: Any, best: FrozenTrial, folder: Path, uri: str) -> dict[st
     storage = config.storage
     uri = config.tracking or ("" if os.environ.get("MLFLOW_TRACKING_URI") else uri)  # MLFLOW_TRACKING_URI may contain a password and stays in the environment
     if config.retrain:
-        print(f"training trial {best.number}'s configuration anew", file=sys.stderr)
+        print(f"retraining the configuration of trial {best.number}", file=sys.stderr)
         result = train.run(make_options(options_of(config, best.params) | {"storage": storage, "tracking": uri, "workers": 0}))
         run_id = result["run_id"]
     else:
         place, storage = trial_folder(folder, best.number), str(folder)
         setup = prepare(TrainOptions(**{name: value for name, value in runs.read_config(place).items() if name != "tracked"}))
         plan = replace(make_plan(setup, setup.options.threads), folder=str(place))
-        train.conclude(plan, setup, judged(folder, best.number)[-1]["seconds"])
+        train.conclude(plan, setup, place, judged(folder, best.number)[-1]["seconds"])
         run_id = place.name
     version = register.run(register.Config(run_id, name=config.register, storage=storage, tracking="" if uri == "none" else uri))
     return {"run_id": run_id, "version": version["version"]}

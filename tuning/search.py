@@ -145,9 +145,9 @@ def run(config: Config) -> dict[str, Any]:
     for name in config.names():
         needs = OBJECTIVES[name].needs if name in OBJECTIVES else ("classes",) * (name == "oracle/accuracy")
         if "classes" in needs and not method.can_classify:
-            raise ValueError(f"objective {name} needs class probabilities, and {config.method} names no classes: take density or source-map")
+            raise ValueError(f"objective {name} needs class probabilities, and {config.method} has none: use density or source-map")
         if "source" in needs and not config.source:
-            raise ValueError(f"objective {name} needs a source: take density")
+            raise ValueError(f"objective {name} needs a source: use density")
     cores = int(cluster.connect().cluster_resources().get("CPU", 1))
     config.threads = config.threads or max(1, cores // ((config.concurrency or 2) * config.trial_workers))
     share, at_once = _resources(config, config.threads)
@@ -155,7 +155,7 @@ def run(config: Config) -> dict[str, Any]:
     options |= config.own | {"workers": config.trial_workers if config.trial_workers > 1 else 0, "dataset": str(root), "plots": False}
     make_plan(prepare(make_options(options)), config.threads)
     if (folder / SAVED).exists() and not config.resume:
-        raise ValueError(f"search {folder.name} is in {config.storage} already: go on with it by --resume, or give another --study")
+        raise ValueError(f"search {folder.name} is in {config.storage} already: continue it with --resume, or give another --study")
     folder.mkdir(parents=True, exist_ok=True)
     saved = runs.read_json(folder / SAVED) if config.resume else {"dataset_digest": manifest.digest()}
     if saved["dataset_digest"] != manifest.digest():

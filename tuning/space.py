@@ -127,7 +127,7 @@ def _read(name: str, value: Any, known: Any) -> Any:
 
     if isinstance(value, list):
         if not value:
-            raise ValueError(f"the space gives {name} no value to choose of")
+            raise ValueError(f"the space gives {name} an empty list")
         return Dimension(choices=tuple(map(checked, value)), when=known.metadata["when"] if known else {})
     if not isinstance(value, dict):
         return checked(value)

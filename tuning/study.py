@@ -72,11 +72,11 @@ def recover(study: optuna.Study, folder: Path, names: list[str]) -> int:
         if (place / ENDED).is_file():
             told = runs.read_json(place / ENDED)
             study.tell(each.number, [told[name] for name in names])
-            print(f"trial {each.number} had ended: it is recorded", file=sys.stderr)
+            print(f"trial {each.number} had finished; it is now recorded", file=sys.stderr)
             continue
         study.tell(each.number, state=TrialState.FAIL)
         kept = "from its last checkpoint" if any((place / "checkpoints").glob("*")) else "from its beginning, as it had no checkpoint yet"
-        print(f"trial {each.number} was cut off: it goes on as another, {kept}", file=sys.stderr)
+        print(f"trial {each.number} was interrupted: it continues as another trial, {kept}", file=sys.stderr)
         study.enqueue_trial(each.params, user_attrs={CONTINUES: each.number})
     return sum(each.state.is_finished() for each in study.trials) - len(cut_off(study))
 

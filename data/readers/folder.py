@@ -68,7 +68,7 @@ def _folder_reader(path: Path, domain: str, classes: int | None) -> Reader:
     counts = tuple(len(image_files(part)) for part in parts)
     empty = [part.name for part, count in zip(parts, counts, strict=True) if not count]
     if not sum(counts):
-        raise ValueError(f"{path} holds no image file ({', '.join(sorted(SUFFIXES))})")
+        raise ValueError(f"{path} contains no image file ({', '.join(sorted(SUFFIXES))})")
     if empty:
         raise ValueError(f"{path}: no image in class {', '.join(empty[:5])}: remove the folder or add images")
     if classes is not None and len(folders) != classes:

@@ -66,7 +66,7 @@ def pretrained_weights(network: str, weights: str) -> dict[str, Tensor]:
 
         return get_model_weights(network)[weights].get_state_dict(progress=False, check_hash=True)
     except Exception as error:  # downloads, files and names can fail in many ways, and all mean the same to the user
-        raise ValueError(f"weights {weights!r} of {network} cannot be had ({type(error).__name__}: {error}): {advice}") from error
+        raise ValueError(f"weights {weights!r} of {network} cannot be loaded ({type(error).__name__}: {error}): {advice}") from error
 
 
 def fc7_network(name: str, weights: str) -> nn.Module:

@@ -83,7 +83,7 @@ def _check_open(name: str, value: Any) -> None:
     """Refuse a password in an option, where it would be visible in the process list and saved with the run."""
     if isinstance(value, str) and _PASSWORD.search(value):
         raise ValueError(
-            f"{flag(name)} carries a password, which all who can see processes or runs would see: leave it out and set MLFLOW_TRACKING_USERNAME and "
+            f"{flag(name)} contains a password, which the process list and the run would reveal: leave it out and set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or PGPASSWORD"
         )
 
@@ -126,12 +126,12 @@ def read_yaml(path: str) -> dict[str, Any]:
     try:
         text = to_path(path).read_text()
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise ValueError("it refers to itself by an alias")  # nested aliases can expand to more than the memory
+            raise ValueError("it contains YAML aliases")  # nested aliases can expand to more than the memory
         values = yaml.safe_load(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"config {path} cannot be read: {(str(error).splitlines() or [''])[0][:300]}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ValueError(f"config {path} must hold names with values, as `bits: 64`")
+        raise ValueError(f"config {path} must be a mapping, such as `bits: 64`")
     return {key.replace("-", "_"): value for key, value in values.items()}
 
 

@@ -60,11 +60,11 @@ def connect(uri: str) -> Any:
         ValueError: the server cannot be reached, or the URI is a local file while the cluster has several nodes.
     """
     if "://" not in uri and uri != "databricks":
-        raise ValueError(f"--tracking is {uri!r}, but must be a server's address, as http://host:5000, or sqlite:///FILE")
+        raise ValueError(f"--tracking is {uri!r}, but must be a server's address, such as http://host:5000, or sqlite:///FILE")
     uri = _log_in(uri)
     if uri.startswith("sqlite:") and cluster.count_nodes() > 1:
         raise ValueError(
-            f"tracking by {uri} is a file of one machine, and the cluster has {cluster.count_nodes()} nodes: set MLFLOW_TRACKING_URI to a server "
+            f"tracking by {uri} is a local file, but the cluster has {cluster.count_nodes()} nodes: set MLFLOW_TRACKING_URI to a server "
             "(see docs/cluster.md), or give --tracking none"
         )
     os.environ |= {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}

@@ -52,7 +52,7 @@ class RegisteredEncoder:
             info = mlflow.models.get_model_info(model)
             loader = info.flavors.get("python_function", {}).get("loader_module")
             if loader != "mlflow.pytorch" or info.signature is None:  # other loaders could run code of their own
-                raise ValueError(f"{model} is no encoder that `hashbridge register` made")
+                raise ValueError(f"{model} was not registered by `hashbridge register`")
             self.loaded = mlflow.pyfunc.load_model(model)
         spec = info.signature.inputs.inputs[0]
         self.shape = tuple(spec.shape[1:])

@@ -23,7 +23,7 @@ def send_with_retries(send: Callable[[], None], patience: float, given_up: threa
             send()
         except ValueError as error:
             if not said:
-                print(f"note: {error}; it is tried again", file=sys.stderr, flush=True)
+                print(f"note: {error}; retrying", file=sys.stderr, flush=True)
             said = True
             if time.monotonic() - begun + pause > patience or (given_up or threading.Event()).wait(pause):
                 return False

@@ -102,7 +102,7 @@ def promotion(uri: str, name: str) -> Iterator[None]:
                 if time.time() - held > LEFT:
                     client.delete_registered_model(lock)
             if not taken():
-                raise ValueError(f"another promotion of {name!r} goes on: try again when it has ended, or in {LEFT // 60} minutes if it was killed")
+                raise ValueError(f"another promotion of {name!r} is running: try again later; if it was killed, in {LEFT // 60} minutes")
     try:
         yield
     finally:

@@ -28,7 +28,7 @@ def read_codes(folder: Path) -> tuple[pa.Table, np.ndarray, dict[str, str]]:
     try:
         table = pa.concat_tables([read_table(part) for part in sorted(folder.glob("*.parquet"), key=lambda each: each.name)])
         if [(each.name, each.type) for each in table.schema] != [(each.name, each.type) for each in SCHEMA] or any(c.null_count for c in table.columns):
-            raise ValueError("the columns are not those that encode writes")
+            raise ValueError("it has other columns")
         meta = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         codes = np.frombuffer(b"".join(table["code"].to_pylist()), np.uint8).reshape(len(table), -1)
         return table, codes, {"bits": str(codes.shape[1] * 8), "model": meta["model"]}

@@ -115,7 +115,7 @@ def evaluate(
     last: tuple[Encoded, Encoded] | None = None
     known = bool((encoded(protocol_splits(manifest, source, target, "cross")[0]).labels >= 0).any())
     if not known:
-        notes.append(f"target {target!r} has no label to measure with: no metrics")
+        notes.append(f"target {target!r} has no labels: no metrics")
     for protocol in protocols:
         if protocol == "cross" and not source:
             notes.append("cross: left out, as there is no source")

@@ -157,7 +157,7 @@ def summarise(histogram: Histograms, ks: tuple[int, ...] = KS) -> dict[str, floa
     """
     some = histogram.relevant.sum(1) > 0
     if not some.any():
-        raise ValueError("no query has a relevant code in the database: do the labels of the two belong together?")
+        raise ValueError("no query has a relevant code in the database: check that both use the same class labels")
     kept = Histograms(histogram.counts[some], histogram.relevant[some])
     precision, recall = precision_recall(kept)
     figures = {"map": float(average_precisions(kept).mean()), "precision_radius_2": float(precision[2]), "recall_radius_2": float(recall[2])}

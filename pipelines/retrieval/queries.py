@@ -28,7 +28,7 @@ def load_queries(images: str, shape: tuple[int, ...]) -> tuple[list[str], np.nda
         raise ValueError("the model takes feature vectors: query with DATASET#DOMAIN/SPLIT#FIRST-LAST")
     files = [path] if path.is_file() else image_files(path)
     if not files:
-        raise ValueError(f"{path} holds no image file")
+        raise ValueError(f"{path} contains no image file")
     decoded, names = [], []
     for file in files:
         try:
@@ -39,7 +39,7 @@ def load_queries(images: str, shape: tuple[int, ...]) -> tuple[list[str], np.nda
                 raise ValueError(f"{file} cannot be read: {error}") from None
             print(f"  left out {printable(str(file))}: {error}")
     if not decoded:
-        raise ValueError(f"not one image in {path} can be read")
+        raise ValueError(f"no image in {path} can be read")
     return names, np.stack(decoded), [-1] * len(names)
 
 

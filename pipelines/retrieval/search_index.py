@@ -90,7 +90,7 @@ def read(path: Path) -> tuple[faiss.IndexBinary, pa.Table, dict[str, str]]:
         meta = {key.decode(): value.decode() for key, value in (rows.schema.metadata or {}).items()}
         with local_copy(path) as file:
             if not {"bits", "model", "sha256"} <= set(meta) or _digest(file) != meta["sha256"]:  # FAISS does not check what it reads
-                raise ValueError("it is not the file that was written")
+                raise ValueError("its digest does not match")
             index = faiss.read_index_binary(str(file))
     except (RuntimeError, pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise ValueError(f"index {path} cannot be read ({(str(error).splitlines() or [''])[0][:200]}): build it again") from error

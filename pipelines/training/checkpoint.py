@@ -133,7 +133,7 @@ def latest(folder: Path) -> Path | None:
     for each in found:
         if is_intact(each):
             return each
-        print(f"note: checkpoint {each} is damaged, and passed over", file=sys.stderr)
+        print(f"note: checkpoint {each} is damaged and skipped", file=sys.stderr)
     if found:
         raise ValueError(f"every checkpoint in {folder} is damaged: remove them to train from the beginning")
     return None
@@ -163,7 +163,7 @@ def read_state(place: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"no readable checkpoint at {place} ({type(error).__name__}: {error})") from error
     if state["format"] > FORMAT:
-        raise ValueError(f"checkpoint {place} is of format {state['format']}, newer than this version reads: update hashbridge")
+        raise ValueError(f"checkpoint {place} has format {state['format']}, newer than this version reads: update hashbridge")
     return state
 
 

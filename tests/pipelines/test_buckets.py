@@ -122,7 +122,7 @@ def test_the_whole_way_in_a_bucket(
 )  # fmt: skip
 def test_a_password_on_a_command_line_is_refused_and_not_repeated(options: str, refused: Callable[[str], str]) -> None:
     said = refused(f"tune {TRAIN[6:].replace('--workers 0 ', '')} --dataset nowhere {options.format(PASSWORD)}")
-    assert PASSWORD not in said and ("carries a password" in said or "no option --trackin" in said)
+    assert PASSWORD not in said and ("contains a password" in said or "no option --trackin" in said)
 
 
 def test_no_message_repeats_a_password(digits: Path, tmp_path: Path, refused: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:

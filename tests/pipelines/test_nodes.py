@@ -76,7 +76,7 @@ def second(ray_cluster: Head, digits: Path) -> Iterator[Second]:
 
 
 def test_a_node_lost_in_training(second: Second, digits: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is a file of one machine, and the cluster has 2 nodes"):
+    with pytest.raises(ValueError, match="is a local file, but the cluster has 2 nodes"):
         train.run(config(digits, tmp_path / "refused", tracking=f"sqlite:///{tmp_path}/mlflow.db"))
     assert not list((tmp_path / "refused").iterdir())
     thread = second.remove_when(lambda: list(tmp_path.glob("runs/*/progress.jsonl")) and wait_for_epoch(tmp_path / "runs"))

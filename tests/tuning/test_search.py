@@ -120,7 +120,7 @@ def test_what_cannot_be_is_refused_at_once(
 def test_an_objective_of_classes_needs_a_method_that_names_some(ray_cluster: Head, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["tune", "ucdir", "--dataset", str(digits), "--source", "typeset", "--target", "handwritten", "--storage", str(tmp_path), "--trials", "1"]
     assert main(arguments) == 2
-    assert "names no classes: take density" in capsys.readouterr().err
+    assert "has none: use density" in capsys.readouterr().err
 
 
 def test_a_trial_of_two_workers(ray_cluster: Head, digits: Path, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_killed_search_goes_on(ray_cluster: Head, digits: Path, tmp_path: Path
         cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "trial 1 was cut off: it goes on as another, from its last checkpoint" in done.stderr
+    assert "trial 1 was interrupted: it continues as another trial, from its last checkpoint" in done.stderr
     rows = trials(tmp_path, "k")
     assert len(rows) == 3 and all(row["status"] == "complete" and row["epoch"] == 5 for row in rows)
     assert list(finished) == ["trial-0000"] and (folder / "trial-0000" / "trial.json").read_text() == finished["trial-0000"]  # it was not trained again

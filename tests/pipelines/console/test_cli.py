@@ -51,7 +51,7 @@ TRAIN = "train dah --dataset {digits} --source typeset --target handwritten --st
         (TRAIN + " --workers 3", "do not divide over 3 workers"),
         (TRAIN + " --per-class 0", "too small"),
         (TRAIN + " --network mlp", "does not take data of shape"),
-        (TRAIN + " --config {bad}/list.yaml", "must hold names with values"),
+        (TRAIN + " --config {bad}/list.yaml", "must be a mapping"),
         (TRAIN + " --config {bad}/wrong.yaml", "no option --bitz: did you mean --bits?"),
         (TRAIN + " --config {bad}/tag.yaml", "cannot be read"),
         (TRAIN + " --config {bad}/none.yaml", "cannot be read"),

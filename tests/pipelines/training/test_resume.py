@@ -144,7 +144,7 @@ def test_a_plain_process_resumes_bit_identically_past_a_damaged_checkpoint(
     damage(kept[-1])
     train.run(train.make_config({"resume": folder.name, "storage": str(folder.parent)}))
     assert equal(final(folder), final(tmp_path / "whole" / whole["run_id"]))
-    assert f"checkpoint {kept[-1]} is damaged, and passed over" in capsys.readouterr().err
+    assert f"checkpoint {kept[-1]} is damaged and skipped" in capsys.readouterr().err
     for each in kept:
         damage(each)
     with pytest.raises(ValueError, match="every checkpoint in .* is damaged"):

@@ -75,7 +75,7 @@ def test_what_cannot_be_trained_is_said(digits: Path, tmp_path: Path, capsys: py
     for line, said in (
         ("train ucdir --target handwritten", "--source is missing"),
         ("train itq --source handwritten --target handwritten", "source and target are both 'handwritten': leave --source out"),
-        ("ablate idr-ae --target handwritten --both", "--both is of two directions, and there is no --source"),
+        ("ablate idr-ae --target handwritten --both", "--both trains in both directions, but --source is missing"),
         ("train itq --target handwritten --workers 2", "itq is fitted in one process, not trained by 2 workers"),
         ("train itq --target handwritten --extractor vgg16", "extractor vgg16 needs images of at least 63x63 pixels"),
         ("train idr-ae --target handwritten --matching best", "none, critic, assignment, bitwise"),
