@@ -71,7 +71,7 @@ class DomainLoader:
         per_class: rows of each class in a worker's batch; 0 draws without regard to class.
         labels: whether to read the label column.
         views: augmented views per row.
-        view: options of :func:`data.transforms.random_view`.
+        view: options of ``data.transforms.random_view``.
         cache_mb: memory in MiB up to which the worker's rows are kept in memory.
         stream: number that gives several loaders of one run different random draws.
         held: this worker's rows, if they are in memory already.

@@ -192,7 +192,7 @@ def read_table(path: Path) -> pa.Table:
 
 @contextmanager
 def lease(path: Path) -> Iterator[None]:
-    """Mark work in progress with a file that :func:`is_leased` checks. The lease ends when the process ends, even if it is killed.
+    """Mark work in progress with a file that ``is_leased`` checks. The lease ends when the process ends, even if it is killed.
 
     A local file is locked. In a bucket a thread renews the lease; it expires ``LEASE`` seconds after the last renewal.
     """
@@ -225,7 +225,7 @@ def lease(path: Path) -> Iterator[None]:
 
 
 def is_leased(path: Path) -> bool:
-    """Whether a live process holds the lease (:func:`lease`) of a file."""
+    """Whether a live process holds the lease (``lease``) of a file."""
     if not path.exists():
         return False
     if is_local(path):

@@ -63,7 +63,7 @@ def decode(content: bytes, channels: int, size: int) -> np.ndarray:
 
 
 def resize_arrays(images: np.ndarray, channels: int, size: int) -> np.ndarray:
-    """Convert a stack of uint8 arrays to one shape, as :func:`decode` does for files.
+    """Convert a stack of uint8 arrays to one shape, as ``decode`` does for files.
 
     Args:
         images: (n, h, w), (n, h, w, 3), (n, 1, h, w) or (n, 3, h, w) uint8.

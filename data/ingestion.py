@@ -44,7 +44,7 @@ def write_domain(
 
     Args:
         root: the dataset's folder; created if it does not exist.
-        size, channels, store: see :func:`choose_layout`; 0 and "" choose automatically.
+        size, channels, store: see ``choose_layout``; 0 and "" choose automatically.
         test_share: share of the rows that become split ``test``, selected by their ids; only for sources without a test split.
         limit: maximum rows per split, the first ones of the shuffle; 0 keeps all.
         strict: treat an unreadable row as an error.

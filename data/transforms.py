@@ -52,7 +52,7 @@ def feature_view(features: Tensor, generator: torch.Generator, rank: int = 0, wo
 
     Args:
         features: (batch, features) float32, this worker's part.
-        generator, rank, world: as in :func:`affine_view`.
+        generator, rank, world: as in ``affine_view``.
         drop: probability that a feature is set to zero.
 
     Returns:
@@ -72,7 +72,7 @@ def contrastive_view(images: Tensor, generator: torch.Generator, rank: int = 0, 
 
     Args:
         images: (batch, channels, h, w) uint8, this worker's part.
-        generator, rank, world: as in :func:`affine_view`.
+        generator, rank, world: as in ``affine_view``.
         crop: minimum area of the crop, as a fraction.
         flip: probability of a horizontal flip; use 0 if left and right matter, as for digits.
 
@@ -113,7 +113,7 @@ def random_view(x: Tensor, generator: torch.Generator, rank: int = 0, world: int
 
     Args:
         kind: image transform, ``affine`` or ``contrastive``.
-        options: of :func:`affine_view` or :func:`contrastive_view`.
+        options: of ``affine_view`` or ``contrastive_view``.
     """
     if x.dim() == 2:
         return feature_view(x, generator, rank, world)

@@ -47,7 +47,7 @@ def pack(codes: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor) -> Tensor:
-    """Undo :func:`pack`.
+    """Undo ``pack``.
 
     Args:
         packed: (batch, bits / 8) uint8.

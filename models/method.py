@@ -136,9 +136,9 @@ class Method:
     Attributes:
         ablation: the rows of the paper's ablation table.
         table: the metrics that our tables show; the paper's figures are of the first.
-        fitted: it has no players and learns everything in :meth:`begin`, in one process.
+        fitted: it has no players and learns everything in ``begin``, in one process.
         source_optional: it can train without a source; with one it learns from both domains.
-        has_features: it implements :meth:`features`; evaluation then also ranks by their cosine similarity.
+        has_features: it implements ``features``; evaluation then also ranks by their cosine similarity.
     """
 
     name: ClassVar[str]
@@ -202,7 +202,7 @@ class Method:
 
     @property
     def ema_networks(self) -> Any:
-        """The EMA copy of the networks given to :meth:`track_average`, or the networks themselves if there is none."""
+        """The EMA copy of the networks given to ``track_average``, or the networks themselves if there is none."""
         return self.moving if self.averaged is None else self.averaged.module
 
     def end_step(self) -> None:
@@ -228,12 +228,12 @@ class Method:
 
     @property
     def can_classify(self) -> bool:
-        """Whether the method implements :meth:`classify`."""
+        """Whether the method implements ``classify``."""
         return type(self).classify is not Method.classify
 
     @property
     def can_translate(self) -> bool:
-        """Whether the method implements :meth:`translate`."""
+        """Whether the method implements ``translate``."""
         return False
 
     def translate(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Reader of the embedded digits (:mod:`data.digits`)."""
+"""Reader of the embedded digits (``data.digits``)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -31,7 +31,7 @@ def attraction(queries: Tensor, positives: Tensor, denominator: Tensor, temperat
 
     Args:
         queries, positives: (n, width).
-        denominator: (n,), from :func:`contrast`.
+        denominator: (n,), from ``contrast``.
         counts: (n,) bool mask; masked queries contribute zero to the mean over all n.
     """
     losses = denominator - (queries * positives).sum(1) / temperature

@@ -21,7 +21,7 @@ class Extractor(nn.Module):
         """Args:
             name: ``none``, ``alexnet``, ``vgg16``; ``auto`` is VGG-16 for images from 64 pixels, otherwise none.
             shape: (features,) or (channels, height, width).
-            weights: see :func:`models.networks.backbones.pretrained_weights`; ``none`` for random weights.
+            weights: see ``models.networks.backbones.pretrained_weights``; ``none`` for random weights.
 
         Raises:
             ValueError: the network does not support this shape.

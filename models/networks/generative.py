@@ -10,7 +10,7 @@ from models.distributed import BatchNorm
 
 
 def stored(x: Tensor) -> Tensor:
-    """Convert generated images in [-1, 1] to stored ones, uint8 (inverse of :func:`models.networks.layers.unit`)."""
+    """Convert generated images in [-1, 1] to stored ones, uint8 (inverse of ``models.networks.layers.unit``)."""
     return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 

@@ -168,7 +168,7 @@ def summarise(histogram: Histograms, ks: tuple[int, ...] = KS) -> dict[str, floa
 
 
 def cosine_precisions(queries: Array, query_labels: Array, database: Array, database_labels: Array, own: bool = False) -> dict[str, float]:
-    """P@k with ranking by cosine similarity of real features, over the same queries as in :func:`summarise`.
+    """P@k with ranking by cosine similarity of real features, over the same queries as in ``summarise``.
 
     Args:
         queries, database: (n, width) and (m, width) float32, L2-normalised.

@@ -42,7 +42,7 @@ def _flatten(value: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _restore(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Inverse of :func:`_flatten`."""
+    """Inverse of ``_flatten``."""
     if isinstance(value, dict):
         if "tuple" in value:
             return tuple(_restore(each, tensors) for each in value["tuple"])

@@ -80,7 +80,7 @@ def _with_pictures(progress: runs.ProgressWriter, setup: Setup, folder: Path) ->
 
 
 def _train_on_worker(given: dict[str, Any]) -> None:
-    """Run :func:`train` on a Ray Train worker. A diverged run is recorded, not raised: Ray would restart it, and it would diverge again."""
+    """Run ``train`` on a Ray Train worker. A diverged run is recorded, not raised: Ray would restart it, and it would diverge again."""
     plan: Plan = given["plan"]
     try:
         train(plan)

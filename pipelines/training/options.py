@@ -59,7 +59,7 @@ def make_options(values: dict[str, Any], kind: type[TrainOptions] = TrainOptions
     A resumed run's saved options are the defaults of those not given.
 
     Args:
-        kind: the class of the result, :class:`TrainOptions` or a subclass.
+        kind: the class of the result, ``TrainOptions`` or a subclass.
 
     Raises:
         ValueError: a name or value is wrong, or a required one is missing.

@@ -42,7 +42,7 @@ def read_json(path: Path, form: Any = dict) -> Record:
     """Read a JSON object of a run's folder.
 
     Args:
-        form: its required structure (:func:`data.validation.check`).
+        form: its required structure (``data.validation.check``).
 
     Raises:
         ValueError: it is missing or damaged.
