@@ -62,14 +62,13 @@ def _run_run(config: Config, protocols: tuple[str, ...]) -> dict[str, Any]:
 
 def _pair(encode: Encode, root: Path, manifest: Manifest, config: Config, method: Method | None = None) -> dict[str, Any]:
     query, database = (encode_split(encode, root, manifest, *name.rsplit("/", 1)) for name in (config.query, config.database))
-    figures = retrieval_metrics(query, database, config.ties)
+    figures, notes = retrieval_metrics(query, database, config.ties)
     if method is not None and method.has_features:
         figures |= cosines(query, features_of(method, query.x), database, features_of(method, database.x))
-    return {"metrics": {f"{config.query} in {config.database}/{name}": value for name, value in figures.items()}, "notes": []}
+    return {"metrics": {f"{config.query} in {config.database}/{name}": value for name, value in figures.items()}, "notes": notes}
 
 
 def _run_model(config: Config, protocols: tuple[str, ...]) -> dict[str, Any]:
-
     if not config.dataset:
         raise ValueError("--dataset is missing: a registered model does not carry its data")
     root = to_path(config.dataset)

@@ -31,7 +31,7 @@ def run(config: Config) -> dict[str, Any]:
     if not (folder / "result.json").exists():
         raise ValueError(f"run {folder.name} has not ended: `hashbridge train --resume {folder.name}` continues and tracks it")
     saved, result = runs.read_config(folder), runs.read_result(folder)
-    own: TrainOptions = build(TrainOptions, {name: value for name, value in saved.items() if name != "tracked"})
+    own: TrainOptions = build(TrainOptions, runs.options(saved))
     records = runs.read_progress(folder)
     kept = "" if own.tracking == "none" else own.tracking
     same = not config.tracking or config.tracking == kept  # run ids are only valid on their own server

@@ -58,9 +58,9 @@ def _run(options: TrainOptions) -> dict[str, Any]:
     plan = make_plan(setup, cores)
     folder = _open_folder(options)
     plan = dataclasses.replace(plan, folder=str(folder.resolve()))
-    tracked = runs.read_config(folder)["tracked"] if options.resume else ""
+    tracked = _check_dataset(folder, setup)["tracked"] if options.resume else ""
     tracker = open_tracker(plan.options, folder, setup.manifest, tracked)
-    runs.write_json(folder / "config.json", asdict(plan.options) | {"tracked": tracker.tracked if tracker else ""})
+    runs.record(folder, asdict(plan.options), setup.manifest, tracker.tracked if tracker else "")
     size = f"{options.epochs} epochs of {plan.steps} steps of {plan.batch} rows a domain" if plan.steps else "fitted at once"
     print(f"run {folder.name}: {size}", file=sys.stderr, flush=True)
     reporter = Reporter(options, folder, tracker)
@@ -101,6 +101,18 @@ def _check_resumed(options: TrainOptions, folder: Path) -> None:
             f"run {folder.name} is of {state['method']} with {state['bits']} bits, not of {options.method} with {options.bits}: "
             "leave these options out to resume it, or start a new run"
         )
+
+
+def _check_dataset(folder: Path, setup: Setup) -> dict[str, Any]:
+    """The record of a run to resume.
+
+    Raises:
+        ValueError: its dataset has changed since it began.
+    """
+    saved = runs.read_config(folder)
+    if saved.get("dataset_digest", setup.manifest.digest()) != setup.manifest.digest():
+        raise ValueError(f"dataset {setup.root} has changed since run {folder.name} began: start a new run")
+    return saved
 
 
 def conclude(plan: Plan, setup: Setup, folder: Path, seconds: float) -> dict[str, Any]:

@@ -18,11 +18,13 @@ S3_PORT = free_port()  # what Ray's processes, which keep the environment that t
 os.environ.update(AWS_ENDPOINT_URL=f"http://127.0.0.1:{S3_PORT}", AWS_ACCESS_KEY_ID="testing", AWS_SECRET_ACCESS_KEY=SECRET, AWS_REGION="us-east-1")
 os.environ.update(MLFLOW_TRACKING_USERNAME=USER, MLFLOW_TRACKING_PASSWORD=PASSWORD)
 NO_RAY = "127.0.0.1:9"  # nothing listens there: a test that needs Ray asks for the fixture
+os.environ.update(GOMP_SPINCOUNT="1000")  # as the command line does: two processes share two cores
 os.environ.update(RAY_ADDRESS=NO_RAY, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)
 
 SHARED = ROOT.parent / "shared" / "data"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give the tests that need Ray, or the servers, to one of pytest-xdist's processes: each is started once."""
     for item in items:

@@ -149,7 +149,7 @@ def _register(config: Any, best: FrozenTrial, folder: Path, uri: str) -> dict[st
         run_id = result["run_id"]
     else:
         place, storage = trial_folder(folder, best.number), str(folder)
-        setup = prepare(TrainOptions(**{name: value for name, value in runs.read_config(place).items() if name != "tracked"}))
+        setup = prepare(TrainOptions(**runs.options(runs.read_config(place))))
         plan = replace(make_plan(setup, setup.options.threads), folder=str(place))
         train.conclude(plan, setup, place, judged(folder, best.number)[-1]["seconds"])
         run_id = place.name

@@ -16,7 +16,7 @@ from pipelines.training.plan import Plan, Setup, make_plan, prepare
 from pipelines.training.restore import load_method
 from tuning.objectives import collect_outputs, objectives
 
-CONFIG, JUDGED, ENDED, FAILED = "config.json", "judged.jsonl", "trial.json", "failure.txt"  # files of a trial's folder
+JUDGED, ENDED, FAILED = "judged.jsonl", "trial.json", "failure.txt"  # files of a trial's folder
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def trial(drawn: dict[str, Any], setting: SearchContext, held: dict[str, dict[st
 def _train(options: TrainOptions, folder: Path, number: int, setting: SearchContext, held: dict[str, dict[str, Any]]) -> None:
     from ray import tune  # noqa: PLC0415
 
-    runs.write_json(folder / CONFIG, asdict(options) | {"tracked": ""})
     setup = prepare(options)
+    runs.record(folder, asdict(options), setup.manifest, "")
     plan = replace(make_plan(setup, options.threads), folder=str(folder))
     judge = _Judge(setup, folder, setting.oracle)
     began, started, judged = time.time(), time.monotonic(), 0

@@ -12,6 +12,7 @@ from typing import Any
 
 from data.filesystem import to_path
 from infra import storage
+from pipelines.console import cluster
 from pipelines.console.config import Parser, add_fields, build, flag, mask_passwords, read_yaml, suggestion
 
 COMMANDS = {
@@ -94,12 +95,13 @@ def _add_method_fields(parser: Parser, command: str, methods: dict[str, list[Fie
 
 
 def set_default_environment() -> None:
-    """Switch off telemetry and noisy logs; variables that the user has set are kept."""
+    """Switch off telemetry and noisy logs, and limit spinning threads; variables that the user has set are kept."""
     for name, value in {
         "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1", "RAY_DEDUP_LOGS": "1", "RAY_worker_niceness": "0",
         "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }.items():  # fmt: skip
         os.environ.setdefault(name, value)
+    os.environ.update(cluster.spin_limit())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -110,8 +112,6 @@ def main(argv: list[str] | None = None) -> int:
     try:
         name, config, common = parse(argv)
         stage = importlib.import_module(MODULES.get(name, f"pipelines.{name}"))
-        from pipelines.console import cluster  # noqa: PLC0415
-
         cluster.set_verbose(verbose)
         check_buckets(name, config)
         with contextlib.redirect_stdout(sys.stderr) if common.json else contextlib.nullcontext():

@@ -10,6 +10,21 @@ from data.filesystem import is_local
 
 NOTE = "\nFailed to apply UDF"  # Ray Data appends this to error messages
 _VERBOSE = "HASHBRIDGE_VERBOSE"
+SPINS = "1000"  # rounds that a thread spins before it sleeps; OpenMP's default is 300,000 or more
+
+
+def spin_limit() -> dict[str, str]:
+    """The environment variable that keeps waiting OpenMP threads from starving other processes; empty if the user has set a policy.
+
+    It is read when torch is loaded. ``python -m tests.benchmarks.spinning`` measures what it costs and gains.
+    """
+    return {} if {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ) else {"GOMP_SPINCOUNT": SPINS}
+
+
+def _worker_environment() -> dict[str, Any] | None:
+    """Ray's runtime environment for workers of a running cluster; those of a cluster that this process starts inherit its own."""
+    spins = os.environ.get("GOMP_SPINCOUNT")
+    return {"env_vars": {"GOMP_SPINCOUNT": spins}} if spins and os.environ.get("RAY_ADDRESS") else None
 
 
 def set_verbose(on: bool) -> None:
@@ -29,7 +44,10 @@ def connect() -> Any:
     loud = bool(os.environ.get(_VERBOSE))
     if not ray.is_initialized():
         try:
-            ray.init(log_to_driver=loud, logging_level=logging.INFO if loud else logging.ERROR, include_dashboard=False, configure_logging=True)
+            ray.init(
+                log_to_driver=loud, logging_level=logging.INFO if loud else logging.ERROR, include_dashboard=False, configure_logging=True,
+                runtime_env=_worker_environment(),
+            )  # fmt: skip
         except ConnectionError as error:
             raise ValueError(f"no Ray cluster at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')!r}: {str(error).splitlines()[0]}") from error
     context = ray.data.DataContext.get_current()

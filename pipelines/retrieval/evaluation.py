@@ -38,24 +38,43 @@ def protocol_splits(manifest: Manifest, source: str, target: str, protocol: str)
     return query, f"{source if protocol == 'cross' else target}/train"
 
 
-def retrieval_metrics(query: Encoded, database: Encoded, ties: str = "expected", leave_one_out: bool = False) -> dict[str, float]:
+def retrieval_metrics(query: Encoded, database: Encoded, ties: str = "expected", leave_one_out: bool = False) -> tuple[dict[str, float], list[str]]:
     """All retrieval metrics of a query set against a database.
 
+    Returns:
+        The metrics, and a note for each kind of row that was left out, with its number: database rows without a label, and
+        queries without a label or without a relevant row.
+
     Raises:
-        ValueError: both are the same split, and queries are not excluded from their own ranking.
+        ValueError: both are the same split, and queries are not excluded from their own ranking; or nothing can be measured.
     """
     if query.name == database.name and not leave_one_out:
         raise ValueError(f"query and database are both {query.name}: a query must not find itself; take another split")
-    figures = metrics.summarise(metrics.distance_histograms(query.codes, query.labels, database.codes, database.labels, own=leave_one_out))
+    histogram = metrics.distance_histograms(query.codes, query.labels, database.codes, database.labels, own=leave_one_out)
+    figures, notes = metrics.summarise(histogram), []
+    if unlabelled := int((database.labels < 0).sum()):
+        notes.append(f"{unlabelled:,} of {len(database.labels):,} rows of database {database.name} have no label and are left out")
+    if useless := int((histogram.relevant.sum(1) == 0).sum()):
+        notes.append(f"{useless:,} of {len(query.labels):,} queries of {query.name} have no label or no relevant row and are left out")
     if ties == "stable":
-        figures["map_stable"] = float(
-            np.nanmean(metrics.stable_average_precisions(query.codes, query.labels, database.codes, database.labels))
-        )
-    return figures
+        found = metrics.stable_average_precisions(query.codes, query.labels, database.codes, database.labels, own=leave_one_out)
+        figures["map_stable"] = float(found[histogram.relevant.sum(1) > 0].mean())
+    return figures, notes
+
+
+def trained_labels(trained: list[str], classes: list[str], labels: np.ndarray) -> np.ndarray:
+    """A dataset's labels as indices of the classes that a method was trained on, matched by name; -1 for unknown classes.
+
+    Args:
+        trained: class names of the method's outputs, in order.
+        classes: class names of the dataset's labels, in order.
+    """
+    places = {name: place for place, name in enumerate(trained)}
+    return np.array([places.get(name, -1) for name in classes] + [-1], np.int64)[labels]
 
 
 def accuracy(method: Method, source: Encoded, query: Encoded) -> float:
-    """Fraction of the labelled queries that the method classifies correctly."""
+    """Fraction of the labelled queries that the method classifies correctly; labels are indices of the method's classes."""
     codes = torch.from_numpy(np.unpackbits(source.codes, axis=1, bitorder="little").astype(np.float32) * 2 - 1)
     known = source.labels >= 0
     method.set_references(codes[known], torch.from_numpy(source.labels[known]))
@@ -87,14 +106,19 @@ def evaluate_run(
     config = runs.read_config(folder)
     return evaluate(
         lambda x: encode_all(encoder, torch.from_numpy(x)).numpy(), root, manifest, config["source"], config["target"], protocols,
-        ties, method, (out or folder / "plots") if plots else None,
+        ties, method, (out or folder / "plots") if plots else None, config.get("classes"),
     )  # fmt: skip
 
 
 def evaluate(
     encode: Encode, root: Path, manifest: Manifest, source: str, target: str, protocols: tuple[str, ...], ties: str,
-    method: Method | None, out: Path | None,
+    method: Method | None, out: Path | None, trained: list[str] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
+    """Metrics by protocol, accuracy if a method is given, and plots into a folder if one is given.
+
+    Args:
+        trained: class names that the method was trained on, in order; the dataset's if None.
+    """
     splits: dict[str, Encoded] = {}
 
     def encoded(name: str) -> Encoded:
@@ -125,17 +149,29 @@ def evaluate(
         if alone and protocol == "cross":
             notes.append(f"cross: left out, as query and database are both {query}")
             continue
-        if known:
-            measured = retrieval_metrics(encoded(query), encoded(database), ties, alone)
-            if method is not None and method.has_features:
-                measured |= cosines(encoded(query), features(query), encoded(database), features(database), alone)
-            figures |= {f"{protocol}/{name}": value for name, value in measured.items()}
-        if known and alone:
-            notes.append(f"{protocol}: {target} has no test split; each query is left out of its own ranking")
         last = last or (encoded(query), encoded(database))
+        if not known:
+            continue
+        if alone:
+            notes.append(f"{protocol}: {target} has no test split; each query is left out of its own ranking")
+        try:
+            measured, left_out = retrieval_metrics(encoded(query), encoded(database), ties, alone)
+        except ValueError as error:
+            notes.append(f"{protocol}: not measured: {error}")
+            continue
+        if method is not None and method.has_features:
+            measured |= cosines(encoded(query), features(query), encoded(database), features(database), alone)
+        figures |= {f"{protocol}/{name}": value for name, value in measured.items()}
+        notes += [f"{protocol}: {each}" for each in left_out]
     if method is not None and method.can_classify and known:
         query = protocol_splits(manifest, source, target, "cross")[0]
-        figures["accuracy"] = accuracy(method, encoded(f"{source}/train"), encoded(query))
+        known_classes = trained or manifest.classes
+        rows = [each._replace(labels=trained_labels(known_classes, manifest.classes, each.labels)) for each in (encoded(f"{source}/train"), encoded(query))]
+        unknown = int(((rows[1].labels < 0) & (encoded(query).labels >= 0)).sum())
+        if unknown:
+            notes.append(f"accuracy: {unknown:,} queries of classes that the run was not trained on are left out")
+        if (rows[1].labels >= 0).any():
+            figures["accuracy"] = accuracy(method, rows[0], rows[1])
         if source == target and query.endswith("/train"):
             notes.append("accuracy: the queries were trained on")
     if out is not None and last is not None:

@@ -12,7 +12,8 @@ import numba
 import numpy as np
 
 Array = np.ndarray
-KS = (50, 100, 200, 1000)  # of P@k and mAP@k
+MAP_KS = (50, 100, 200, 1000)  # of mAP@k
+KS = (1, 5, 15, *MAP_KS)  # of P@k
 
 
 @numba.njit("uint8(uint64)", inline="always")
@@ -71,19 +72,26 @@ class Histograms:
     relevant: Array
 
 
+def labelled(rows: Array, labels: Array) -> tuple[Array, Array]:
+    """The rows with a label: without one a row is neither relevant nor wrong."""
+    return (rows, labels) if (labels >= 0).all() else (rows[labels >= 0], labels[labels >= 0])
+
+
 def distance_histograms(queries: Array, query_labels: Array, database: Array, database_labels: Array, own: bool = False) -> Histograms:
-    """Count the database codes at each distance from each query.
+    """Count the labelled database codes at each distance from each query.
 
     Args:
         queries, database: (n, bits / 8) and (m, bits / 8) uint8 packed codes.
-        query_labels, database_labels: (n,) and (m,) integers; relevant rows have the same label, which is not negative.
+        query_labels, database_labels: (n,) and (m,) integers; relevant rows have the same label. Database rows with a negative
+            label are ignored.
         own: queries and database are the same rows in the same order; exclude each query from its own ranking.
     """
     bits = queries.shape[1] * 8
     if database.shape[1] != queries.shape[1]:
         raise ValueError(f"queries have {bits} bits, the database has {database.shape[1] * 8}: encode both with one model")
+    database, database_labels = labelled(database, database_labels)
     order = np.argsort(database_labels, kind="stable")
-    names = np.unique(database_labels[database_labels >= 0])
+    names = np.unique(database_labels)
     starts = np.searchsorted(database_labels[order], np.append(names, np.inf))
     starts = np.append(starts, starts[-1]).astype(np.int64)  # one extra, empty class for labels that the database does not have
     place = np.minimum(np.searchsorted(names, query_labels), len(names))
@@ -92,7 +100,7 @@ def distance_histograms(queries: Array, query_labels: Array, database: Array, da
     result = Histograms(*(np.zeros((len(queries), bits + 1), np.int32) for _ in range(2)))
     _count(_words(queries), _words(database[order]), starts, classes, result.counts, result.relevant)
     if own:
-        result.counts[:, 0] -= 1
+        result.counts[:, 0] -= query_labels >= 0
         result.relevant[:, 0] -= known & (query_labels >= 0)
     return result
 
@@ -163,7 +171,8 @@ def summarise(histogram: Histograms, ks: tuple[int, ...] = KS) -> dict[str, floa
     figures = {"map": float(average_precisions(kept).mean()), "precision_radius_2": float(precision[2]), "recall_radius_2": float(recall[2])}
     for k in ks:
         if k <= kept.counts[0].sum():
-            figures |= {f"map_at_{k}": float(average_precisions(kept, k).mean()), f"precision_at_{k}": float(precision_at(kept, k).mean())}
+            figures |= {f"map_at_{k}": float(average_precisions(kept, k).mean())} if k in MAP_KS else {}
+            figures |= {f"precision_at_{k}": float(precision_at(kept, k).mean())}
     return figures
 
 
@@ -174,14 +183,16 @@ def cosine_precisions(queries: Array, query_labels: Array, database: Array, data
         queries, database: (n, width) and (m, width) float32, L2-normalised.
         own: queries and database are the same rows in the same order; exclude each query from its own ranking.
     """
-    names, counts = np.unique(database_labels[database_labels >= 0], return_counts=True)
+    place = np.cumsum(database_labels >= 0) - 1  # of each row among the labelled ones
+    database, database_labels = labelled(database, database_labels)
+    names, counts = np.unique(database_labels, return_counts=True)
     some = np.flatnonzero(np.isin(query_labels, names[counts > own]))
     ks = [k for k in KS if k <= len(database) - own]
     sums = np.zeros(len(ks))
     for chosen in np.array_split(some, -(-len(some) // 256)) if ks else ():
         nearness = queries[chosen] @ database.T
         if own:
-            nearness[np.arange(len(chosen)), chosen] = -np.inf
+            nearness[np.arange(len(chosen)), place[chosen]] = -np.inf
         near = np.argpartition(-nearness, ks[-1] - 1, axis=1)[:, : ks[-1]]
         order = np.argsort(-np.take_along_axis(nearness, near, 1), axis=1, kind="stable")
         hits = database_labels[np.take_along_axis(near, order, 1)] == query_labels[chosen, None]
@@ -189,16 +200,23 @@ def cosine_precisions(queries: Array, query_labels: Array, database: Array, data
     return {f"precision_at_{k}": float(total / len(some)) for k, total in zip(ks, sums, strict=True)}
 
 
-def stable_average_precisions(queries: Array, query_labels: Array, database: Array, database_labels: Array) -> Array:
+def stable_average_precisions(queries: Array, query_labels: Array, database: Array, database_labels: Array, own: bool = False) -> Array:
     """Average precision with ties in database order, as older programs compute it; only for comparison.
+
+    Args: as of ``distance_histograms``.
 
     Returns:
         (queries,) float64, nan if nothing is relevant.
     """
+    place = np.cumsum(database_labels >= 0) - 1
+    database, database_labels = labelled(database, database_labels)
     bits = np.unpackbits(database, axis=1, bitorder="little").astype(np.float32) * 2 - 1
-    ranks, result = np.arange(1, len(database) + 1), np.full(len(queries), np.nan)
+    result = np.full(len(queries), np.nan)
     for q, query in enumerate(np.unpackbits(queries, axis=1, bitorder="little").astype(np.float32) * 2 - 1):
-        hits = (database_labels == query_labels[q])[np.argsort(-(bits @ query), kind="stable")]
+        order = np.argsort(-(bits @ query), kind="stable")
+        if own and query_labels[q] >= 0:
+            order = order[order != place[q]]
+        hits = (database_labels == query_labels[q])[order]
         if hits.any():
-            result[q] = (np.cumsum(hits) / ranks)[hits].mean()
+            result[q] = (np.cumsum(hits) / np.arange(1, len(hits) + 1))[hits].mean()
     return result

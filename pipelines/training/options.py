@@ -67,7 +67,7 @@ def make_options(values: dict[str, Any], kind: type[TrainOptions] = TrainOptions
     if values.get("resume"):
         folder = runs.find_run(str(values["resume"]), str(values.get("storage", "runs")))
         saved = runs.read_config(folder)
-        saved = {k: v for k, v in saved.items() if k not in ("own", "tracked")} | saved["own"]
+        saved = {k: v for k, v in runs.options(saved).items() if k != "own"} | saved["own"]
         values = saved | values | {"resume": folder.name, "storage": str(folder.parent)}
     if not values.get("method"):
         raise ValueError(f"METHOD is missing: one of {', '.join(METHODS)}")

@@ -14,6 +14,7 @@ from typing import Any
 
 from data import validation
 from data.filesystem import append_text, is_local, to_path, write_text
+from data.manifest import Manifest
 
 Record = dict[str, Any]
 
@@ -33,6 +34,7 @@ def find_run(name: str, storage: str) -> Path:
 
 
 CONFIG: Record = {"method": str, "dataset": str, "source": str, "target": str, "bits": int, "own": {str: object}, "tracked": str}
+RECORDED = ("tracked", "classes", "dataset_digest")  # in config.json beside the options
 RESULT: Record = {
     "method": str, "source": str, "target": str, "bits": int, "seed": int, "dataset": str, "oracle": bool, "metrics": {str: float}, "notes": [str],
 }  # fmt: skip
@@ -62,6 +64,16 @@ def read_config(folder: Path) -> Record:
         ValueError: they are missing or damaged.
     """
     return read_json(folder / "config.json", CONFIG)
+
+
+def options(saved: Record) -> Record:
+    """The options among what ``config.json`` records."""
+    return {name: value for name, value in saved.items() if name not in RECORDED}
+
+
+def record(folder: Path, chosen: Record, manifest: Manifest, tracked: str) -> None:
+    """Write ``config.json``: the run's options, its id in MLflow, and what identifies its dataset."""
+    write_json(folder / "config.json", chosen | {"tracked": tracked, "classes": manifest.classes, "dataset_digest": manifest.digest()})
 
 
 def read_result(folder: Path) -> Record:

@@ -57,7 +57,7 @@ def test_histograms_count_what_numpy_counts(bits: int) -> None:
     found = metrics.distance_histograms(q, ql, d, dl)
     for i in range(30):
         distance = np.bitwise_count(q[i] ^ d).sum(1)
-        assert found.counts[i].tolist() == np.bincount(distance, minlength=bits + 1).tolist()
+        assert found.counts[i].tolist() == np.bincount(distance[dl >= 0], minlength=bits + 1).tolist()
         hits = distance[(dl == ql[i]) & (dl >= 0)]
         assert found.relevant[i].tolist() == np.bincount(hits, minlength=bits + 1).tolist()
 
@@ -80,6 +80,40 @@ def test_leaving_each_query_out_equals_removing_it() -> None:
         rest = np.arange(len(q)) != i
         alone = metrics.average_precisions(metrics.distance_histograms(q[i : i + 1], ql[i : i + 1], q[rest], ql[rest]))
         np.testing.assert_allclose(whole[i], alone[0])
+
+
+def test_an_unlabelled_database_row_is_not_a_wrong_answer() -> None:
+    q, ql, d, dl = case(5, queries=9, database=9)
+    half = np.where(np.arange(9) % 2, dl, -1)
+    labelled = metrics.distance_histograms(q, ql, d[half >= 0], half[half >= 0])
+    found = metrics.distance_histograms(q, ql, d, half)
+    np.testing.assert_array_equal(found.counts, labelled.counts)
+    np.testing.assert_allclose(metrics.average_precisions(found), metrics.average_precisions(labelled))
+    np.testing.assert_allclose(
+        metrics.stable_average_precisions(q, ql, d, half), metrics.stable_average_precisions(q, ql, d[half >= 0], half[half >= 0])
+    )
+
+
+def test_stable_ranks_leave_out_the_query_itself_and_know_no_class_of_unlabelled_rows() -> None:
+    random = np.random.default_rng(0)
+    q, ql = random.integers(0, 256, (40, 2), dtype=np.uint8), random.integers(-1, 4, 40)
+    whole = metrics.stable_average_precisions(q, ql, q, ql, own=True)
+    for i in range(40):
+        rest = np.arange(40) != i
+        alone = metrics.stable_average_precisions(q[i : i + 1], ql[i : i + 1], q[rest], ql[rest])
+        np.testing.assert_allclose(whole[i], alone[0] if ql[i] >= 0 else np.nan)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_cosine_precisions_leave_out_unlabelled_rows(own: bool) -> None:
+    random = np.random.default_rng(1)
+    features, labels = random.normal(size=(60, 8)).astype(np.float32), random.integers(-1, 3, 60)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    known = labels >= 0
+    queries, wanted = (features, labels) if own else (features[:20], labels[:20])
+    found = metrics.cosine_precisions(queries, wanted, features, labels, own)
+    assert found == pytest.approx(metrics.cosine_precisions(queries[wanted >= 0], wanted[wanted >= 0], features[known], labels[known], own))
+    assert set(found) == {"precision_at_1", "precision_at_5", "precision_at_15"}
 
 
 def test_no_relevant_code_and_unequal_bits_are_said() -> None:

@@ -1,0 +1,33 @@
+"""The environment of Ray's workers."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pipelines.console import cluster
+from tests.servers import ROOT, Head
+
+SEEN = """
+import os
+from pipelines.console import cli, cluster
+cli.set_default_environment()
+ray = cluster.connect()
+print("spins", ray.get(ray.remote(lambda: os.environ.get("GOMP_SPINCOUNT")).remote()))
+"""
+
+
+@pytest.mark.parametrize(("name", "value"), [("GOMP_SPINCOUNT", "77"), ("OMP_WAIT_POLICY", "ACTIVE")])
+def test_the_users_own_policy_of_waiting_threads_is_kept(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for each in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(each, raising=False)
+    assert cluster.spin_limit() == {"GOMP_SPINCOUNT": cluster.SPINS}
+    monkeypatch.setenv(name, value)
+    assert cluster.spin_limit() == {}
+
+
+def test_workers_of_a_running_cluster_limit_their_spinning_threads(ray_cluster: Head) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", SEEN], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert f"spins {cluster.SPINS}" in done.stdout, done.stderr[-2000:]
