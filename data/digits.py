@@ -26,7 +26,7 @@ def _fonts() -> list[str]:
 
 
 def typeset(split: str, index: int, seed: int = 0) -> tuple[np.ndarray, int]:
-    """Render one digit with random font, size, slant, rotation, stroke, contrast, background, blur and noise.
+    """Render one digit that fills the frame, with random font, stroke, rotation, slant, width, blur, contrast and noise.
 
     Args:
         split: ``train`` or ``test``.
@@ -36,25 +36,32 @@ def typeset(split: str, index: int, seed: int = 0) -> tuple[np.ndarray, int]:
         Image (32, 32) uint8, bright on dark, and its label.
     """
     random = np.random.default_rng([seed, ("train", "test").index(split), index])
-    label = index % 10
+    label, side = index % 10, 4 * SIZE  # drawn four times as large, then reduced
     fonts = _fonts()
-    side = 4 * SIZE  # drawn four times as large, then reduced
-    font = ImageFont.truetype(fonts[random.integers(len(fonts))], int(side * random.uniform(0.7, 1.0)))
-    canvas = Image.new("L", (side, side))
-    ImageDraw.Draw(canvas).text(
-        (side / 2, side / 2), str(label), fill=255, font=font, anchor="mm", stroke_width=int(random.integers(0, 7)), stroke_fill=255
-    )
+    font = ImageFont.truetype(fonts[random.integers(len(fonts))], int(0.85 * side))
+    canvas = Image.new("L", (2 * side, 2 * side))
+    ImageDraw.Draw(canvas).text((side, side), str(label), fill=255, font=font, anchor="mm", stroke_width=int(random.integers(0, 7)), stroke_fill=255)
     angle, slant = np.deg2rad(random.uniform(-12, 12)), random.uniform(-0.3, 0.3)
     matrix = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) @ np.array([[1, slant], [0, 1]])
-    matrix /= random.uniform(0.9, 1.1, (2, 1))
-    shift = side / 2 + random.uniform(-0.06, 0.06, 2) * side - matrix @ np.full(2, side / 2)
-    coefficients = (*matrix[0], shift[0], *matrix[1], shift[1])
-    canvas = canvas.transform((side, side), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR)
-    canvas = canvas.filter(ImageFilter.GaussianBlur(random.uniform(0, 4)))
-    ink = np.asarray(canvas.resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.float64) / 255
-    background, contrast = random.uniform(0, 60), random.uniform(120, 195)
+    shift = side - matrix @ np.full(2, side)
+    canvas = canvas.transform(canvas.size, Image.Transform.AFFINE, (*matrix[0], shift[0], *matrix[1], shift[1]), Image.Resampling.BILINEAR)
+    framed = _in_frame(canvas, side, random).filter(ImageFilter.GaussianBlur(random.uniform(0, 12)))
+    ink = np.asarray(framed.resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.float64) / 255
+    background, contrast = random.uniform(0, 10), random.uniform(200, 255)
     noisy = background + contrast * ink + random.normal(0, random.uniform(0, 12), ink.shape)
     return noisy.clip(0, 255).round().astype(np.uint8), label
+
+
+def _in_frame(canvas: Image.Image, side: int, random: np.random.Generator) -> Image.Image:
+    """The ink of a canvas, scaled to the height of a frame with a random margin, width and shift, as forms are scanned."""
+    left, top, right, bottom = canvas.point(lambda value: 255 * (value > 64)).getbbox() or (0, 0, side, side)
+    height = side * (1 - 2 * random.uniform(0.0, 0.12))
+    width = min(side, (right - left) * height / (bottom - top) * random.uniform(0.85, 1.25))
+    glyph = canvas.crop((left, top, right, bottom)).resize((max(8, int(width)), int(height)), Image.Resampling.BILINEAR)
+    across, down = random.uniform(-0.06, 0.06) * side, random.uniform(-0.03, 0.03) * side
+    frame = Image.new("L", (side, side))
+    frame.paste(glyph, (int((side - glyph.width) / 2 + across), int((side - glyph.height) / 2 + down)))
+    return frame
 
 
 @cache

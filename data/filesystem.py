@@ -158,9 +158,18 @@ def remove(path: Path) -> None:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """All files below a folder, sorted. Linked folders are not followed."""
+    """All files below a folder, sorted. Linked folders are followed, each folder once."""
     if is_local(folder):
-        return sorted(Path(top) / name for top, _, names in os.walk(folder) for name in names)
+        found, seen = [], set()
+        for top, folders, names in os.walk(folder, followlinks=True):
+            real = os.path.realpath(top)
+            if real in seen:  # a link to a folder that was there already, or to one above itself
+                folders.clear()
+                continue
+            seen.add(real)
+            folders.sort()
+            found += [Path(top) / name for name in names]
+        return sorted(found)
     with _bucket(folder) as (fs, name):
         return [folder / each.removeprefix(f"{name}/") for each in fs.find(name)]
 

@@ -10,12 +10,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data.filesystem import file_lock, is_leased, lease, move, remove
-from data.layout import Layout, check_fits, choose_layout
+from data.layout import Layout, check_fits, choose_layout, merge_classes
 from data.manifest import Domain, Manifest, Split
 from data.readers.base import Reader
 from data.shard_writer import write_parts
 
+MOST_COMPARED = 20_000_000  # rows of a domain up to which exact copies are looked for
 STAGING, LEASED = ".staging-", ".lease"  # prefix of staging folders, suffix of their lease files
 
 
@@ -65,9 +68,10 @@ def write_domain(
     root.mkdir(parents=True, exist_ok=True)
     try:
         with _staging_folder(root) as staging:
-            classes = list(reader.classes) or (manifest.classes if manifest else [])
-            parts = write_parts(reader, layout, staging, test_share, limit, start)
-            domain = _describe(reader, parts, len(classes))
+            merged, places, notes = merge_classes(reader, others.classes if others else [])
+            parts = write_parts(reader, layout, staging, test_share, limit, start, places)
+            domain = _describe(reader, parts, len(merged))
+            domain.notes += [*reader.notes, *notes, *_copies(parts)]
             if strict and domain.rejected:
                 first = domain.rejected[0]
                 raise ValueError(f"{len(domain.rejected)} rows cannot be read, the first {first['id']!r} ({first['reason']})")
@@ -75,7 +79,7 @@ def write_domain(
                 first = domain.rejected[0]
                 raise ValueError(f"{reader.domain}: no row can be read; the first is {first['id']!r} ({first['reason']})")
             with file_lock(root / ".lock"):
-                return _commit(root, staging / "domain", reader, layout, domain, classes)
+                return _commit(root, staging / "domain", reader, layout, domain, merged, places)
     finally:
         if created and not (root / "manifest.json").exists() and not list(root.glob(f"{STAGING}*")):
             remove(root)
@@ -101,12 +105,36 @@ def _staging_folder(root: Path) -> Iterator[Path]:
             remove(staging)
 
 
-def _commit(root: Path, built: Path, reader: Reader, layout: Layout, domain: Domain, classes: list[str]) -> Manifest:
-    """Move a finished domain into place, then add it to the current manifest."""
+def _copies(parts: list[dict[str, Any]]) -> list[str]:
+    """Notes on exact copies of an image in several splits or classes; none are looked for above ``MOST_COMPARED`` rows."""
+    if sum(item["rows"] for item in parts) > MOST_COMPARED:
+        return []
+    seen = [np.frombuffer(item["seen"], np.int64).reshape(2, -1) for item in parts]
+    digests, labels = np.concatenate([each[0] for each in seen]), np.concatenate([each[1] for each in seen])
+    names = sorted({item["part"].split("/")[0] for item in parts})
+    splits = np.concatenate([np.full(each.shape[1], names.index(item["part"].split("/")[0])) for item, each in zip(parts, seen, strict=True)])
+    _, first, which = np.unique(digests, return_index=True, return_inverse=True)
+    notes = []
+    for what, values in (("split", splits), ("class", labels)):
+        count = int((values != values[first][which]).sum())
+        if count:
+            notes.append(f"{count:,} images are exact copies of an image in another {what}")
+    return notes
+
+
+def _commit(root: Path, built: Path, reader: Reader, layout: Layout, domain: Domain, classes: list[str], places: list[int]) -> Manifest:
+    """Move a finished domain into place, then add it to the current manifest.
+
+    Raises:
+        ValueError: another ingest has changed the dataset's classes meanwhile.
+    """
     fresh = Manifest(root.name, classes, layout.store, list(layout.shape), layout.seed)
     manifest = Manifest.read(root) if (root / "manifest.json").exists() else fresh
     if set(manifest.domains) - {reader.domain}:
         check_fits(reader, manifest, layout)  # another ingest may have committed first
+        classes, now, _ = merge_classes(reader, manifest.classes)
+        if now != places:
+            raise ValueError(f"another ingest has changed the classes of {root.name!r} meanwhile: ingest {reader.domain!r} again")
     else:
         manifest.store, manifest.shape, manifest.classes = layout.store, list(layout.shape), classes
     place = root / f"domain={reader.domain}"
@@ -116,8 +144,8 @@ def _commit(root: Path, built: Path, reader: Reader, layout: Layout, domain: Dom
     remove(place)
     move(built, place)
     manifest.domains[reader.domain] = domain
-    manifest.classes = manifest.classes or classes
+    manifest.classes = classes
     for split in (split for each in manifest.domains.values() for split in each.splits.values()):
-        split.labels = split.labels or [0] * len(manifest.classes)  # domains without labels may have been ingested first
+        split.labels += [0] * (len(manifest.classes) - len(split.labels))  # classes that came later
     manifest.write(root)
     return manifest

@@ -55,9 +55,27 @@ def check_fits(reader: Reader, manifest: Manifest, layout: Layout) -> None:
             f"domain {reader.domain!r} would be {layout.store} {list(layout.shape)}, but dataset {manifest.dataset!r} is "
             f"{manifest.store} {manifest.shape}: give the same --size, --channels and --store, or another --dataset"
         )
-    if reader.classes and manifest.classes and manifest.classes != list(reader.classes):
-        odd = sorted(set(reader.classes) ^ set(manifest.classes))
+    if reader.classes and manifest.classes and not set(reader.classes) & set(manifest.classes):
         raise ValueError(
-            f"domain {reader.domain!r} has {len(reader.classes)} classes, dataset {manifest.dataset!r} has "
-            f"{len(manifest.classes)}, and they differ ({', '.join(odd[:4]) or 'in order'}): the domains of a dataset share their classes"
+            f"domain {reader.domain!r} and dataset {manifest.dataset!r} have no class in common ({', '.join(reader.classes[:3])} against "
+            f"{', '.join(manifest.classes[:3])}): the domains of a dataset share their classes"
         )
+
+
+def merge_classes(reader: Reader, classes: list[str]) -> tuple[list[str], list[int], list[str]]:
+    """The classes of a dataset after a domain has joined it, in an order that keeps the labels of its other domains.
+
+    Args:
+        classes: of the dataset so far.
+
+    Returns:
+        The classes, the dataset's label of each of the reader's labels, and notes on classes that only one of them has.
+    """
+    new = [name for name in reader.classes if name not in classes]
+    merged, notes = classes + new, []
+    if classes and new:
+        notes.append(f"{len(new)} classes are new to the dataset: {', '.join(new[:5])}")
+    missing = [name for name in classes if reader.classes and name not in reader.classes]
+    if missing:
+        notes.append(f"{len(missing)} classes of the dataset are not in this domain: {', '.join(missing[:5])}")
+    return merged, [merged.index(name) for name in reader.classes], notes

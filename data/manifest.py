@@ -17,6 +17,17 @@ DOMAIN = {"origin": {str: str}, "splits": {str: SPLIT}, "rejected": [{"id": str,
 FORM = {"dataset": str, "classes": [str], "store": str, "shape": [int], "seed": int, "domains": {str: DOMAIN}, "format": int}
 
 
+def _notes(domain: dict[str, Any]) -> list[str]:
+    """A domain's notes; manifests of earlier versions have none.
+
+    Raises:
+        ValueError: they are not a list of texts.
+    """
+    notes: list[str] = domain.get("notes", [])
+    validation.check(notes, [str], "notes")
+    return notes
+
+
 @dataclass
 class Split:
     """One split of a domain.
@@ -36,11 +47,12 @@ class Split:
 
 @dataclass
 class Domain:
-    """One domain: its origin, its splits, and the rows that could not be read."""
+    """One domain: its origin, its splits, the rows that could not be read, and notes on what else its user must know."""
 
     origin: dict[str, str]
     splits: dict[str, Split]
     rejected: list[dict[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -62,7 +74,10 @@ class Manifest:
 
     def digest(self) -> str:
         """SHA-256 of the manifest, which includes the digests of all shards; 16 hex digits."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        values = asdict(self)
+        for domain in values["domains"].values():
+            del domain["notes"]  # they follow from the rest
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def split(self, domain: str, split: str) -> Split:
         """Get a split of a domain.
@@ -111,7 +126,7 @@ class Manifest:
         """
         validation.check(values, FORM)
         domains = {
-            name: Domain(d["origin"], {s: Split(*(v[each] for each in SPLIT)) for s, v in d["splits"].items()}, d["rejected"])
+            name: Domain(d["origin"], {s: Split(*(v[each] for each in SPLIT)) for s, v in d["splits"].items()}, d["rejected"], _notes(d))
             for name, d in values["domains"].items()
         }
         manifest = cls(**{name: values[name] for name in FORM} | {"domains": domains})

@@ -1,6 +1,7 @@
 """Writes a reader's rows to Parquet shards in a seeded global shuffle: in this process, or with Ray Data if there are many."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,26 @@ def _key(identity: str, seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8, key=seed.to_bytes(8)).digest()) >> 1
 
 
+def _digest(content: bytes | np.ndarray) -> int:
+    """A 63-bit digest of a row as it was read, by which exact copies are found."""
+    data = content if isinstance(content, bytes) else np.ascontiguousarray(content).tobytes()
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest()) >> 1
+
+
 class _Prepare:
     """Reads a chunk and converts its rows to the stored form; for an unreadable row the column ``error`` says why."""
 
-    def __init__(self, reader: Reader, layout: Layout, parts: dict[str, int], test_share: float) -> None:
-        self.reader, self.layout, self.parts, self.test_share = reader, layout, parts, test_share
+    def __init__(self, reader: Reader, layout: Layout, parts: dict[str, int], test_share: float, places: list[int]) -> None:
+        """Args:
+        places: the dataset's label of each of the reader's labels.
+        """
+        self.reader, self.layout, self.parts, self.test_share, self.places = reader.without_listing(), layout, parts, test_share, places
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
-        rows = [row for index in batch["chunk"] for row in self._rows(self.reader.chunks()[int(index)])]
+        rows = [row for chunk in batch["chunk"] for row in self._rows(Chunk(*json.loads(chunk)))]
         types = pa.schema([
             ("id", pa.string()), ("label", pa.int32()), ("content", pa.binary()),
-            ("error", pa.string()), ("key", pa.int64()), ("part", pa.string()),
+            ("error", pa.string()), ("key", pa.int64()), ("part", pa.string()), ("digest", pa.int64()),
         ])  # fmt: skip
         return pa.Table.from_pylist(rows, schema=types)
 
@@ -43,9 +53,10 @@ class _Prepare:
             split = chunk.split
             if self.test_share and _key(row.id, self.layout.seed + 1) < self.test_share * 2**63:
                 split = "test"
-            content, error = self._stored(row.content)
+            content, error = (b"", row.error) if row.error else self._stored(row.content)
             part = f"{split}/{key * self.parts[split] >> 63:05d}"
-            yield {"id": row.id, "label": row.label, "content": content, "error": error, "key": key, "part": part}
+            label = self.places[row.label] if row.label >= 0 else -1
+            yield {"id": row.id, "label": label, "content": content, "error": error, "key": key, "part": part, "digest": _digest(row.content)}
 
     def _stored(self, content: bytes | np.ndarray) -> tuple[bytes, str]:
         shape = self.layout.shape
@@ -82,7 +93,8 @@ class _Write:
         with atomic_write(self.folder / (part.replace("/", "-") + ".parquet")) as path:
             pq.write_table(table, path)
         rejected = [f"{i}\n{e}" for i, e in zip(bad["id"].to_pylist(), bad["error"].to_pylist(), strict=True)]
-        return pa.table({"part": [part], "rows": [len(good)], "rejected": [rejected]})
+        seen = np.stack([good["digest"].to_numpy(), good["label"].to_numpy().astype(np.int64)])
+        return pa.table({"part": [part], "rows": [len(good)], "rejected": [rejected], "seen": [seen.tobytes()]})
 
 
 class _Number:
@@ -108,7 +120,7 @@ class _Number:
 
 
 def write_parts(
-    reader: Reader, layout: Layout, staging: Path, test_share: float, limit: int, start: Callable[[], object]
+    reader: Reader, layout: Layout, staging: Path, test_share: float, limit: int, start: Callable[[], object], places: list[int]
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Shuffle and write all rows; returns a description of each part, in order, with the digest of its file."""
     counts = dict(reader.counts)
@@ -116,11 +128,12 @@ def write_parts(
         total = sum(counts.values())
         counts = {"train": total, "test": max(1, int(total * test_share))}
     parts = {split: -(-count // layout.rows_per_file) for split, count in counts.items()}
-    prepare, write = _Prepare(reader, layout, parts, test_share), _Write(layout, staging / "parts")
+    prepare, write = _Prepare(reader, layout, parts, test_share, places), _Write(layout, staging / "parts")
     large = sum(counts.values()) * int(np.prod(layout.shape)) > SMALL
     if large:
         start()
-    done = sorted((_shuffle if large else _shuffle_here)(len(reader.chunks()), prepare, write, sum(parts.values())), key=lambda item: item["part"])
+    chunks = [json.dumps(chunk) for chunk in reader.chunks()]
+    done = sorted((_shuffle if large else _shuffle_here)(chunks, prepare, write, sum(parts.values())), key=lambda item: item["part"])
     offsets: dict[str, int] = {}
     for item in done:
         split = item["part"].split("/")[0]
@@ -133,11 +146,11 @@ def write_parts(
     return [item | told[item["part"]] for item in done]
 
 
-def _shuffle(chunks: int, prepare: _Prepare, write: _Write, parts: int) -> list[dict[str, Any]]:
+def _shuffle(chunks: list[str], prepare: _Prepare, write: _Write, parts: int) -> list[dict[str, Any]]:
     """Prepare all chunks and write all parts with Ray Data."""
     import ray.data  # noqa: PLC0415  reading shards does not need Ray
 
-    items = ray.data.from_items([{"chunk": index} for index in range(chunks)], override_num_blocks=min(chunks, 200))
+    items = ray.data.from_items([{"chunk": chunk} for chunk in chunks], override_num_blocks=min(len(chunks), 200))
     grouped = items.map_batches(prepare.__call__, batch_size=1).groupby("part", num_partitions=min(parts, 200))
     return grouped.map_groups(write.__call__, batch_format="pyarrow").take_all()
 
@@ -149,8 +162,8 @@ def _each(items: list[dict[str, Any]], number: _Number) -> list[dict[str, Any]]:
     return ray.data.from_items(items).map(number.__call__).take_all()
 
 
-def _shuffle_here(chunks: int, prepare: _Prepare, write: _Write, parts: int) -> list[dict[str, Any]]:
+def _shuffle_here(chunks: list[str], prepare: _Prepare, write: _Write, parts: int) -> list[dict[str, Any]]:
     """Prepare all chunks and write all parts in this process, which is faster than starting Ray for few rows."""
-    rows = pa.concat_tables([prepare({"chunk": np.array([index])}) for index in range(chunks)])
+    rows = pa.concat_tables([prepare({"chunk": np.array([chunk])}) for chunk in chunks])
     written = [write(rows.filter(pc.equal(rows["part"], part))) for part in rows["part"].unique()]
     return [row for table in written for row in table.to_pylist()]

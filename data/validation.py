@@ -30,7 +30,7 @@ def check(value: Any, form: Any, where: str = "it") -> None:
         ValueError: it has another structure; says where.
     """
     kind = form if isinstance(form, type) else type(form)
-    numeric = kind is float and isinstance(value, int)
+    numeric = kind is float and isinstance(value, int) and abs(value) < 2**1023
     if not (isinstance(value, kind) or numeric) or (isinstance(value, bool) and kind not in (bool, object)):
         raise ValueError(f"{where} is not {NAMES[kind]}")
     if isinstance(form, list):

@@ -60,9 +60,11 @@ def run(config: Config) -> dict[str, Any]:
             raise cluster.user_error(error) from error
         domain = manifest.domains[reader.domain]
         rows = {name: split.rows for name, split in domain.splits.items()}
-        result["domains"][reader.domain] = {"rows": rows, "rejected": len(domain.rejected)}
+        result["domains"][reader.domain] = {"rows": rows, "rejected": len(domain.rejected), "notes": domain.notes}
         counts = ", ".join(f"{count:,} {name}" for name, count in rows.items())
         print(f"{reader.domain}: {counts}; {manifest.store} {manifest.shape}; {len(manifest.classes)} classes")
+        for note in domain.notes:
+            print(f"  note: {note}")
         for item in domain.rejected[:5]:
             print(f"  left out {item['id']}: {item['reason']}")
         if len(domain.rejected) > 5:

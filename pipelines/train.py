@@ -52,10 +52,7 @@ def run(options: TrainOptions) -> dict[str, Any]:
 
 def _run(options: TrainOptions) -> dict[str, Any]:
     setup = prepare(options)
-    cores = len(os.sched_getaffinity(0))
-    if options.workers and not options.gpu:
-        cores = int(cluster.connect().cluster_resources().get("CPU", cores))
-    plan = make_plan(setup, cores)
+    plan = make_plan(setup, lambda: _cores(options))
     folder = _open_folder(options)
     plan = dataclasses.replace(plan, folder=str(folder.resolve()))
     tracked = _check_dataset(folder, setup)["tracked"] if options.resume else ""
@@ -73,6 +70,12 @@ def _run(options: TrainOptions) -> dict[str, Any]:
         raise
     reporter.finish(result["metrics"])
     return result
+
+
+def _cores(options: TrainOptions) -> int:
+    """CPU cores that the workers share: the cluster's, or this machine's."""
+    here = len(os.sched_getaffinity(0))
+    return int(cluster.connect().cluster_resources().get("CPU", here)) if options.workers and not options.gpu else here
 
 
 def _open_folder(options: TrainOptions) -> Path:

@@ -150,7 +150,7 @@ def _register(config: Any, best: FrozenTrial, folder: Path, uri: str) -> dict[st
     else:
         place, storage = trial_folder(folder, best.number), str(folder)
         setup = prepare(TrainOptions(**runs.options(runs.read_config(place))))
-        plan = replace(make_plan(setup, setup.options.threads), folder=str(place))
+        plan = replace(make_plan(setup, lambda: setup.options.threads), folder=str(place))
         train.conclude(plan, setup, place, judged(folder, best.number)[-1]["seconds"])
         run_id = place.name
     version = register.run(register.Config(run_id, name=config.register, storage=storage, tracking="" if uri == "none" else uri))

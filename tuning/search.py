@@ -153,7 +153,7 @@ def run(config: Config) -> dict[str, Any]:
     share, at_once = _resources(config, config.threads)
     options = {each.name: getattr(config, each.name) for each in fields(TrainOptions) if each.init and each.name not in ("own", "resume")}
     options |= config.own | {"workers": config.trial_workers if config.trial_workers > 1 else 0, "dataset": str(root), "plots": False}
-    make_plan(prepare(make_options(options)), config.threads)
+    make_plan(prepare(make_options(options)), lambda: config.threads)
     if (folder / SAVED).exists() and not config.resume:
         raise ValueError(f"search {folder.name} is in {config.storage} already: continue it with --resume, or give another --study")
     folder.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,7 @@ def _train(options: TrainOptions, folder: Path, number: int, setting: SearchCont
 
     setup = prepare(options)
     runs.record(folder, asdict(options), setup.manifest, "")
-    plan = replace(make_plan(setup, options.threads), folder=str(folder))
+    plan = replace(make_plan(setup, lambda: options.threads), folder=str(folder))
     judge = _Judge(setup, folder, setting.oracle)
     began, started, judged = time.time(), time.monotonic(), 0
 

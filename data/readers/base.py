@@ -5,7 +5,7 @@ A reader knows the number of rows without reading them; ``read`` yields the rows
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -13,20 +13,25 @@ ARRAY_CHUNK, FILE_CHUNK = 8192, 512
 
 
 class Row(NamedTuple):
-    """One row as read: file bytes, an image array (h, w[, 3]) uint8, or a feature vector; label -1 if unknown."""
+    """One row as read: file bytes, an image array (h, w[, 3]) uint8, or a feature vector.
+
+    ``label`` is -1 if unknown; ``error`` says why the row could not be read.
+    """
 
     id: str
     label: int
     content: bytes | np.ndarray
+    error: str = ""
 
 
 class Chunk(NamedTuple):
-    """Rows ``start`` to ``stop`` of a split, or of one class of it if ``label`` is set."""
+    """Rows ``start`` to ``stop`` of a split, or of one class of it if ``label`` is set; the names of their files, if they are files."""
 
     split: str
     start: int
     stop: int
     label: int = -1
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class Reader:
         native: (height, width) if all images have one size, (features,) for vectors, () for files of any size.
         channels: 1, 3, or 0 if it varies.
         counts: rows of each split.
+        origin: where the rows come from, for the manifest.
+        notes: what the user must know, such as files that are left out.
     """
 
     domain: str
@@ -47,6 +54,7 @@ class Reader:
     channels: int
     counts: dict[str, int]
     origin: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def chunks(self) -> list[Chunk]:
         """The chunks that make up the domain."""
@@ -55,6 +63,10 @@ class Reader:
             for split, count in self.counts.items()
             for start in range(0, count, ARRAY_CHUNK)
         ]
+
+    def without_listing(self) -> Self:
+        """The reader without what only ``chunks`` needs: what a worker receives."""
+        return self
 
     def read(self, chunk: Chunk) -> Iterator[Row]:
         """Yield the rows of a chunk."""

@@ -1,77 +1,107 @@
-"""Reader of folders of image files: ``<class>/<file>``, ``<domain>/<class>/<file>``, or files without labels."""
+"""Reader of folders of image files, in the layouts of the field."""
 
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from data.filesystem import list_files, to_path
 from data.images import SUFFIXES
 from data.readers.base import FILE_CHUNK, Chunk, Reader, Row, printable
+from data.readers.layout import LAYOUTS, Group, interpret, is_skipped, tree
 
 
 @dataclass(frozen=True)
 class FolderReader(Reader):
-    """Reads a folder ``<class>/<file>``, or of files without labels; a chunk is a range of one class's sorted files."""
+    """Reads the image files of one domain; a chunk is a range of one class's sorted files.
+
+    Attributes:
+        path: the folder that the files' paths are relative to.
+        groups: the files by split and class.
+    """
 
     path: str = ""
-    files: tuple[int, ...] = ()
+    groups: tuple[Group, ...] = ()
 
     def chunks(self) -> list[Chunk]:
+        labels = {name: label for label, name in enumerate(self.classes)}
         return [
-            Chunk("train", start, min(start + FILE_CHUNK, count), label if self.classes else -1)
-            for label, count in enumerate(self.files)
-            for start in range(0, count, FILE_CHUNK)
+            Chunk(group.split, start, min(start + FILE_CHUNK, len(group.files)), labels.get(group.label, -1), group.files[start : start + FILE_CHUNK])
+            for group in self.groups
+            for start in range(0, len(group.files), FILE_CHUNK)
         ]
 
     def read(self, chunk: Chunk) -> Iterator[Row]:
         root = to_path(self.path)
-        folder = root / self.classes[chunk.label] if self.classes else root
-        for path in image_files(folder)[chunk.start : chunk.stop]:
-            yield Row(printable(path.relative_to(root).as_posix()), chunk.label, path.read_bytes())
+        for name in chunk.files:
+            try:
+                yield Row(printable(name), chunk.label, (root / name).read_bytes())
+            except OSError as error:
+                yield Row(printable(name), chunk.label, b"", error.strerror or str(error))
+
+    def without_listing(self) -> Self:
+        return replace(self, groups=())
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Image files below a folder, sorted, without hidden files."""
-    return [path for path in list_files(folder) if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
-
-
-def _folders(path: Path) -> list[Path]:
-    return sorted(each for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
+    """Image files below a folder, sorted, without those in hidden and metadata folders."""
+    return [path for path in list_files(folder) if path.suffix.lower() in SUFFIXES and not is_skipped(path.relative_to(folder).as_posix())]
 
 
 def folder_readers(path: Path, domain: str | None, classes: int | None = None) -> list[Reader]:
-    """Open a folder: ``<class>/<file>``, ``<domain>/<class>/<file>``, or ``<file>`` without labels.
+    """Open a folder: one reader per domain.
+
+    The class names are the union of all its domains', so that labels agree.
 
     Args:
         domain: name of the domain, or which of several domain folders to read.
         classes: number of classes of a known dataset.
 
     Raises:
-        ValueError: the folder has no images, a class has none, or the number of classes is wrong.
+        ValueError: the folder has no images, follows no known layout, or the number of classes is wrong.
     """
-    folders = _folders(path)
-    if not folders and not any(path.iterdir()):
-        raise ValueError(f"{path} is empty: expected <class>/<file>, <domain>/<class>/<file>, or images without labels")
-    if not folders:
-        return [_folder_reader(path, domain or path.name, classes)]
-    nested = all(_folders(each) and not any(p.suffix.lower() in SUFFIXES for p in each.iterdir()) for each in folders)
-    if not nested:
-        return [_folder_reader(path, domain or path.name, classes)]
-    if domain and domain not in {each.name for each in folders}:
-        raise ValueError(f"{path} has no domain folder {domain!r}: it has {', '.join(each.name for each in folders)}")
-    return [_folder_reader(each, each.name, classes) for each in folders if domain in (None, each.name)]
-
-
-def _folder_reader(path: Path, domain: str, classes: int | None) -> Reader:
-    folders = _folders(path)
-    parts = folders or [path]
-    counts = tuple(len(image_files(part)) for part in parts)
-    empty = [part.name for part, count in zip(parts, counts, strict=True) if not count]
-    if not sum(counts):
+    names = [each.relative_to(path).as_posix() for each in list_files(path)]
+    if not names and not any(path.iterdir()):
+        raise ValueError(f"{path} is empty: expected {LAYOUTS}")
+    images = [name for name in names if Path(name).suffix.lower() in SUFFIXES and not is_skipped(name)]
+    if not images:
         raise ValueError(f"{path} contains no image file ({', '.join(sorted(SUFFIXES))})")
-    if empty:
-        raise ValueError(f"{path}: no image in class {', '.join(empty[:5])}: remove the folder or add images")
-    if classes is not None and len(folders) != classes:
-        raise ValueError(f"{path} has {len(folders)} class folders, but this dataset has {classes}: is the copy whole?")
-    names = tuple(folder.name for folder in folders)
-    return FolderReader(domain, names, (), 0, {"train": sum(counts)}, {"name": path.name}, str(path.resolve()), counts)
+    try:
+        groups, loose = interpret(tree(images), domain or path.name)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    found = sorted({group.domain for group in groups})
+    if domain and domain not in found:
+        raise ValueError(f"{path} has no domain folder {domain!r}: it has {', '.join(found)}")
+    union = tuple(sorted({group.label for group in groups} - {""}))
+    if classes is not None and len(union) != classes:
+        raise ValueError(f"{path} has {len(union)} class folders, but this dataset has {classes}: is the copy complete?")
+    notes = _left_out(names, loose)
+    return [_reader(path, each, union, [group for group in groups if group.domain == each], notes) for each in found if domain in (None, each)]
+
+
+def _reader(path: Path, domain: str, union: tuple[str, ...], groups: list[Group], notes: tuple[str, ...]) -> FolderReader:
+    counts: dict[str, int] = {}
+    for group in groups:
+        counts[group.split] = counts.get(group.split, 0) + len(group.files)
+    labelled = {group.label for group in groups} - {""}
+    missing = [name for name in union if labelled and name not in labelled]
+    if missing:
+        notes = (*notes, f"no image of class {', '.join(missing[:5])}" + (f" and {len(missing) - 5} more" if len(missing) > 5 else ""))
+    names = union if labelled else ()
+    return FolderReader(domain, names, (), 0, counts, {"name": path.name}, notes, str(path.resolve()), tuple(groups))
+
+
+def _left_out(names: list[str], loose: list[str]) -> tuple[str, ...]:
+    """Notes on files that are not read: skipped folders, images beside the class folders, and other kinds of files."""
+    skipped = [name for name in names if is_skipped(name) and Path(name).suffix.lower() in SUFFIXES]
+    others = Counter(Path(name).suffix.lower() or "without suffix" for name in names if Path(name).suffix.lower() not in SUFFIXES and not is_skipped(name))
+    notes = []
+    if skipped:
+        notes.append(f"{len(skipped):,} images in hidden or metadata folders are left out, the first {printable(skipped[0])}")
+    if loose:
+        notes.append(f"{len(loose):,} images beside the class folders are left out, the first {printable(loose[0])}")
+    if others:
+        notes.append("files of other kinds are left out: " + ", ".join(f"{count:,} {kind}" for kind, count in sorted(others.items())))
+    return tuple(notes)

@@ -54,7 +54,7 @@ def npz_reader(path: Path, domain: str) -> Reader:
         raise ValueError(f"{path} is not a readable .npz file of plain arrays ({error})") from error
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return NpzReader(domain, classes, native, channels, counts, {"name": path.name, "sha256": digest}, str(path.resolve()))
+    return NpzReader(domain, classes, native, channels, counts, {"name": path.name, "sha256": digest}, path=str(path.resolve()))
 
 
 def _check_sizes(path: Path, arrays: Any) -> None:

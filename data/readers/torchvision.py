@@ -55,7 +55,7 @@ def torchvision_reader(name: str, path: Path, classes: tuple[str, ...], size: in
         counts[split] = len(dataset)
         classes = classes or tuple(str(each) for each in dataset.classes)
     native = (size, size) if size else ()
-    return TorchvisionReader(name, classes, native, channels, counts, {"name": name}, name, str(path))
+    return TorchvisionReader(name, classes, native, channels, counts, {"name": name}, name=name, path=str(path))
 
 
 def _present(name: str, path: Path, split: str) -> Any:

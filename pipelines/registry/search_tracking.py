@@ -1,13 +1,12 @@
 """Sends a hyper-parameter search's record to MLflow: a run for the search, and a child run for each trial."""
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from data.filesystem import local_copy
 from pipelines.registry.connection import EXPERIMENT, connect, one_line_errors
@@ -64,7 +63,7 @@ class SearchTracker:
         if self.client and number in self.trials:
             now = int(time.time() * 1000)
             with self._lenient():
-                self.client.log_batch(self.trials[number], [Metric(name, value, now, epoch) for name, value in result.items() if np.isfinite(value)])
+                self.client.log_batch(self.trials[number], [Metric(name, value, now, epoch) for name, value in result.items() if math.isfinite(value)])
 
     def end(self, number: int, status: str) -> None:
         """End a trial's run."""

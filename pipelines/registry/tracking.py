@@ -1,10 +1,9 @@
 """Sends one training run's record to MLflow."""
 
 import contextlib
+import math
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from data.filesystem import local_copy, to_path
 from pipelines.registry.connection import connect, one_line_errors
@@ -52,7 +51,7 @@ class RunTracker:
         """Log metrics with a time stamp; MLflow keeps equal entries once."""
         from mlflow.entities import Metric  # noqa: PLC0415
 
-        self.client.log_batch(self.tracked, [Metric(name, value, int(seconds * 1000), step) for name, value in values.items() if np.isfinite(value)])
+        self.client.log_batch(self.tracked, [Metric(name, value, int(seconds * 1000), step) for name, value in values.items() if math.isfinite(value)])
 
     def finish(self, metrics: dict[str, float], folder: Path) -> None:
         """Log the final metrics, plots and files, and end the run. Sending twice changes nothing."""

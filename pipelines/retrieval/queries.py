@@ -34,10 +34,11 @@ def load_queries(images: str, shape: tuple[int, ...]) -> tuple[list[str], np.nda
         try:
             decoded.append(decode(file.read_bytes(), shape[0], shape[1]))
             names.append(printable(str(file)))
-        except ValueError as error:
+        except (ValueError, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             if len(files) == 1:
-                raise ValueError(f"{file} cannot be read: {error}") from None
-            print(f"  left out {printable(str(file))}: {error}")
+                raise ValueError(f"{file} cannot be read: {reason}") from None
+            print(f"  left out {printable(str(file))}: {reason}")
     if not decoded:
         raise ValueError(f"no image in {path} can be read")
     return names, np.stack(decoded), [-1] * len(names)

@@ -149,6 +149,17 @@ def _all(folder: Path) -> list[Path]:
     return sorted(folder.glob("epoch-*"), key=lambda each: each.name)
 
 
+def _check_sizes(state: dict[str, Any]) -> None:
+    """Check that networks can have a state's sizes.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    most = {1: 1 << 20, 3: 4096}.get(len(state["shape"]), 0)
+    if not all(0 < side <= most for side in state["shape"]) or not most or not 0 <= state["classes"] <= 1_000_000:
+        raise ValueError(f"its shape is {state['shape'][:4]} with {state['classes']} classes")
+
+
 def read_state(place: Path) -> dict[str, Any]:
     """Read the JSON part of a checkpoint.
 
@@ -160,6 +171,7 @@ def read_state(place: Path) -> dict[str, Any]:
         validation.check(state, {"format": int})
         if state["format"] <= FORMAT:
             validation.check({"step": 0} | state, FORM)
+            _check_sizes(state)
     except (OSError, ValueError) as error:
         raise ValueError(f"no readable checkpoint at {place} ({type(error).__name__}: {error})") from error
     if state["format"] > FORMAT:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -61,11 +62,11 @@ def prepare(options: TrainOptions) -> Setup:
     return Setup(options, root, manifest, kind(kind.Config(**options.own), tuple(manifest.shape), len(manifest.classes), options.bits))
 
 
-def make_plan(setup: Setup, cores: int) -> Plan:
+def make_plan(setup: Setup, cores: Callable[[], int]) -> Plan:
     """Check that the method can train on these domains, and fix batch size, steps and threads.
 
     Args:
-        cores: CPU cores that all workers share.
+        cores: CPU cores that all workers share; only called if ``threads`` is not given, and after all checks.
 
     Raises:
         ValueError: it cannot; says why and what to do.
@@ -82,7 +83,7 @@ def make_plan(setup: Setup, cores: int) -> Plan:
     batch = _batch_size(method, _labelled_classes(setup, source) if source else 0, world)
     rows = max(split.rows for split in (source, target if method.wants.target else None) if split)
     steps = 0 if method.fitted else options.steps_per_epoch or max(100, rows // batch)
-    threads = options.threads or max(1, cores // (world if options.workers else int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    threads = options.threads or max(1, cores() // (world if options.workers else int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     return Plan(replace(options, dataset=str(setup.root.resolve()), threads=threads), "", batch, steps, threads)
 
 

@@ -186,7 +186,7 @@ def test_a_bucket_that_refuses_writes_keeps_what_it_has(
         ({}, "s3://no-such-bucket/x", "there is no bucket 'no-such-bucket'"),
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, f"{ROOT}/x", "http://127.0.0.1:9 does not answer"),
         ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true"}, f"{ROOT}/x", "no credentials: set AWS_ACCESS_KEY_ID"),
-        ({}, "gs://bucket/x", "is not a supported path"), ({}, "s3://", "is no place for files"), ({}, f"{ROOT}/x", "no dataset at"),
+        ({}, "gs://bucket/x", "is not a supported path"), ({}, "s3://", "is not a supported path"), ({}, f"{ROOT}/x", "no dataset at"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_place_is_said(

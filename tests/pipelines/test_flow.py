@@ -205,7 +205,7 @@ def test_a_target_of_bare_image_files(ray_cluster: None, tmp_path: Path) -> None
         "method": "dah", "dataset": str(tmp_path / "set"), "source": "known", "target": "bare", "bits": 16, "epochs": 1, "steps_per_epoch": 3,
         "per_class": 3, "workers": 0, "storage": str(tmp_path / "runs"), "tracking": uri,
     }))  # fmt: skip
-    assert result["metrics"] == {} and "no label to measure with" in result["notes"][0]
+    assert result["metrics"] == {} and "has no labels" in result["notes"][0]
     assert (tmp_path / "runs" / result["run_id"] / "plots" / "retrievals.png").stat().st_size > 1000
     register.run(register.Config(result["run_id"], name="bare", storage=str(tmp_path / "runs"), tracking=uri))
     assert promote.run(promote.Config("bare", tracking=uri))["promoted"]

@@ -67,7 +67,7 @@ def test_a_file_narrows_widens_and_fixes() -> None:
     ("given", "said"),
     [
         ({"like_wait": 1.0}, "did you mean like_weight"), ({"dropout": {"low": 0.5, "high": 0.1}}, "must grow"),
-        ({"mmd_weight": {"low": 0.0, "high": 1.0}}, "from above 0"), ({"dropout": []}, "no value"), ({"bits": [33]}, "multiple of 8"),
+        ({"mmd_weight": {"low": 0.0, "high": 1.0}}, "from above 0"), ({"dropout": []}, "an empty list"), ({"bits": [33]}, "multiple of 8"),
         ({"dropout": {"lowest": 0.1}}, "lowest"), ({"dropout": "much"}, "must be a number"), ({"network": {"low": 1, "high": 2}}, "must be one of"),
         ({"bits": {"low": 16, "high": 64}}, "give a list"), ({"augment": {"log": True}}, "give low and high"),
     ],

@@ -66,7 +66,7 @@ TRAIN = "train dah --dataset {digits} --source typeset --target handwritten --st
         ("ingest digits --domain hand --dataset {bad}/set", "has no domain 'hand'"),
         ("ingest {bad}/empty --dataset {bad}/set", "is empty"),
         ("ingest {bad}/hollow --dataset {bad}/set", "no image file"),
-        ("ingest {bad}/half --dataset {bad}/set", "no image in class dog"),
+        ("ingest {bad}/half --dataset {bad}/set", "no row can be read; the first is 'cat/a.png' (empty file)"),
         ("ingest {bad}/text.npz --dataset {bad}/set", "not a readable .npz"),
         ("ingest {bad}/odd.npz --dataset {bad}/set", "no x_<split> array"),
         ("ingest {bad}/file.txt --dataset {bad}/set", "neither a folder nor an .npz"),

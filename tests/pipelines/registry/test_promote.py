@@ -54,7 +54,7 @@ def test_the_better_is_promoted_and_the_promotion_undone(runs: dict[str, Any], c
     assert "version 1 is the champion again, in place of 2" in capsys.readouterr().out
     assert champion(runs, "up")[0] == 1
     assert main(["promote", "up", "--rollback", "--tracking", runs["uri"]]) == 2
-    assert "no champion before" in capsys.readouterr().err
+    assert "no earlier champion" in capsys.readouterr().err
 
 
 def test_the_worse_and_the_hardly_better_are_refused(runs: dict[str, Any]) -> None:
@@ -97,7 +97,7 @@ def test_of_two_promotions_at_once_one_wins(runs: dict[str, Any]) -> None:
     for each in racers:
         each.join()
     assert decisions.count(True) == 1 and len(decisions) + len(refused) == 2
-    assert all("another promotion of 'race' goes on" in text for text in refused)
+    assert all("another promotion of 'race' is running" in text for text in refused)
     assert champion(runs, "race")[0] == 2
 
 

@@ -137,4 +137,4 @@ def test_a_row_that_diverges_is_shown_and_the_others_go_on(digits: Path, tmp_pat
     assert shown.count("; 1 failed") == 2 and "85.5 (mnist -> usps)" in shown
     line = f"ablate dah --dataset {digits} --source typeset --target handwritten"
     assert main(line.split()) == 2
-    assert "has no ablation table for dah: one is for igan, sigan" in capsys.readouterr().err
+    assert "dah has no ablation table; these have one: igan, sigan" in capsys.readouterr().err
