@@ -82,13 +82,13 @@ class BatchNorm(nn.BatchNorm2d):
         if not self.training or world_size() == 1:
             return super().forward(input)
         axes = [0] if input.dim() == 2 else [0, 2, 3]
-        moments = torch.stack([input.mean(axes), input.square().mean(axes)])
-        mean, square = dist_nn.all_reduce(moments) / world_size()
-        variance = square - mean.square()
+        means, variances = gather(torch.stack([input.mean(axes), input.var(axes, unbiased=False)]).unsqueeze(0)).unbind(1)
+        mean = means.mean(0)
+        variance = (variances + (means - mean).square()).mean(0)  # centred on each rank: E[x^2] - E[x]^2 would cancel far from zero
         self._track(mean.detach(), variance.detach(), input.numel() // input.shape[1] * world_size())
         shape = [1, -1] + [1] * (input.dim() - 2)
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return input * scale.view(shape) + (self.bias - mean * scale).view(shape)
+        return (input - mean.view(shape)) * scale.view(shape) + self.bias.view(shape)
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:

@@ -259,9 +259,11 @@ class Method:
         kept: dict[str, nn.Module] = {name: player.networks for name, player in self.players.items()}
         return nn.ModuleDict(kept if self.averaged is None else kept | {"averaged": self.averaged})
 
-    def to(self, device: torch.device) -> Self:
-        """Move all networks."""
+    def to(self, device: torch.device | torch.dtype) -> Self:
+        """Move all networks and optimiser states, also to a dtype."""
         self.state_modules().to(device)
+        for player in self.players.values():
+            player.optimizer.load_state_dict(player.optimizer.state_dict())  # casts the state to the parameters' device and dtype
         return self
 
     def train(self, mode: bool = True) -> Self:

@@ -53,6 +53,8 @@ class _Encode:
         self.encoder: Encoder = open_encoder(config.model, config.storage, config.tracking)
         self.root, self.staging = to_path(config.input), to_path(staging)
         self.meta = {b"bits": str(self.encoder.bits).encode(), b"model": config.model.encode()}
+        if (self.root / "manifest.json").exists():
+            self.meta[b"classes"] = json.dumps(Manifest.read(self.root).classes).encode()
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         lost: list[str] = []

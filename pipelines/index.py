@@ -18,8 +18,14 @@ class Config:
     codes: str = positional("folder that `hashbridge encode` wrote")
     out: str = required("file of the index")
     kind: str = option("flat", "flat: exact; hnsw: graph; ivf: inverted lists", KINDS)
-    neighbours: int = option(32, "hnsw: links of a node")
+    neighbours: int = option(32, "hnsw: links of a node, 2 to 512")
     lists: int = option(0, "ivf: number of lists (default: square root of the rows)")
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.neighbours <= 512:
+            raise ValueError(f"--neighbours is {self.neighbours}, but must be from 2 to 512")
+        if self.lists < 0:
+            raise ValueError(f"--lists is {self.lists}, but must not be negative")
 
 
 def run(config: Config) -> dict[str, Any]:

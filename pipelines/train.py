@@ -134,5 +134,5 @@ def conclude(plan: Plan, setup: Setup, folder: Path, seconds: float) -> dict[str
     }  # fmt: skip
     runs.write_json(folder / "result.json", result)
     evaluation.print_metrics(evaluated["metrics"], evaluated["notes"], oracle)
-    print(f"run {folder.name}: {seconds:.0f} s; plots in {folder / 'plots'}")
+    print(f"run {folder.name}: {seconds:.0f} s" + (f"; plots in {folder / 'plots'}" if options.plots else ""))
     return result

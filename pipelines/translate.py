@@ -45,7 +45,7 @@ def run(config: Config) -> dict[str, Any]:
     """Translate images; returns the files written."""
     folder = runs.find_run(config.run, config.storage)
     method, shape = load_generator(folder)
-    names, x, labels = load_queries(config.images, shape)
+    names, x, labels, _ = load_queries(config.images, shape)
     made = translate_all(method, x)
     out = to_path(config.out)
     files = []

@@ -26,10 +26,12 @@ SHARED = ROOT.parent / "shared" / "data"
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the tests that need Ray, or the servers, to one of pytest-xdist's processes: each is started once."""
+    """Give the tests that need Ray to one of pytest-xdist's processes, and those that need only the servers to one: each is started once there."""
     for item in items:
-        if {"ray_cluster", "s3_server"} & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group("cluster"))
+        wanted = getattr(item, "fixturenames", ())
+        group = "cluster" if "ray_cluster" in wanted else "servers" if "s3_server" in wanted else ""
+        if group:
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -88,7 +88,8 @@ class Memory(nn.Module):
         self.register_buffer("members", torch.empty(0, dtype=torch.int64))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        self.slots, self.members = (torch.zeros_like(state_dict[prefix + name]) for name in ("slots", "members"))  # sizes as saved
+        device = self.centroids.device
+        self.slots, self.members = (torch.zeros_like(state_dict[prefix + name], device=device) for name in ("slots", "members"))  # sizes as saved
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def fill(self, rows: int, parts: Iterator[DomainView], encode: Any) -> None:

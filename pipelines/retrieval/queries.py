@@ -1,5 +1,7 @@
 """Loads query images: an image, a folder of images, or rows of a dataset."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from data.filesystem import to_path
@@ -10,11 +12,22 @@ from data.readers.folder import image_files
 from data.shards import read_rows, to_arrays
 
 
-def load_queries(images: str, shape: tuple[int, ...]) -> tuple[list[str], np.ndarray, list[int]]:
-    """Load query images.
+class Queries(NamedTuple):
+    """Query images: names, rows as stored (n, ...), labels (-1 if unknown) and class names ("" if unknown)."""
 
-    Returns:
-        Names, rows as stored (n, ...), and labels (-1 if unknown).
+    names: list[str]
+    x: np.ndarray
+    labels: list[int]
+    classes: list[str]
+
+
+def class_name(label: int, classes: list[str]) -> str:
+    """The name of a label; the number itself if it has none, and "" if it is unknown."""
+    return "" if label < 0 else classes[label] if label < len(classes) else str(label)
+
+
+def load_queries(images: str, shape: tuple[int, ...]) -> Queries:
+    """Load query images.
 
     Raises:
         ValueError: there are none, or they do not fit the model.
@@ -41,10 +54,10 @@ def load_queries(images: str, shape: tuple[int, ...]) -> tuple[list[str], np.nda
             print(f"  left out {printable(str(file))}: {reason}")
     if not decoded:
         raise ValueError(f"no image in {path} can be read")
-    return names, np.stack(decoded), [-1] * len(names)
+    return Queries(names, np.stack(decoded), [-1] * len(names), [""] * len(names))
 
 
-def _dataset_queries(images: str, shape: tuple[int, ...]) -> tuple[list[str], np.ndarray, list[int]]:
+def _dataset_queries(images: str, shape: tuple[int, ...]) -> Queries:
     try:
         root, name, rows = images.rsplit("#", 2)
         domain, split = name.rsplit("/", 1)
@@ -60,14 +73,15 @@ def _dataset_queries(images: str, shape: tuple[int, ...]) -> tuple[list[str], np
         raise ValueError(f"rows {rows} are outside {name}, which has {manifest.split(domain, split).rows}")
     batches = list(read_rows(folder, manifest, domain, split, start, stop))
     labels = [int(label) for batch in batches for label in batch.column("label").to_pylist()]
-    return [f"{name}#{row}" for row in range(start, stop)], np.concatenate([to_arrays(b, manifest) for b in batches]), labels
+    x = np.concatenate([to_arrays(batch, manifest) for batch in batches])
+    return Queries([f"{name}#{row}" for row in range(start, stop)], x, labels, [class_name(label, manifest.classes) for label in labels])
 
 
 def load_origin(origin: str, shape: tuple[int, ...]) -> np.ndarray:
     """The image (channels, h, w) that a code was made from; grey if it no longer exists."""
     try:
         if "#" in origin and not to_path(origin).exists():
-            return _dataset_queries(origin, shape)[1][0]
+            return _dataset_queries(origin, shape).x[0]
         return decode(to_path(origin).read_bytes(), shape[0], shape[1])
     except (ValueError, OSError):
         return np.full(shape, 128, np.uint8)

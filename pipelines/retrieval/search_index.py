@@ -35,10 +35,41 @@ def build(codes: np.ndarray, kind: str, neighbours: int = 32, lists: int = 0) ->
         index.own_fields = True
         coarse.this.disown()
         index.cp.min_points_per_centroid = 1
-        index.nprobe = max(1, lists // 8)
         index.train(codes)
     index.add(codes)
     return index
+
+
+def search(index: faiss.IndexBinary, codes: np.ndarray, k: int, probes: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest codes of an index to each query; all queries get ``min(k, codes in the index)`` answers.
+
+    An IVF index visits some of its lists. Queries that find too few codes there visit more lists, up to all.
+
+    Args:
+        codes: (queries, bits / 8) uint8.
+        probes: lists that an IVF index visits first; 0 for an eighth of them.
+
+    Returns:
+        Hamming distances and positions in the index, (queries, answers) each.
+
+    Raises:
+        ValueError: ``probes`` is more than the index has lists, or it has none.
+    """
+    k = min(k, index.ntotal)
+    if isinstance(index, faiss.IndexBinaryHNSW):
+        index.hnsw.efSearch = max(index.hnsw.efSearch, k)
+    if not isinstance(index, faiss.IndexBinaryIVF):
+        if probes:
+            raise ValueError("--probes is for an index of kind ivf")
+        return index.search(codes, k)
+    if probes > index.nlist:
+        raise ValueError(f"--probes is {probes}, but the index has {index.nlist} lists")
+    index.nprobe = probes or max(1, index.nlist // 8)
+    distances, found = index.search(codes, k)
+    while (few := (found < 0).any(1)).any() and index.nprobe < index.nlist:
+        index.nprobe = min(2 * index.nprobe, index.nlist)
+        distances[few], found[few] = index.search(np.ascontiguousarray(codes[few]), k)
+    return distances, found
 
 
 def write(index: faiss.IndexBinary, kind: str, table: pa.Table, meta: dict[str, str], path: Path) -> int:

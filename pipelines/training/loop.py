@@ -68,6 +68,7 @@ class Trainer:
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
+        self.method.to(self.device)  # before loading: optimisers take their state to where the parameters are
         self.place = checkpoint.latest(self.folder)
         self.epoch, self.first, self.loop = checkpoint.load(self.place, self.method) if self.place else checkpoint.Position(0, 0, {})
         if self.place and self.first:
@@ -76,7 +77,6 @@ class Trainer:
         self.writer, self.writing = ThreadPoolExecutor(1), Future[Path]()
         self.writing.set_result(self.place or self.folder)
         self.written = time.monotonic()
-        self.method.to(self.device)
         self.steppers: dict[str, nn.Module] = {}
         for name, player in self.method.players.items():
             step = PlayerStep(self.method, name)

@@ -123,6 +123,7 @@ def test_search_finds_what_brute_force_finds(kind: str, trained: dict[str, Any],
     config = search.Config(str(tmp_path / "i"), f"{digits}#handwritten/test#3-6", champion, 5, str(tmp_path / "grid.png"), trained["storage"])
     found = search.run(config)["queries"]
     assert len(found) == 4 and all(len(each["answers"]) == 5 for each in found)
+    assert {answer["class"] for each in found for answer in each["answers"]} <= set("0123456789") and all(each["class"] for each in found)
     _, database, _ = read_codes(out)
     encoder = load_method(Path(trained["storage"]) / trained["run_id"], Manifest.read(digits))
     x = search.load_queries(f"{digits}#handwritten/test#3-6", (1, 32, 32))[1]

@@ -20,9 +20,11 @@ from safetensors.torch import load_file
 
 from data.batches import DomainBatch, DomainLoader
 from data.filesystem import local_copy
+from models.method import Method
 from models.methods.dah import DAH, DAHConfig
 from pipelines import train
 from pipelines.training import checkpoint, runs
+from pipelines.training.loop import Trainer
 from tests.servers import ROOT, Head
 
 EPOCHS, STEPS = 3, 10
@@ -183,6 +185,32 @@ def test_a_checkpoint_holds_the_optimiser(tmp_path: Path) -> None:
     assert left["param_groups"] == right["param_groups"]
     for key, state in left["state"].items():
         assert all(torch.equal(torch.as_tensor(value), torch.as_tensor(right["state"][key][name])) for name, value in state.items())
+
+
+def one_step(one: DAH) -> None:
+    sum(p.sum() for p in one.network.parameters()).backward()
+    one.players["encoder"].optimizer.step()
+
+
+def test_moving_a_method_moves_its_optimisers_state() -> None:
+    one = method()
+    one_step(one)
+    one.to(torch.float64)  # in place of a GPU
+    states = one.players["encoder"].optimizer.state.values()
+    assert states and all(state["exp_avg"].dtype == torch.float64 for state in states)
+    one_step(one)
+
+
+def test_a_run_is_restored_where_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = method()
+    one_step(one)
+    checkpoint.write(tmp_path, checkpoint.snapshot(one, 1, {}))
+    monkeypatch.setattr(DAH, "to", lambda self, device: Method.to(self, torch.float64))  # in place of a GPU
+    other = method()
+    Trainer(other, None, None, 2, 1, 0, tmp_path, {}, print)
+    states = other.players["encoder"].optimizer.state.values()
+    assert states and all(state["exp_avg"].dtype == torch.float64 for state in states)
+    one_step(other)
 
 
 def test_a_checkpoint_of_another_method_or_a_torn_one_is_said(tmp_path: Path) -> None:
