@@ -31,11 +31,11 @@ def encode_split(encode: Encode, root: Path, manifest: Manifest, domain: str, sp
 def protocol_splits(manifest: Manifest, source: str, target: str, protocol: str) -> tuple[str, str]:
     """Query and database of a protocol, as DOMAIN/SPLIT.
 
-    Without a test split the target's train split is the query set (the transductive protocol); protocol ``target`` then excludes
-    each query from its own ranking.
+    The query set is the target's test split, or its val split, or else its train split (the transductive protocol). In the last case
+    protocol ``target`` excludes each query from its own ranking.
     """
-    query = f"{target}/test" if "test" in manifest.domains[target].splits else f"{target}/train"
-    return query, f"{source if protocol == 'cross' else target}/train"
+    split = next((each for each in ("test", "val") if each in manifest.domains[target].splits), "train")
+    return f"{target}/{split}", f"{source if protocol == 'cross' else target}/train"
 
 
 def retrieval_metrics(query: Encoded, database: Encoded, ties: str = "expected", leave_one_out: bool = False) -> tuple[dict[str, float], list[str]]:
