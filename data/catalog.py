@@ -8,6 +8,7 @@ from data.filesystem import to_path
 from data.readers.base import Reader
 from data.readers.embedded import digits_reader
 from data.readers.folder import folder_readers
+from data.readers.image_list import list_reader
 from data.readers.npz import npz_reader
 from data.readers.torchvision import torchvision_reader
 
@@ -70,7 +71,9 @@ def open_source(source: str, domain: str | None, cache: Path) -> list[Reader]:
         return folder_readers(given, domain)
     if given.suffix == ".npz":
         return [npz_reader(given, domain or given.stem)]
-    raise ValueError(f"{source} is neither a folder nor an .npz file: give one of these or a catalogue entry")
+    if given.suffix == ".txt":
+        return [list_reader(given, domain)]
+    raise ValueError(f"{source} is neither a folder, an .npz file nor an image list (.txt): give one of these or a catalogue entry")
 
 
 def _catalogued(name: str, path: str, domain: str | None, cache: Path) -> list[Reader]:

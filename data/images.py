@@ -18,8 +18,49 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     if not image.mode.startswith(("I", "F")):
         return image
     grey = np.asarray(image, dtype=np.float64)
-    top = 65535.0 if image.mode.startswith("I;16") or grey.max(initial=0) > 255 else 255.0 if grey.max(initial=0) > 1 else 1.0
-    return Image.fromarray((grey.clip(0, top) * (255.0 / top)).round().astype(np.uint8))
+    return Image.fromarray(scaled(grey, 0.0, _top(image.mode, grey)))
+
+
+def _top(mode: str, grey: np.ndarray) -> float:
+    """The value that a grey image of a mode takes for white."""
+    return 65535.0 if mode.startswith("I;16") or grey.max(initial=0) > 255 else 255.0 if grey.max(initial=0) > 1 else 1.0
+
+
+def scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Map ``low``..``high`` to 0..255, uint8; values beyond are cut."""
+    return ((values.astype(np.float64).clip(low, high) - low) * (255.0 / (high - low))).round().astype(np.uint8)
+
+
+def brightest(content: bytes | np.ndarray) -> tuple[float, float] | None:
+    """The brightest value and the value of white of a uint8 array or a 16-bit or float image file; None for 8-bit files and features."""
+    if isinstance(content, np.ndarray):
+        return (float(content.max(initial=0)), 255.0) if content.dtype == np.uint8 else None
+    if content[:3] == b"\xff\xd8\xff":  # a JPEG has 8 bits
+        return None
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if not image.mode.startswith(("I", "F")) or image.width * image.height > LARGEST_PIXELS:
+                return None
+            grey = np.asarray(image, dtype=np.float64)
+            return float(grey.max(initial=0)), _top(image.mode, grey)
+    except Exception:  # decode says what is wrong with it
+        return None
+
+
+def with_range(content: bytes | np.ndarray, low: float, high: float) -> bytes | np.ndarray:
+    """A uint8 array, or a 16-bit or float image file, with ``low``..``high`` mapped to 0..255; other files are unchanged.
+
+    Raises:
+        ValueError: the file is not a readable image.
+    """
+    if isinstance(content, np.ndarray):
+        return scaled(content, low, high)
+    if brightest(content) is None:
+        return content
+    with Image.open(io.BytesIO(content)) as image:
+        buffer = io.BytesIO()
+        Image.fromarray(scaled(np.asarray(image, dtype=np.float64), low, high)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _flat(image: Image.Image) -> Image.Image:
@@ -69,13 +110,15 @@ def resize_arrays(images: np.ndarray, channels: int, size: int) -> np.ndarray:
     """Convert a stack of uint8 arrays to one shape, as ``decode`` does for files.
 
     Args:
-        images: (n, h, w), (n, h, w, 3), (n, 1, h, w) or (n, 3, h, w) uint8.
+        images: (n, h, w), (n, h, w, 3 or 1) or (n, 3 or 1, h, w) uint8.
 
     Returns:
         (n, channels, size, size) uint8.
     """
-    if images.ndim == 4:
-        images = images.squeeze(1) if images.shape[1] == 1 else images.transpose(0, 2, 3, 1) if images.shape[1] == 3 else images
+    if images.ndim == 4 and images.shape[3] not in (1, 3):
+        images = images.transpose(0, 2, 3, 1)
+    if images.ndim == 4 and images.shape[3] == 1:
+        images = images.squeeze(3)
     mode = "L" if channels == 1 else "RGB"
     rows = [
         np.asarray(Image.fromarray(each).convert(mode).resize((size, size), Image.Resampling.BILINEAR)) for each in images

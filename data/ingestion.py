@@ -42,6 +42,7 @@ def _describe(reader: Reader, parts: list[dict[str, Any]], classes: int) -> Doma
 def write_domain(
     reader: Reader, root: Path, *, size: int = 0, channels: int = 0, store: str = "", seed: int = 0,
     test_share: float = 0.0, limit: int = 0, strict: bool = False, replace: bool = False, start: Callable[[], object] = lambda: None,
+    values: tuple[float, float] | None = None, kept: list[str] | None = None,
 ) -> Manifest:  # fmt: skip
     """Write a domain's shards and add the domain to the dataset's manifest.
 
@@ -53,10 +54,14 @@ def write_domain(
         strict: treat an unreadable row as an error.
         replace: overwrite the domain if it exists.
         start: connects to Ray, which is used for large domains.
+        kept: the classes to keep, in the order of their labels; None for all.
+        values: lowest and highest value of arrays and of 16-bit files, mapped to black and white.
 
     Raises:
         ValueError: the domain does not fit the dataset, exists already, or (``strict``) has an unreadable row.
     """
+    if not reader.domain.strip(" .") or set("/\\=#") & set(reader.domain) or not reader.domain.isprintable():
+        raise ValueError(f"{reader.domain!r} cannot name a domain: give --domain a name without / \\ = and #")
     manifest = Manifest.read(root) if (root / "manifest.json").exists() else None
     if manifest and reader.domain in manifest.domains and not replace:
         raise ValueError(f"dataset {root.name!r} already has domain {reader.domain!r}: give --replace to overwrite it")
@@ -68,10 +73,10 @@ def write_domain(
     root.mkdir(parents=True, exist_ok=True)
     try:
         with _staging_folder(root) as staging:
-            merged, places, notes = merge_classes(reader, others.classes if others else [])
-            parts = write_parts(reader, layout, staging, test_share, limit, start, places)
+            merged, places, notes = merge_classes(reader, others.classes if others else [], kept)
+            parts = write_parts(reader, layout, staging, test_share, limit, start, places, values)
             domain = _describe(reader, parts, len(merged))
-            domain.notes += [*reader.notes, *notes, *_copies(parts)]
+            domain.notes += [*reader.notes, *notes, *_copies(parts), *([] if values else _dark(parts))]
             if strict and domain.rejected:
                 first = domain.rejected[0]
                 raise ValueError(f"{len(domain.rejected)} rows cannot be read, the first {first['id']!r} ({first['reason']})")
@@ -79,7 +84,7 @@ def write_domain(
                 first = domain.rejected[0]
                 raise ValueError(f"{reader.domain}: no row can be read; the first is {first['id']!r} ({first['reason']})")
             with file_lock(root / ".lock"):
-                return _commit(root, staging / "domain", reader, layout, domain, merged, places)
+                return _commit(root, staging / "domain", reader, layout, domain, merged, places, kept)
     finally:
         if created and not (root / "manifest.json").exists() and not list(root.glob(f"{STAGING}*")):
             remove(root)
@@ -105,6 +110,15 @@ def _staging_folder(root: Path) -> Iterator[Path]:
             remove(staging)
 
 
+def _dark(parts: list[dict[str, Any]]) -> list[str]:
+    """A note if the values of the images use so little of their type's range that all are nearly black."""
+    bright = max((item["bright"] for item in parts if item["bright"] is not None), default=None)
+    white = max((item["white"] for item in parts if item["white"] is not None), default=0.0)
+    if bright is None or bright * 8 > white:
+        return []
+    return [f"the brightest value is {bright:g} of {white:g}, so the images are nearly black: give --range 0-{bright:g} if that is white"]
+
+
 def _copies(parts: list[dict[str, Any]]) -> list[str]:
     """Notes on exact copies of an image in several splits or classes; none are looked for above ``MOST_COMPARED`` rows."""
     if sum(item["rows"] for item in parts) > MOST_COMPARED:
@@ -122,7 +136,7 @@ def _copies(parts: list[dict[str, Any]]) -> list[str]:
     return notes
 
 
-def _commit(root: Path, built: Path, reader: Reader, layout: Layout, domain: Domain, classes: list[str], places: list[int]) -> Manifest:
+def _commit(root: Path, built: Path, reader: Reader, layout: Layout, domain: Domain, classes: list[str], places: list[int], kept: list[str] | None) -> Manifest:
     """Move a finished domain into place, then add it to the current manifest.
 
     Raises:
@@ -132,7 +146,7 @@ def _commit(root: Path, built: Path, reader: Reader, layout: Layout, domain: Dom
     manifest = Manifest.read(root) if (root / "manifest.json").exists() else fresh
     if set(manifest.domains) - {reader.domain}:
         check_fits(reader, manifest, layout)  # another ingest may have committed first
-        classes, now, _ = merge_classes(reader, manifest.classes)
+        classes, now, _ = merge_classes(reader, manifest.classes, kept)
         if now != places:
             raise ValueError(f"another ingest has changed the classes of {root.name!r} meanwhile: ingest {reader.domain!r} again")
     else:

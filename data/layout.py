@@ -62,20 +62,52 @@ def check_fits(reader: Reader, manifest: Manifest, layout: Layout) -> None:
         )
 
 
-def merge_classes(reader: Reader, classes: list[str]) -> tuple[list[str], list[int], list[str]]:
+DROPPED = -2  # in place of the label of a class that is not kept
+
+
+def select_classes(wanted: str, names: list[str], readers: list[Reader]) -> list[str]:
+    """The classes to keep.
+
+    Args:
+        wanted: ``--classes``: names with commas, or the least number of images that a class has in every domain.
+        names: of a file of names; empty if ``wanted`` is not a file.
+
+    Raises:
+        ValueError: no class is left, or a name is in no domain.
+    """
+    labelled = [reader for reader in readers if reader.classes]
+    there = {name for reader in labelled for name in reader.classes}
+    if wanted.isdecimal():
+        counts = [reader.class_counts() for reader in labelled]
+        kept = sorted(name for name in there if all(each.get(name, 0) >= int(wanted) for each in counts))
+        if not kept:
+            raise ValueError(f"no class has {wanted} images in every domain: give a smaller --classes")
+        return kept
+    kept = names or [each.strip() for each in wanted.split(",")]
+    unknown = [name for name in kept if name not in there]
+    if labelled and unknown:
+        raise ValueError(f"--classes: no domain has class {unknown[0]!r}: there are {', '.join(sorted(there)[:10])}")
+    return kept
+
+
+def merge_classes(reader: Reader, classes: list[str], kept: list[str] | None = None) -> tuple[list[str], list[int], list[str]]:
     """The classes of a dataset after a domain has joined it, in an order that keeps the labels of its other domains.
 
     Args:
         classes: of the dataset so far.
+        kept: the classes to keep; None for all.
 
     Returns:
-        The classes, the dataset's label of each of the reader's labels, and notes on classes that only one of them has.
+        The classes, the dataset's label of each of the reader's labels (``DROPPED`` if the class is not kept), and notes on classes that only one of them has.
     """
-    new = [name for name in reader.classes if name not in classes]
+    new = [name for name in (reader.classes if kept is None or not reader.classes else kept) if name not in classes]
     merged, notes = classes + new, []
     if classes and new:
         notes.append(f"{len(new)} classes are new to the dataset: {', '.join(new[:5])}")
     missing = [name for name in classes if reader.classes and name not in reader.classes]
     if missing:
         notes.append(f"{len(missing)} classes of the dataset are not in this domain: {', '.join(missing[:5])}")
-    return merged, [merged.index(name) for name in reader.classes], notes
+    others = [name for name in reader.classes if kept is not None and name not in kept]
+    if others:
+        notes.append(f"the rows of {len(others)} other classes are left out")
+    return merged, [DROPPED if name in others else merged.index(name) for name in reader.classes], notes

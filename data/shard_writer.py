@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data.filesystem import atomic_write, read_table
-from data.images import decode, resize_arrays
-from data.layout import Layout
+from data.images import brightest, decode, resize_arrays, with_range
+from data.layout import DROPPED, Layout
 from data.readers.base import Chunk, Reader
 
 SMALL = 64 << 20  # number of values (pixels or features) up to which this process writes a domain without Ray
@@ -33,10 +33,14 @@ def _digest(content: bytes | np.ndarray) -> int:
 class _Prepare:
     """Reads a chunk and converts its rows to the stored form; for an unreadable row the column ``error`` says why."""
 
-    def __init__(self, reader: Reader, layout: Layout, parts: dict[str, int], test_share: float, places: list[int]) -> None:
+    def __init__(
+        self, reader: Reader, layout: Layout, parts: dict[str, int], test_share: float, places: list[int], values: tuple[float, float] | None = None
+    ) -> None:  # fmt: skip
         """Args:
         places: the dataset's label of each of the reader's labels.
+        values: lowest and highest value of the images, mapped to 0 and 255; None for those of their type.
         """
+        self.values = values
         self.reader, self.layout, self.parts, self.test_share, self.places = reader.without_listing(), layout, parts, test_share, places
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
@@ -44,6 +48,7 @@ class _Prepare:
         types = pa.schema([
             ("id", pa.string()), ("label", pa.int32()), ("content", pa.binary()),
             ("error", pa.string()), ("key", pa.int64()), ("part", pa.string()), ("digest", pa.int64()),
+            ("bright", pa.float64()), ("white", pa.float64()),
         ])  # fmt: skip
         return pa.Table.from_pylist(rows, schema=types)
 
@@ -53,10 +58,15 @@ class _Prepare:
             split = chunk.split
             if self.test_share and _key(row.id, self.layout.seed + 1) < self.test_share * 2**63:
                 split = "test"
-            content, error = (b"", row.error) if row.error else self._stored(row.content)
+            seen = None if row.error else brightest(row.content)
+            read = row.content if not self.values or seen is None else with_range(row.content, *self.values)
+            content, error = (b"", row.error) if row.error else self._stored(read)
             part = f"{split}/{key * self.parts[split] >> 63:05d}"
             label = self.places[row.label] if row.label >= 0 else -1
-            yield {"id": row.id, "label": label, "content": content, "error": error, "key": key, "part": part, "digest": _digest(row.content)}
+            if label == DROPPED:
+                continue
+            values = {"id": row.id, "label": label, "content": content, "error": error, "key": key, "part": part, "digest": _digest(row.content)}
+            yield values | {"bright": seen[0] if seen else None, "white": seen[1] if seen else None}
 
     def _stored(self, content: bytes | np.ndarray) -> tuple[bytes, str]:
         shape = self.layout.shape
@@ -94,7 +104,12 @@ class _Write:
             pq.write_table(table, path)
         rejected = [f"{i}\n{e}" for i, e in zip(bad["id"].to_pylist(), bad["error"].to_pylist(), strict=True)]
         seen = np.stack([good["digest"].to_numpy(), good["label"].to_numpy().astype(np.int64)])
-        return pa.table({"part": [part], "rows": [len(good)], "rejected": [rejected], "seen": [seen.tobytes()]})
+        return pa.table({"part": [part], "rows": [len(good)], "rejected": [rejected], "seen": [seen.tobytes()]} | _brightest(good))
+
+
+def _brightest(rows: pa.Table) -> dict[str, list[float | None]]:
+    """The brightest value of the rows, and the value of white, of those of which these are known."""
+    return {name: [pc.max(rows[name]).as_py()] for name in ("bright", "white")}
 
 
 class _Number:
@@ -120,7 +135,8 @@ class _Number:
 
 
 def write_parts(
-    reader: Reader, layout: Layout, staging: Path, test_share: float, limit: int, start: Callable[[], object], places: list[int]
+    reader: Reader, layout: Layout, staging: Path, test_share: float, limit: int, start: Callable[[], object], places: list[int],
+    values: tuple[float, float] | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Shuffle and write all rows; returns a description of each part, in order, with the digest of its file."""
     counts = dict(reader.counts)
@@ -128,7 +144,7 @@ def write_parts(
         total = sum(counts.values())
         counts = {"train": total, "test": max(1, int(total * test_share))}
     parts = {split: -(-count // layout.rows_per_file) for split, count in counts.items()}
-    prepare, write = _Prepare(reader, layout, parts, test_share, places), _Write(layout, staging / "parts")
+    prepare, write = _Prepare(reader, layout, parts, test_share, places, values), _Write(layout, staging / "parts")
     large = sum(counts.values()) * int(np.prod(layout.shape)) > SMALL
     if large:
         start()

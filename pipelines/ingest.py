@@ -1,5 +1,6 @@
 """Command: convert images or features to sharded Parquet and a manifest."""
 
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from data.catalog import open_source
 from data.filesystem import is_local, to_path
 from data.ingestion import write_domain
+from data.layout import select_classes
 from pipelines.console import cluster
 from pipelines.console.config import flag, option, positional, required
 
@@ -25,11 +27,25 @@ class Config:
     test_share: float = option(0.0, "share of a source without a test split that becomes one")
     limit: int = option(0, "rows of a split at most, drawn by the seed: a subset to search on (default: all)")
     seed: int = option(0, "seed of the shuffle")
+    classes: str = option("", "classes to keep: names with commas, a file with a name a line, or the least number of images in every domain (default: all)")
+    range: str = option("", "LOW-HIGH: values of arrays and 16-bit files that are black and white (default: those of their type)")
     strict: bool = option(False, "an image that cannot be read is an error")
     replace: bool = option(False, "write a domain anew that the dataset has already")
     cache: str = option(str(Path.home() / ".cache" / "hashbridge"), "where downloads go")
 
+    def values(self) -> tuple[float, float] | None:
+        """The lowest and highest value of ``--range``; None if it is not given.
+
+        Raises:
+            ValueError: it is not a range.
+        """
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)", self.range)
+        if self.range and (not found or float(found[1]) >= float(found[2])):
+            raise ValueError(f"--range is {self.range!r}, but must be LOW-HIGH, such as 0-4095")
+        return (float(found[1]), float(found[2])) if found else None
+
     def __post_init__(self) -> None:
+        self.values()
         if self.size and not 8 <= self.size <= 2048:
             raise ValueError(f"--size is {self.size}, but must be from 8 to 2048 pixels")
         if self.channels not in (0, 1, 3):
@@ -43,10 +59,17 @@ class Config:
                 raise ValueError(f"{flag(name)} is {getattr(self, name)}, but must not be negative")
 
 
+def _names(path: str) -> list[str]:
+    """The names in a file, one a line; none if there is no such file."""
+    file = to_path(path)
+    return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()] if file.is_file() else []
+
+
 def run(config: Config) -> dict[str, Any]:
     """Ingest every domain of the source; returns the rows of each split."""
     root = to_path(config.dataset)
     readers = open_source(config.source, config.domain or None, Path(config.cache))
+    kept = select_classes(config.classes, _names(config.classes), readers) if config.classes else None
     result: dict[str, Any] = {"dataset": str(root), "domains": {}}
     for reader in readers:
         print(f"{reader.domain}: {sum(reader.counts.values()):,} rows to read ...", file=sys.stderr, flush=True)
@@ -54,7 +77,7 @@ def run(config: Config) -> dict[str, Any]:
             manifest = write_domain(
                 reader, root.resolve(), size=config.size, channels=config.channels, store=config.store, seed=config.seed,
                 test_share=config.test_share, limit=config.limit, strict=config.strict, replace=config.replace,
-                start=cluster.connect,
+                start=cluster.connect, values=config.values(), kept=kept,
             )  # fmt: skip
         except Exception as error:
             raise cluster.user_error(error) from error

@@ -1,5 +1,6 @@
 """Command: register a run's encoder in the MLflow registry, with alias challenger."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,10 @@ class Config:
     name: str = required("name of the registered model")
     storage: str = option("runs", "folder of runs")
     tracking: str = option("", "MLflow's tracking URI (default: MLFLOW_TRACKING_URI, else SQLite in the storage)")
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w .-]*", self.name):
+            raise ValueError(f"--name is {self.name!r}, but must consist of letters, digits, spaces and _ . -, so that models:/NAME@ALIAS finds it")
 
 
 def run(config: Config) -> dict[str, Any]:

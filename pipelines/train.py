@@ -21,7 +21,7 @@ from pipelines.training import checkpoint, runs
 from pipelines.training.launch import launch, train
 from pipelines.training.options import TrainOptions, make_options, method_fields
 from pipelines.training.plan import Plan, Setup, make_plan, prepare
-from pipelines.training.reporting import Reporter, open_tracker
+from pipelines.training.reporting import Reporter, open_tracker, tracking_uri
 
 Config = TrainOptions
 make_config = make_options
@@ -53,6 +53,7 @@ def run(options: TrainOptions) -> dict[str, Any]:
 def _run(options: TrainOptions) -> dict[str, Any]:
     setup = prepare(options)
     plan = make_plan(setup, lambda: _cores(options))
+    tracking_uri(options)
     folder = _open_folder(options)
     plan = dataclasses.replace(plan, folder=str(folder.resolve()))
     tracked = _check_dataset(folder, setup)["tracked"] if options.resume else ""

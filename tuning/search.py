@@ -11,6 +11,7 @@ from data.manifest import Manifest
 from models.registry import find_method
 from pipelines.console import cluster
 from pipelines.console.config import flag, option, read_yaml
+from pipelines.registry.connection import sqlite_path
 from pipelines.training import runs
 from pipelines.training.options import TrainOptions, make_options, method_fields
 from pipelines.training.plan import make_plan, prepare
@@ -161,7 +162,7 @@ def run(config: Config) -> dict[str, Any]:
     if saved["dataset_digest"] != manifest.digest():
         raise ValueError(f"dataset {config.dataset} has changed since search {folder.name} began: start another by --study")
     runs.write_json(folder / SAVED, saved | {"given": {k: v for k, v in config.drawn.items() if k != "resume"}})
-    storage = config.study_storage or (f"sqlite:///{folder}/study.db" if is_local(folder) else f"{folder}/study")
+    storage = config.study_storage or (f"sqlite:///{sqlite_path(folder)}/study.db" if is_local(folder) else f"{folder}/study")
     study = open_study(storage, folder.name, config.maximise(), config.sampler, config.seed)
     done = recover(study, folder, config.names())
     left = config.trials - done

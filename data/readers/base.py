@@ -64,6 +64,14 @@ class Reader:
             for start in range(0, count, ARRAY_CHUNK)
         ]
 
+    def class_counts(self) -> dict[str, int]:
+        """Rows of each class.
+
+        Raises:
+            ValueError: they are not known before all rows are read.
+        """
+        raise ValueError(f"{self.domain}: --classes with a number needs a folder or an image list; give names instead")
+
     def without_listing(self) -> Self:
         """The reader without what only ``chunks`` needs: what a worker receives."""
         return self

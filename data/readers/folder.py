@@ -40,6 +40,12 @@ class FolderReader(Reader):
             except OSError as error:
                 yield Row(printable(name), chunk.label, b"", error.strerror or str(error))
 
+    def class_counts(self) -> dict[str, int]:
+        counts = Counter[str]()
+        for group in self.groups:
+            counts[group.label] += len(group.files)
+        return dict(counts)
+
     def without_listing(self) -> Self:
         return replace(self, groups=())
 

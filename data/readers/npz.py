@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -45,7 +46,7 @@ def npz_reader(path: Path, domain: str) -> Reader:
             splits = [name[2:] for name in arrays.files if name.startswith("x_")]
             if not splits:
                 raise ValueError(f"{path} has no x_<split> array: it has {', '.join(arrays.files) or 'none'}")
-            counts, native, channels, classes = _check_arrays(path, arrays, splits)
+            counts, native, channels, classes, notes = _check_arrays(path, arrays, splits)
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, OSError, NotImplementedError, RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a readable .npz file ({str(error)[:200]})") from error
     except ValueError as error:
@@ -54,7 +55,7 @@ def npz_reader(path: Path, domain: str) -> Reader:
         raise ValueError(f"{path} is not a readable .npz file of plain arrays ({error})") from error
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return NpzReader(domain, classes, native, channels, counts, {"name": path.name, "sha256": digest}, path=str(path.resolve()))
+    return NpzReader(domain, classes, native, channels, counts, {"name": path.name, "sha256": digest}, notes, path=str(path.resolve()))
 
 
 def _check_sizes(path: Path, arrays: Any) -> None:
@@ -70,25 +71,34 @@ def _check_sizes(path: Path, arrays: Any) -> None:
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, _, dtype = read(file)
+            if dtype.hasobject:
+                raise ValueError(f"{path}: {each.filename[:80]!r} contains Python objects: save numbers, for example as np.uint8")
             claimed = math.prod(shape) * dtype.itemsize
             if claimed != each.file_size - file.tell():
                 raise ValueError(f"{path}: {each.filename[:80]!r} claims {claimed:,} bytes and has {each.file_size - file.tell():,}")
 
 
-def _check_arrays(path: Path, arrays: Any, splits: list[str]) -> tuple[dict[str, int], tuple[int, ...], int, tuple[str, ...]]:
-    counts, shapes, top = {}, set(), -1
+def _check_arrays(path: Path, arrays: Any, splits: list[str]) -> tuple[dict[str, int], tuple[int, ...], int, tuple[str, ...], tuple[str, ...]]:
+    """Rows by split, shape of a row, channels, class names, and notes on labels.
+
+    Raises:
+        ValueError: the arrays do not fit together.
+    """
+    counts, shapes, present = {}, set(), set()
     for split in splits:
         x, labels = arrays[f"x_{split}"], arrays[f"y_{split}"] if f"y_{split}" in arrays.files else None
-        images = x.dtype == np.uint8 and (x.ndim == 3 or (x.ndim == 4 and 3 in (x.shape[1], x.shape[3])))
+        images = x.dtype == np.uint8 and (x.ndim == 3 or (x.ndim == 4 and {1, 3} & {x.shape[1], x.shape[3]}))
         if not images and not (x.ndim == 2 and np.issubdtype(x.dtype, np.floating)):
             raise ValueError(f"{path}: x_{split} is {x.dtype} {list(x.shape)}, neither uint8 images nor (n, features) floats")
         if not len(x):
             raise ValueError(f"{path}: x_{split} is empty")
+        if labels is not None and labels.dtype.kind in "SU":
+            raise ValueError(f"{path}: y_{split} contains text: give class indices, and the names as the array `classes`")
         if labels is not None and (labels.shape != (len(x),) or not np.issubdtype(labels.dtype, np.integer)):
             raise ValueError(f"{path}: y_{split} is {labels.dtype} {list(labels.shape)}, not {len(x)} integers")
         if labels is not None and not -1 <= labels.min() <= labels.max() < MOST_CLASSES:
             raise ValueError(f"{path}: y_{split} has labels from {labels.min()} to {labels.max()}, but they are class indices from 0, or -1 for none")
-        top = max(top, int(labels.max()) if labels is not None else -1)
+        present |= set(np.unique(labels[labels >= 0]).tolist()) if labels is not None else set()
         counts[split] = len(x)
         shapes.add(x.shape[1:])
     if len(shapes) > 1:
@@ -97,9 +107,33 @@ def _check_arrays(path: Path, arrays: Any, splits: list[str]) -> tuple[dict[str,
     if len(shape) == 1:
         native, channels = shape, 0
     else:
-        channels = 1 if len(shape) == 2 else 3
-        native = shape if len(shape) == 2 else shape[:2] if shape[2] == 3 else shape[1:]
-    classes = tuple(str(name) for name in arrays["classes"]) if "classes" in arrays.files else tuple(map(str, range(top + 1)))
+        last = len(shape) == 3 and shape[2] in (1, 3)
+        channels = 1 if len(shape) == 2 else shape[2] if last else shape[0]
+        native = shape if len(shape) == 2 else shape[:2] if last else shape[1:]
+    names = arrays["classes"] if "classes" in arrays.files else None
+    return counts, native, channels, *_classes(path, names, present)
+
+
+def _classes(path: Path, given: np.ndarray | None, present: set[int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Class names, and notes on classes without rows.
+
+    Raises:
+        ValueError: a name occurs twice, or the labels do not fit the names, or are no indices.
+    """
+    top = max(present, default=-1)
+    if given is None:
+        if 2 * len(present) < top + 1:
+            raise ValueError(f"{path}: labels go up to {top}, but only {len(present)} occur: use -1 for unknown labels, or give the array `classes`")
+        classes = tuple(map(str, range(top + 1)))
+    else:
+        classes = tuple(unicodedata.normalize("NFC", name.decode(errors="replace") if isinstance(name, bytes) else str(name)) for name in given)
+    twice = sorted({name for name in classes if classes.count(name) > 1}) if len(classes) < 10_000 else []
+    if twice:
+        raise ValueError(f"{path}: class {twice[0]!r} is named twice")
     if top >= len(classes):
         raise ValueError(f"{path}: label {top}, but only {len(classes)} class names")
-    return counts, native, channels, classes
+    empty = [name for label, name in enumerate(classes) if label not in present] if present else []
+    notes = [f"{len(empty)} classes have no row: {', '.join(empty[:5])}"] if empty else []
+    if given is None and present and 0 not in present:
+        notes.append("no row has label 0: are the labels counted from 1?")
+    return classes, tuple(notes)

@@ -25,7 +25,19 @@ def default_uri(storage: str) -> str:
     given = os.environ.get("MLFLOW_TRACKING_URI")
     if not given and not is_local(to_path(storage)):
         raise ValueError(f"runs in {storage} need a tracking server: set MLFLOW_TRACKING_URI to one, or give --tracking")
-    return given or f"sqlite:///{Path(storage).resolve()}/mlflow.db"
+    return given or f"sqlite:///{sqlite_path(Path(storage).resolve() / 'mlflow.db')}"
+
+
+def sqlite_path(path: Path) -> Path:
+    """A path that can be part of a SQLite URI.
+
+    Raises:
+        ValueError: it contains a character that ends the path in a URI, so that the database would be elsewhere.
+    """
+    odd = [each for each in "?#%" if each in str(path)]
+    if odd:
+        raise ValueError(f"{path} contains {odd[0]!r}, which a database's address cannot contain: use another --storage")
+    return path
 
 
 @contextlib.contextmanager

@@ -51,6 +51,15 @@ class Reporter:
             print(f"note: run {self.folder.name} is not fully tracked: `{command}` sends the rest", file=sys.stderr)
 
 
+def tracking_uri(options: TrainOptions) -> str:
+    """The tracking URI of a run; "" with ``--tracking none``.
+
+    Raises:
+        ValueError: the storage folder needs one, or cannot have the default one.
+    """
+    return "" if options.tracking == "none" else options.tracking or default_uri(options.storage)
+
+
 def open_tracker(options: TrainOptions, folder: Path, manifest: Manifest, tracked: str) -> RunTracker | None:
     """The tracker of a run; None with ``--tracking none``. Sends a new run's parameters.
 
@@ -60,11 +69,11 @@ def open_tracker(options: TrainOptions, folder: Path, manifest: Manifest, tracke
     Raises:
         ValueError: the server does not answer. The folder of a run that has not begun is removed.
     """
-    if options.tracking == "none":
+    uri, tracker = tracking_uri(options), None
+    if not uri:
         return None
-    tracker = None
     try:
-        tracker = RunTracker(options.tracking or default_uri(options.storage), folder.name, tracked)
+        tracker = RunTracker(uri, folder.name, tracked)
         if not tracked:
             parameters = {k: v for k, v in asdict(options).items() if k not in ("own", "resume", "tracking")} | options.own
             rows = sum(manifest.split(domain, "train").rows for domain in {options.source, options.target} - {""})
