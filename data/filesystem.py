@@ -8,10 +8,8 @@ each object atomically. Credentials, region and endpoint come from the environme
 import os
 import shutil
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,6 @@ import pyarrow.parquet as pq
 
 S3 = "s3://"
 RETRIES = {"mode": "standard", "total_max_attempts": 10}  # with exponential backoff, about 50 s in total
-LEASE = 600  # seconds without renewal after which a lease in a bucket expires
-PATIENCE = 600  # seconds to wait for a lock in a bucket
 
 
 def to_path(path: str | Path) -> Path:
@@ -47,7 +43,7 @@ def is_local(path: Path) -> bool:
 
 
 @contextmanager
-def _bucket(path: Any) -> Iterator[tuple[Any, str]]:
+def bucket(path: Any) -> Iterator[tuple[Any, str]]:
     """File system and key of a path in a bucket. Errors raised inside name the path.
 
     Raises:
@@ -77,7 +73,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="hashbridge-") as folder:
         partial = Path(folder) / path.name
         yield partial
-        with _bucket(path) as (fs, name):
+        with bucket(path) as (fs, name):
             fs.put_file(str(partial), name)
 
 
@@ -119,7 +115,7 @@ def atomic_folder(path: Path, last: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="hashbridge-") as folder:
         yield Path(folder)
         remove(path)
-        with _bucket(path) as (fs, name):
+        with bucket(path) as (fs, name):
             for each in sorted(Path(folder).iterdir(), key=lambda each: each.name == last):
                 fs.put_file(str(each), f"{name}/{each.name}")
 
@@ -138,7 +134,7 @@ def local_copy(path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="hashbridge-") as folder:
         copy = Path(folder) / path.name
-        with _bucket(path) as (fs, name):
+        with bucket(path) as (fs, name):
             for each in fs.find(name):
                 part = Path(f"{copy}{each.removeprefix(name)}")
                 part.parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +147,7 @@ def remove(path: Path) -> None:
     if is_local(path):
         shutil.rmtree(path, ignore_errors=True)
         return
-    with _bucket(path) as (fs, name):
+    with bucket(path) as (fs, name):
         found = fs.find(name)
         if found:
             fs.rm(found)
@@ -170,7 +166,7 @@ def list_files(folder: Path) -> list[Path]:
             folders.sort()
             found += [Path(top) / name for name in names]
         return sorted(found)
-    with _bucket(folder) as (fs, name):
+    with bucket(folder) as (fs, name):
         return [folder / each.removeprefix(f"{name}/") for each in fs.find(name)]
 
 
@@ -179,7 +175,7 @@ def move(source: Path, target: Path) -> None:
     if is_local(source):
         source.rename(target)
         return
-    with _bucket(source) as (fs, old), _bucket(target) as (_, new):
+    with bucket(source) as (fs, old), bucket(target) as (_, new):
         for each in fs.find(old):
             fs.cp_file(each, new + each.removeprefix(old))
     remove(source)
@@ -189,7 +185,7 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     """Open a Parquet file; only the requested parts are read."""
     if is_local(path):
         return pq.ParquetFile(path)
-    with _bucket(path) as (fs, name):
+    with bucket(path) as (fs, name):
         return pq.ParquetFile(name, filesystem=fs)
 
 
@@ -197,86 +193,3 @@ def read_table(path: Path) -> pa.Table:
     """Read a Parquet file."""
     with open_parquet(path) as file:
         return file.read()
-
-
-@contextmanager
-def lease(path: Path) -> Iterator[None]:
-    """Mark work in progress with a file that ``is_leased`` checks. The lease ends when the process ends, even if it is killed.
-
-    A local file is locked. In a bucket a thread renews the lease; it expires ``LEASE`` seconds after the last renewal.
-    """
-    if is_local(path):
-        import fcntl  # noqa: PLC0415  Unix only
-
-        with path.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-        return
-    ended = threading.Event()
-
-    def renew() -> None:
-        while not ended.wait(LEASE / 10):
-            with suppress(OSError):
-                write_text(path, str(time.time()))
-
-    write_text(path, str(time.time()))
-    thread = threading.Thread(target=renew, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        remove(path)
-
-
-def is_leased(path: Path) -> bool:
-    """Whether a live process holds the lease (``lease``) of a file."""
-    if not path.exists():
-        return False
-    if is_local(path):
-        import fcntl  # noqa: PLC0415
-
-        with path.open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
-    try:
-        return time.time() - float(path.read_text()) < LEASE
-    except (OSError, ValueError):
-        return False
-
-
-@contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock. A local lock ends with the process; in a bucket it is an object that can be created only once.
-
-    Raises:
-        ValueError: another process holds a bucket's lock for longer than ``PATIENCE`` seconds.
-    """
-    if is_local(path):
-        import fcntl  # noqa: PLC0415  Unix only
-
-        with path.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-        return
-    begun = time.monotonic()
-    while True:
-        try:
-            with _bucket(path) as (fs, name):
-                fs.pipe_file(name, str(time.time()).encode(), mode="create")
-            break
-        except FileExistsError:
-            if time.monotonic() - begun > PATIENCE:
-                raise ValueError(f"another process has held {path} for more than {PATIENCE // 60} minutes: remove it if no ingest is running") from None
-            time.sleep(1)
-    try:
-        yield
-    finally:
-        fs.rm_file(name)

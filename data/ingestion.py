@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from data.filesystem import file_lock, is_leased, lease, move, remove
+from data.filesystem import move, remove
 from data.layout import Layout, check_fits, choose_layout, merge_classes
+from data.locks import file_lock, is_leased, lease
 from data.manifest import Domain, Manifest, Split
 from data.readers.base import Reader
 from data.shard_writer import write_parts

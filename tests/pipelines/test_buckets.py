@@ -14,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data.filesystem import atomic_write, file_lock, is_leased, lease, list_files, local_copy, move, remove, to_path, write_text
+from data.filesystem import atomic_write, list_files, local_copy, move, remove, to_path, write_text
+from data.locks import file_lock, is_leased, lease
 from infra.storage import _said
 from pipelines import train
 from pipelines.console.cli import main
