@@ -155,6 +155,8 @@ def run(config: Config) -> dict[str, Any]:
         count, lost = sum(item["codes"] for item in told), [line for item in sorted(told, key=_part) for line in json.loads(item["lost"])]
         if not count:
             raise ValueError(f"no image can be read; the first: {lost[0]}")
+        for partial in staging.glob(".*"):  # of an encoder that was killed while it wrote
+            partial.unlink()
         move(staging, out)
     except Exception as error:
         raise cluster.user_error(error) from error

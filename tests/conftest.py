@@ -7,10 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.servers import BUCKET, PASSWORD, ROOT, S3, SECRET, TOKEN, USER, Database, Head, Tracking, free_port
+
+if TYPE_CHECKING:
+    import torch
 
 os.environ.update(RAY_USAGE_STATS_ENABLED="0", MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="1", RAY_worker_niceness="0")
 
@@ -56,6 +60,25 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data") / "digits"
     ingest.run(ingest.Config("digits", dataset=str(root)))
     return root
+
+
+@pytest.fixture(scope="session")
+def undisturbed(ray_cluster: Head, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """Parameters of the short run of ``tests.pipelines.training.disturbed`` with two Ray workers."""
+    return _trained(digits, tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.fixture(scope="session")
+def plain(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """Parameters of the same run in a plain process."""
+    return _trained(digits, tmp_path_factory.mktemp("plain"), workers=0)
+
+
+def _trained(digits: Path, storage: Path, **more: int) -> dict[str, torch.Tensor]:
+    from pipelines import train
+    from tests.pipelines.training.disturbed import config, final
+
+    return final(Path(train.run(config(digits, storage, **more))["checkpoint"]).parent.parent)
 
 
 @pytest.fixture(scope="session")

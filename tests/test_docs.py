@@ -50,7 +50,7 @@ def test_the_guide_prints_what_it_says(ray_cluster: Head, elsewhere: Path) -> No
             wanted = RUN.sub(run_id, expected)
             assert checker.check_output(wanted, shown, LIKE), f"{line}\nexpected:\n{wanted}\nshown:\n{shown}"
             commands += 1
-    assert commands == 10 and (elsewhere / "found.png").stat().st_size > 5000
+    assert commands == 11 and (elsewhere / "found.png").stat().st_size > 5000
 
 
 def test_the_readme_leads_from_photographs_to_a_search(ray_cluster: Head, elsewhere: Path) -> None:

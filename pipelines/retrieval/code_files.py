@@ -13,6 +13,7 @@ import pyarrow as pa
 from data import validation
 from data.filesystem import read_table
 
+PARTS = "part-*.parquet"
 SCHEMA = pa.schema([("id", pa.string()), ("label", pa.int32()), ("code", pa.binary()), ("origin", pa.string())])
 
 
@@ -36,10 +37,10 @@ def read_codes(folder: Path) -> tuple[pa.Table, np.ndarray, dict[str, str]]:
     Raises:
         ValueError: there are no codes, or they cannot be read.
     """
-    if not folder.is_dir() or not list(folder.glob("*.parquet")):
+    if not folder.is_dir() or not list(folder.glob(PARTS)):
         raise ValueError(f"no codes at {folder}: give the folder that `hashbridge encode --out` wrote")
     try:
-        table = pa.concat_tables([read_table(part) for part in sorted(folder.glob("*.parquet"), key=lambda each: each.name)])
+        table = pa.concat_tables([read_table(part) for part in sorted(folder.glob(PARTS), key=lambda each: each.name)])
         if [(each.name, each.type) for each in table.schema] != [(each.name, each.type) for each in SCHEMA] or any(c.null_count for c in table.columns):
             raise ValueError("it has other columns")
         meta = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}

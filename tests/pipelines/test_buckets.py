@@ -19,10 +19,8 @@ from data.locks import file_lock, is_leased, lease
 from infra.storage import _said
 from pipelines import train
 from pipelines.console.cli import main
-from tests.pipelines.training.test_resume import config, equal, final, plain
+from tests.pipelines.training.disturbed import config, equal, final
 from tests.servers import BUCKET, BUSY, FORBIDDEN, PASSWORD, S3, SECRET, Head, Tracking
-
-__all__ = ["plain"]  # a fixture
 
 ROOT = f"s3://{BUCKET}"
 TRAIN = "train dah --source typeset --target handwritten --bits 16 --per-class 4 --epochs 2 --steps-per-epoch 10 --workers 0 --threads 1"

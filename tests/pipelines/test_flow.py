@@ -140,6 +140,17 @@ def test_search_finds_what_brute_force_finds(kind: str, trained: dict[str, Any],
     assert (tmp_path / "grid.png").stat().st_size > 5000
 
 
+def test_what_a_killed_encoder_left_is_not_among_the_codes(trained: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def left(source: Path, target: Path) -> None:
+        (source / ".1-part-00000.parquet").write_bytes(b"PAR1 and no more")
+        moved(source, target)
+
+    moved = encode.move
+    monkeypatch.setattr(encode, "move", left)
+    encode.run(encode.Config(trained["run_id"], str(trained["digits"]), out=str(tmp_path / "c"), domain="handwritten", split="test", storage=trained["storage"]))
+    assert len(read_codes(tmp_path / "c")[0]) == 500
+
+
 def test_a_folder_of_images_is_encoded_and_searched(trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "scans"
     folder.mkdir()

@@ -15,10 +15,8 @@ from pipelines import encode, train
 from pipelines.console import cluster
 from pipelines.console.cli import main
 from pipelines.retrieval.code_files import read_codes
-from tests.pipelines.training.test_resume import config, equal, final, undisturbed, wait_for_epoch
+from tests.pipelines.training.disturbed import config, equal, final, wait_for_epoch
 from tests.servers import Head, kill_tree
-
-__all__ = ["undisturbed"]  # a fixture
 
 
 @ray.remote(num_cpus=1)

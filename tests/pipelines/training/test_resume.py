@@ -16,64 +16,15 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from data.batches import DomainBatch, DomainLoader
-from data.filesystem import local_copy
 from models.method import Method
 from models.methods.dah import DAH, DAHConfig
 from pipelines import train
 from pipelines.training import checkpoint, runs
 from pipelines.training.loop import Trainer
-from tests.servers import ROOT, Head
-
-EPOCHS, STEPS = 3, 10
-
-
-OPTIONS = {
-    "method": "dah", "source": "typeset", "target": "handwritten", "bits": 16, "per_class": 4, "epochs": EPOCHS, "steps_per_epoch": STEPS,
-    "tracking": "none", "plots": False, "workers": 2, "threads": 1,
-}  # fmt: skip
-
-
-def config(digits: Path, storage: Path, **more: Any) -> train.Config:
-    return train.make_config({"dataset": str(digits), "storage": str(storage)} | OPTIONS | more)
-
-
-def final(folder: Path) -> dict[str, torch.Tensor]:
-    place = checkpoint.latest(folder / "checkpoints")
-    assert place is not None and place.name == f"epoch-{EPOCHS:05d}"
-    with local_copy(place) as copy:
-        return load_file(copy / "model.safetensors")
-
-
-def equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(ray_cluster: Head, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """Parameters of two Ray workers' run to its end."""
-    result = train.run(config(digits, tmp_path_factory.mktemp("undisturbed")))
-    return final(Path(result["checkpoint"]).parent.parent)
-
-
-@pytest.fixture(scope="module")
-def plain(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """Parameters of a plain process's run to its end."""
-    return final(Path(train.run(config(digits, tmp_path_factory.mktemp("plain"), workers=0))["checkpoint"]).parent.parent)
-
-
-def wait_for_epoch(storage: Path, timeout: float = 120) -> Path:
-    """Wait until a run has done its first epoch and is in the middle of the next."""
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        for progress in storage.glob("*/progress.jsonl"):
-            if progress.read_text().count("\n") >= 1:
-                time.sleep(0.15)
-                return progress.parent
-        time.sleep(0.02)
-    raise AssertionError("no epoch was done in time")
+from tests.pipelines.training.disturbed import EPOCHS, OPTIONS, config, equal, final, wait_for_epoch
+from tests.servers import ROOT
 
 
 def training_workers(since: float = 0.0) -> list[psutil.Process]:
@@ -106,7 +57,7 @@ def test_a_worker_killed_in_mid_epoch(digits: Path, undisturbed: dict[str, torch
 
 def test_a_killed_driver_resumes(digits: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path) -> None:
     script = (
-        "import sys; from tests.pipelines.training.test_resume import config, train; from pathlib import Path; "
+        "import sys; from tests.pipelines.training.disturbed import config, train; from pathlib import Path; "
         "train.run(config(Path(sys.argv[1]), Path(sys.argv[2])))"
     )
     arguments = [sys.executable, "-c", script, str(digits), str(tmp_path)]
@@ -240,7 +191,7 @@ def test_a_process_killed_while_it_writes_a_checkpoint(digits: Path, plain: dict
 import os, signal, sys
 from pathlib import Path
 from pipelines.training import checkpoint
-from tests.pipelines.training.test_resume import config, train
+from tests.pipelines.training.disturbed import config, train
 
 def killing(tensors, path):
     saved(tensors, path)
