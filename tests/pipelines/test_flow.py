@@ -147,7 +147,8 @@ def test_what_a_killed_encoder_left_is_not_among_the_codes(trained: dict[str, An
 
     moved = encode.move
     monkeypatch.setattr(encode, "move", left)
-    encode.run(encode.Config(trained["run_id"], str(trained["digits"]), out=str(tmp_path / "c"), domain="handwritten", split="test", storage=trained["storage"]))
+    digits, storage = str(trained["digits"]), trained["storage"]
+    encode.run(encode.Config(trained["run_id"], digits, out=str(tmp_path / "c"), domain="handwritten", split="test", storage=storage))
     assert len(read_codes(tmp_path / "c")[0]) == 500
 
 
