@@ -83,7 +83,7 @@ def _trained(digits: Path, storage: Path, **more: int) -> dict[str, torch.Tensor
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data; the test skips where it is not there."""
+    """The folder of real data; skips the test if it does not exist."""
     if not (SHARED / "usps.npz").exists():
         pytest.skip(f"real data is not at {SHARED}")
     return SHARED
@@ -91,7 +91,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3]:
-    """The server that ``s3://`` leads to, with a bucket."""
+    """The S3 server, with a bucket."""
     import boto3
 
     server = S3(S3_PORT)
@@ -102,7 +102,7 @@ def s3_server() -> Iterator[S3]:
 
 @pytest.fixture(scope="session")
 def tracking_server(s3_server: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracking]:
-    """A tracking server on a database, with its artifacts in the bucket."""
+    """A tracking server with a database and its artifacts in the bucket."""
     folder = tmp_path_factory.mktemp("tracking")
     database = Database(folder)
     server = Tracking(folder, database, f"s3://{BUCKET}/mlflow")
@@ -113,7 +113,7 @@ def tracking_server(s3_server: S3, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def s3(s3_server: S3) -> Iterator[S3]:
-    """The same, refusing nothing at the test's beginning and after its end."""
+    """The S3 server, which accepts every request before and after the test."""
     yield s3_server
     s3_server.refuse, s3_server.refused = lambda method, path: None, 0
 

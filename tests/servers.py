@@ -1,4 +1,4 @@
-"""Servers on loopback, as those of a cluster: buckets that can be told to refuse, a database, and tracking that can be killed."""
+"""Servers on loopback: buckets that can refuse requests, a database, a Ray cluster, and a tracking server that can be killed."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ FORBIDDEN = (403, "AccessDenied", "Access Denied")
 
 
 def free_port() -> int:
-    """A port of loopback that nothing listens on."""
+    """A free loopback port."""
     with socket.socket() as opened:
         opened.bind(("127.0.0.1", 0))
         return int(opened.getsockname()[1])
@@ -78,17 +78,17 @@ class S3:
         return [f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()]
 
     def seen(self, beginning: str, end: str) -> bool:
-        """Whether an object of such a name was asked for or put."""
+        """Whether an object with such a name was requested or stored."""
         return any(path.startswith(f"/{beginning}") and path.endswith(end) for path in list(self.answered))
 
     def stop(self) -> None:
-        """End the server."""
+        """Stop the server."""
         self.server.shutdown()
         self.thread.join()
 
 
 class Database:
-    """PostgreSQL by the programs that the machine has; ``uri`` is SQLite's where it has none, or they do not start."""
+    """A PostgreSQL server, if the machine has its programs and they start; otherwise ``uri`` is SQLite's."""
 
     def __init__(self, folder: Path) -> None:
         self.process: subprocess.Popen[bytes] | None = None
@@ -119,7 +119,7 @@ class Database:
         raise OSError("its port stays closed")
 
     def dump(self) -> str:
-        """Everything that is in it, as text."""
+        """The content of all tables, as text."""
         from sqlalchemy import MetaData, create_engine
 
         engine, tables = create_engine(self.uri), MetaData()
@@ -130,7 +130,7 @@ class Database:
         return text
 
     def stop(self) -> None:
-        """End the server, and remove what it kept."""
+        """Stop the server and remove its files."""
         if self.process:
             self.process.terminate()
             self.process.wait(30)
@@ -174,7 +174,7 @@ class Head:
 
 
 def kill_tree(pid: int) -> str:
-    """Kill a process and all below it; returns the names of those that were there."""
+    """Kill a process and all its descendants; returns their names."""
     with contextlib.suppress(psutil.Error):
         family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
         names = [" ".join(each.cmdline()[:1]) for each in family if each.is_running()]
@@ -187,7 +187,7 @@ def kill_tree(pid: int) -> str:
 
 
 class Tracking:
-    """MLflow's own server with basic auth, as in infra/mlflow, its artifacts in a bucket; it can be killed and started again."""
+    """MLflow's own server with basic auth, as in infra/mlflow, with artifacts in a bucket; it can be killed and restarted."""
 
     def __init__(self, folder: Path, database: Database, artifacts: str) -> None:
         self.folder, self.database, self.artifacts, self.port = folder, database, artifacts, free_port()
@@ -197,7 +197,7 @@ class Tracking:
         self.start()
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start it and wait until it answers."""
         own = {
             "BACKEND_STORE_URI": self.database.uri, "ARTIFACTS_DESTINATION": self.artifacts, "AUTH_CONFIG_PATH": str(self.folder / "auth.ini"),
             "AUTH_ADMIN_USERNAME": USER, "AUTH_ADMIN_PASSWORD": PASSWORD, "FLASK_SERVER_SECRET_KEY": "a key of these tests",

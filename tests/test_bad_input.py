@@ -1,7 +1,4 @@
-"""A thousand kinds of input that nobody should be given, against every command: one line or a result, in bounded time and memory.
-
-Each case damages one file of a good dataset, run, search or index, or makes a bad one, and runs a command on it.
-"""
+"""A thousand kinds of damaged or wrong input against every command: one line or a result, in bounded time and memory."""
 
 import contextlib
 import io
@@ -64,7 +61,7 @@ def good(ray_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 class Tally:
-    """Runs commands, and keeps what each did that it should not."""
+    """Runs commands and records what each did wrong."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.kinds, self.wrong = root, 0, list[str]()
@@ -98,7 +95,7 @@ class Tally:
         raise TimeoutError("a command hangs")
 
     def on(self, kind: str, path: Path, damage: Callable[[bytes], bytes], line: str, settle: Callable[[], None] = lambda: None) -> None:
-        """Run a command with a file damaged, and mend the file."""
+        """Run a command with a damaged file, then restore the file."""
         whole = path.read_bytes()
         try:
             path.write_bytes(damage(whole))
@@ -109,14 +106,14 @@ class Tally:
             settle()
 
     def wrong_of(self, at_least: int) -> str:
-        """What commands did that they should not, of a group of so many kinds at least; "" where all was well."""
+        """What the commands did wrong, of at least so many kinds of input; "" if nothing."""
         assert self.kinds >= at_least and self.refused > 0 and not (self.root / "unpickled").exists()
         return "\n".join(self.wrong[:25])
 
 
 @pytest.fixture
 def tally(good: Path) -> Iterator[Tally]:
-    """Runs commands in the good folder, in which nothing may change but what they are told to write."""
+    """Runs commands in the good folder, where nothing may change but their outputs."""
     before, grown = tree(good), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield Tally(good)
     for name in ("new", "out"):
@@ -126,13 +123,13 @@ def tally(good: Path) -> Iterator[Tally]:
 
 
 def tree(root: Path) -> set[str]:
-    """All paths of a folder, and of the one above it, but those that commands are told to write."""
+    """All paths of a folder and its parent, except the commands' outputs."""
     found = {str(each.relative_to(root)) for each in root.rglob("*")} | {f"../{each.name}" for each in root.parent.iterdir()}
     return {each for each in found if not re.match(r"new|out|\.cache|\.config|runs/(dah-|mlflow\.db|mlartifacts)", each)}
 
 
 def bytes_damaged(draw: random.Random, content: bytes) -> bytes:
-    """A file cut off, with bits turned, a part swapped, doubled or blanked, or something else in its place."""
+    """A file that is truncated, has flipped bits or swapped, doubled or blanked parts, or is replaced by something else."""
     kind, at = draw.randrange(9), draw.randrange(len(content) + 1)
     if kind == 0:
         return content[:at]
@@ -158,7 +155,7 @@ ODD: list[Any] = [
 
 
 def json_damaged(draw: random.Random, content: bytes) -> bytes:
-    """JSON with a value lost, of another type, or out of its range; or damaged as bytes, or nested without end."""
+    """JSON with a value that is missing, of another type or out of range; or damaged bytes, or endless nesting."""
     kind = draw.random()
     if kind < 0.15:
         return bytes_damaged(draw, content)
@@ -208,7 +205,7 @@ def test_json_that_was_damaged(good: Path, tally: Tally) -> None:
 
 
 def table_damaged(draw: random.Random, path: Path) -> bytes:
-    """A Parquet file with a column lost, of another type, empty, out of its range or of another size."""
+    """A Parquet file with a column that is missing, of another type, empty, out of range or of another size."""
     table = pq.read_table(path)
     name = draw.choice(table.schema.names)
     place, rows = table.schema.get_field_index(name), len(table)
@@ -265,7 +262,7 @@ def test_weights_that_were_damaged(good: Path, tally: Tally) -> None:
 
 
 def npz(draw: random.Random) -> bytes:
-    """An archive of arrays that is none, of the wrong arrays, or a bomb."""
+    """An archive that is invalid, contains wrong arrays, or is a decompression bomb."""
     random_array = np.random.default_rng(draw.randrange(2**32))
     good = {"x_train": random_array.integers(0, 256, (20, 8, 8), np.uint8), "y_train": np.arange(20) % 2}
     out = io.BytesIO()
@@ -318,7 +315,7 @@ def test_archives_that_hold_something_else(good: Path, tally: Tally) -> None:
 
 
 def image(draw: random.Random) -> bytes:
-    """A file of an image's kind that is damaged, or of another kind, or of a size or mode that is rare."""
+    """An image file that is damaged, of another kind, or of an unusual size or mode."""
     out, mode = io.BytesIO(), draw.choice(["1", "L", "LA", "P", "RGB", "RGBA", "I", "F", "I;16", "CMYK"])
     size = draw.choice([(1, 1), (1, 400), (37, 23), (64, 64)])
     kind = draw.choice(["PNG", "GIF", "TIFF", "WEBP", "PPM", "BMP", "JPEG"])
@@ -379,10 +376,10 @@ def test_configs_that_are_none(good: Path, tally: Tally) -> None:
 
 
 class Evil:
-    """A model that is not ours, as MLflow takes one."""
+    """A foreign model in MLflow's form."""
 
     def predict(self, model_input: Any) -> Any:
-        """As MLflow asks for."""
+        """MLflow's interface."""
         return model_input
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""What runs the pipeline elsewhere: every template is filled, is YAML, and names what the code and the other files have."""
+"""Deployment templates: each is filled in, is valid YAML, and agrees with the code and the other files."""
 
 import configparser
 import json

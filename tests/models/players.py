@@ -1,4 +1,4 @@
-"""Trains a method for a few steps on fixed batches, in one process or two, and says what gradients its players had."""
+"""Trains a method for a few steps on fixed batches, in one process or two, and records the gradients of its players."""
 
 import contextlib
 import copy
@@ -24,7 +24,7 @@ CLASSES, PER_CLASS, BITS, SHAPE = 3, 4, 16, (1, 16, 16)
 
 @contextlib.contextmanager
 def precision(dtype: torch.dtype) -> Iterator[None]:
-    """Torch's default precision, for a while."""
+    """Set torch's default dtype within a block."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -34,7 +34,7 @@ def precision(dtype: torch.dtype) -> Iterator[None]:
 
 
 def domain_batch(step: int, domain: int, here: int = 0, world: int = 1) -> DomainBatch:
-    """One rank's part of a fixed global batch, views drawn as the batches draw them; the target has no labels."""
+    """One rank's part of a fixed global batch, with views drawn as in training; the target has no labels."""
     n = CLASSES * PER_CLASS
     x = torch.randint(0, 256, (n, *SHAPE), generator=seeded_generator(7, step, domain), dtype=torch.uint8)
     share = slice(here * n // world, (here + 1) * n // world)
@@ -50,7 +50,7 @@ def global_batch(step: int) -> Batch:
 
 @dataclass
 class Fixed:
-    """A source of fixed batches in place of a data set's."""
+    """Fixed batches in place of a dataset's."""
 
     domain: int
     total: int = CLASSES * PER_CLASS
@@ -67,7 +67,7 @@ class Fixed:
 
 @dataclass
 class Recorder(Trainer):
-    """A trainer that keeps the gradients of each player's first step of each epoch."""
+    """A trainer that records the gradients of each player's first step of each epoch."""
 
     gradients: dict[str, Tensor] = field(default_factory=dict)
 
@@ -89,7 +89,7 @@ def build(name: str, **own: Any) -> Method:
 
 
 def trained(name: str, own: dict[str, Any], folder: Path, epochs: int = 2, steps: int = 2) -> dict[str, Tensor]:
-    """Gradients of each player, and what the checkpoint keeps after the last step, in double precision."""
+    """Gradients of each player and the final checkpointed state, in double precision."""
     with precision(torch.float64):
         method = build(name, **own)
         sources: list[Any] = [Fixed(0), Fixed(1)]
@@ -106,7 +106,7 @@ def _worker(here: int, world: int, folder: str, cases: dict[str, tuple[str, dict
 
 
 def trained_by_two(cases: dict[str, tuple[str, dict[str, Any]]], folder: Path) -> dict[str, list[dict[str, Tensor]]]:
-    """The same with the batches shared by two processes: for each case, a result of each process."""
+    """The same with the batches shared by two processes: a result of each process for each case."""
     mp.spawn(_worker, (2, str(folder), cases), nprocs=2)
     results = [torch.load(folder / f"{here}.pt", weights_only=True) for here in range(2)]
     return {case: list(pair) for case, pair in zip(cases, zip(*results, strict=True), strict=True)}

@@ -1,4 +1,4 @@
-"""Two workers give the gradients of one process, for every player of every method and every phase of its training."""
+"""Two workers compute the gradients of one process, for every player of every method in every phase of training."""
 
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,13 @@ def test_every_method_has_a_case() -> None:
 
 @pytest.fixture(scope="module")
 def by_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Tensor]]]:
-    """What two processes have for each case; they are started once."""
+    """The results of two processes for each case; they are started once."""
     return trained_by_two(CASES, tmp_path_factory.mktemp("two"))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_workers_give_the_gradients_of_one(case: str, by_two: dict[str, list[dict[str, Tensor]]], tmp_path: Path) -> None:
-    """Batch-norm included: it takes the moments of the global batch."""
+    """Including batch-norm, which uses the moments of the global batch."""
     name, own = CASES[case]
     alone = trained(name, own, tmp_path)
     assert all(any(f": {player}." in each for each in alone) for player in build(name, **own).players)

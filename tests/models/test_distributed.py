@@ -1,4 +1,4 @@
-"""Batch-norm over two ranks, each of which the test plays in turn."""
+"""Batch-norm over two ranks, simulated in one process."""
 
 import pytest
 import torch

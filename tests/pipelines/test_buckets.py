@@ -1,4 +1,4 @@
-"""Every path in a bucket, and buckets that do not answer, or do not let us."""
+"""All paths in a bucket, and buckets that do not answer or refuse requests."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ TRAIN = "train dah --source typeset --target handwritten --bits 16 --per-class 4
 
 
 class Watch(threading.Thread):
-    """Keeps what the machine's list of processes shows, and what commands print, while it is on."""
+    """Records the machine's process list and what commands print."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -51,14 +51,14 @@ class Watch(threading.Thread):
 
 @pytest.fixture
 def watch() -> Iterator[Watch]:
-    """What is shown while a test runs."""
+    """Records while a test runs."""
     with Watch() as watching:
         yield watching
 
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], watch: Watch) -> Callable[[str], dict[str, Any]]:
-    """Runs a command in this process; its result."""
+    """Runs a command in this process; returns its result."""
 
     def run(line: str) -> dict[str, Any]:
         status = main([*line.split(), "--json"])
@@ -72,7 +72,7 @@ def command(capsys: pytest.CaptureFixture[str], watch: Watch) -> Callable[[str],
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[[str], str]:
-    """Runs a command in this process, which must fail; the one line that it says."""
+    """Runs a command in this process that must fail; returns its line."""
 
     def run(line: str) -> str:
         assert main(line.split()) == 2
@@ -134,7 +134,7 @@ def test_no_message_repeats_a_password(digits: Path, tmp_path: Path, refused: Ca
 
 
 def after(done: Callable[[], object], act: Callable[[], object]) -> threading.Thread:
-    """Act as soon as something is so."""
+    """Act as soon as a condition holds."""
 
     def watch() -> None:
         end = time.monotonic() + 60

@@ -1,4 +1,4 @@
-"""Full disks, missing permissions and damaged files: one line, exit status 2, and nothing that a reader takes for whole."""
+"""Full disks, missing permissions and damaged files: one line, exit status 2, and nothing that looks complete."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ TRAIN = "train dah --source typeset --target handwritten --tracking none --worke
 
 
 def said(line: str, *before: str) -> str:
-    """Run a command in a process of its own, which must fail; the one line that it says."""
+    """Run a command in its own process, which must fail; returns its line."""
     done = subprocess.run(
         [*before, sys.executable, "-m", "pipelines", *line.split()], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
         env=os.environ | {"RAY_ADDRESS": "local"},
@@ -31,7 +31,7 @@ def said(line: str, *before: str) -> str:
 
 @pytest.fixture
 def small(tmp_path: Path) -> tuple[str, ...]:
-    """What runs a command with a file system of 3 MiB at ``tmp_path/small``, listing what is left on it to ``tmp_path/left``."""
+    """A command prefix that mounts a file system of 3 MiB at ``tmp_path/small`` and lists its remaining files in ``tmp_path/left``."""
     place = tmp_path / "small"
     place.mkdir()
     script = 'mount -t tmpfs -o size=3m tmpfs "$0" && "$@"; status=$?; cd "$0" && find . -type f > "$0/../left"; exit $status'
@@ -54,7 +54,7 @@ def test_a_disk_that_fills_in_a_checkpoint(small: tuple[str, ...], digits: Path,
 
 
 def obeying_permissions() -> tuple[str, ...]:
-    """What makes a command of the superuser obey the permissions of files, as everyone's does."""
+    """A command prefix that makes the superuser respect file permissions."""
     if os.geteuid():
         return ()
     if shutil.which("setpriv") is None:

@@ -1,4 +1,4 @@
-"""The whole way on the embedded digits, and the registered encoder in a process that has only mlflow and torch."""
+"""The whole pipeline on the embedded digits, and the registered encoder in a process with only mlflow and torch."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def trained(ray_cluster: Head, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A short real run of DAH with tracking, and where everything is."""
+    """A short real run of DAH with tracking, and its paths."""
     storage = tmp_path_factory.mktemp("runs")
     config = train.make_config({
         "method": "dah", "dataset": str(digits), "source": "typeset", "target": "handwritten", "bits": 32, "per_class": 10, "epochs": 4,

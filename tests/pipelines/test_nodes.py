@@ -1,4 +1,4 @@
-"""A cluster of two nodes, one of which goes in the middle of the work."""
+"""A cluster of two nodes, one of which is lost during work."""
 
 import json
 import threading
@@ -21,14 +21,14 @@ from tests.servers import Head, kill_tree
 
 @ray.remote(num_cpus=1)
 class Ballast:
-    """Takes a CPU of the first node, so that of two workers one is on the other."""
+    """Takes a CPU of the first node, so that one of two workers runs on the other node."""
 
     def ready(self) -> None:
         """Whether it is there."""
 
 
 class Second:
-    """The second node, with one CPU; when it goes, the first has room for what it did."""
+    """The second node. When it is lost, the first has room for its work."""
 
     def __init__(self, head: Head) -> None:
         self.ballast, self.lost = Ballast.remote(), ""
@@ -37,13 +37,13 @@ class Second:
         wait_for_nodes(2)
 
     def remove(self) -> None:
-        """Kill the node and all that it does."""
+        """Kill the node with all its processes."""
         if not self.lost:
             self.lost = kill_tree(self.node.pid)
             ray.kill(self.ballast)
 
     def remove_when(self, ready: Callable[[], object]) -> threading.Thread:
-        """Remove it as soon as something is so."""
+        """Kill the node as soon as a condition holds."""
 
         def watch() -> None:
             end = time.monotonic() + 120

@@ -1,4 +1,4 @@
-"""Label-free objectives against what they must be on codes made by hand."""
+"""Label-free objectives against known values on hand-made codes."""
 
 import math
 

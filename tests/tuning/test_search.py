@@ -1,4 +1,4 @@
-"""Searches: finished, extended, killed and resumed, with trials that fail; and what a search may not ask."""
+"""Searches: finished, extended, killed and resumed, with failing trials; and requests that are refused."""
 
 import contextlib
 import json

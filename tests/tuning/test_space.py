@@ -1,4 +1,4 @@
-"""Search spaces: what is drawn, what stands fixed, and what a file may say."""
+"""Search spaces: what is drawn, what is fixed, and what a file may contain."""
 
 from dataclasses import asdict, fields
 from typing import Any

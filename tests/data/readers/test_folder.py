@@ -1,4 +1,4 @@
-"""Folders of photographs in the layouts of the field: what their levels are, what is left out, and what is refused."""
+"""Folders of photographs in the field's layouts: the meaning of their levels, what is left out, and what is refused."""
 
 import unicodedata
 from pathlib import Path

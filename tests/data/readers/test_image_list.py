@@ -1,4 +1,4 @@
-"""Image lists as the field's datasets ship them, and the classes that are kept of a source."""
+"""Image lists as the field's datasets ship them, and the selection of classes."""
 
 from pathlib import Path
 

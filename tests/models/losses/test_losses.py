@@ -1,4 +1,4 @@
-"""Loss terms against values by hand, plain loops and properties."""
+"""Loss terms against hand-computed values, plain loops and properties."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""IDR-AE and its family, UCDIR, the classic hashes: their terms against pairs and permutations written out, and what they keep."""
+"""IDR-AE and its variants, UCDIR, the classic hashes: their terms against explicit pairs and permutations, and their state."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""The command line: help, configuration, and what it says of bad input: one line, exit status 2, nothing left behind."""
+"""The command line: help, configuration, and bad input: one line, exit status 2, nothing left behind."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from pipelines.console.cli import COMMANDS, main
 
 @pytest.fixture
 def bad(tmp_path: Path) -> Path:
-    """A folder of things that are wrong."""
+    """A folder of wrong files."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "hollow" / "cat").mkdir(parents=True)
     (tmp_path / "half" / "cat").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Promotion: refused, accepted, undone, and raced, between an LSH and an ITQ encoder of the same digits."""
+"""Promotion: refused, accepted, undone and raced, between an LSH and an ITQ encoder of the same digits."""
 
 import threading
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A tracking server that goes away while runs tell it of themselves."""
+"""A tracking server that becomes unreachable during runs."""
 
 import threading
 import time
@@ -35,7 +35,7 @@ def when(storage: Path, pattern: str, act: Callable[[], None]) -> threading.Thre
 
 
 def told(tracking_server: Tracking, result: dict[str, Any]) -> tuple[str, list[int], float]:
-    """Status of a run on the server, the epochs that it knows the loss of, and the last accuracy."""
+    """A run's status on the server, the epochs with a loss there, and its accuracy."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_server.uri)

@@ -1,4 +1,4 @@
-"""Evaluation of rows that do not all have labels, of other class orders, and of what cannot be measured."""
+"""Evaluation with missing labels, with another class order, and of what cannot be measured."""
 
 from pathlib import Path
 from typing import Any
