@@ -9,7 +9,7 @@ from typing import Self
 from data.filesystem import list_files, to_path
 from data.images import SUFFIXES
 from data.readers.base import FILE_CHUNK, Chunk, Reader, Row, printable
-from data.readers.layout import LAYOUTS, Group, interpret, is_skipped, tree
+from data.readers.layout import LAYOUTS, SPLITS, WRAPPERS, Group, interpret, is_skipped, tree
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def folder_readers(path: Path, domain: str | None, classes: int | None = None) -
     union = tuple(sorted({group.label for group in groups} - {""}))
     if classes is not None and len(union) != classes:
         raise ValueError(f"{path} has {len(union)} class folders, but this dataset has {classes}: is the copy complete?")
-    notes = _left_out(names, loose)
+    notes = (*_looked_through(groups), *_left_out(names, loose))
     return [_reader(path, each, union, [group for group in groups if group.domain == each], notes) for each in found if domain in (None, each)]
 
 
@@ -97,6 +97,16 @@ def _reader(path: Path, domain: str, union: tuple[str, ...], groups: list[Group]
         notes = (*notes, f"no image of class {', '.join(missing[:5])}" + (f" and {len(missing) - 5} more" if len(missing) > 5 else ""))
     names = union if labelled else ()
     return FolderReader(domain, names, (), 0, counts, {"name": path.name}, notes, str(path.resolve()), tuple(groups))
+
+
+def _looked_through(groups: list[Group]) -> tuple[str, ...]:
+    """A note if the only domain lies in a folder of another name, which may be a domain's own."""
+    outer = {name.split("/")[0] for group in groups for name in group.files if "/" in name}
+    (name, *more), domains = outer or {""}, {group.domain for group in groups}
+    known = domains | {group.label for group in groups} | WRAPPERS
+    if not name or more or len(domains) > 1 or name in known or name.lower() in SPLITS:
+        return ()
+    return (f"folder {printable(name)!r} is read as domain {domains.pop()!r}",)
 
 
 def _left_out(names: list[str], loose: list[str]) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Folders of photographs in the field's layouts: the meaning of their levels, what is left out, and what is refused."""
 
+import hashlib
 import unicodedata
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def images(*paths: Path, count: int = 3) -> None:
     for path in paths:
         path.mkdir(parents=True, exist_ok=True)
         for index in range(count):
-            Image.new("RGB", (9, 8), (hash(str(path)) % 251, index * 20, 7)).save(path / f"{index}.png")
+            Image.frombytes("L", (16, 8), hashlib.shake_128(f"{path}/{index}".encode()).digest(128)).save(path / f"{index}.png")
 
 
 def ingested(path: Path, root: Path, domain: str | None = None) -> Manifest:
@@ -57,6 +58,12 @@ def test_levels_are_domains_splits_and_classes(layout: str, expected: dict[str, 
         assert manifest.classes == ["a", "b"] and [*manifest.domains] == ["set"]
         return
     assert manifest.classes == list(CLASSES) and found(manifest) == expected
+
+
+def test_a_folder_of_one_domain_that_gets_another_name_is_said(tmp_path: Path) -> None:
+    images(tmp_path / "set" / "studio" / "cat", tmp_path / "set" / "studio" / "dog")
+    assert ingested(tmp_path / "set", tmp_path / "out", "street").domains["street"].notes == ["folder 'studio' is read as domain 'street'"]
+    assert ingested(tmp_path / "set", tmp_path / "own", "studio").domains["studio"].notes == []
 
 
 @pytest.mark.parametrize("layout", ["", "images", "wrap/images"])
