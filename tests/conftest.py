@@ -23,6 +23,7 @@ os.environ.update(AWS_ENDPOINT_URL=f"http://127.0.0.1:{S3_PORT}", AWS_ACCESS_KEY
 os.environ.update(MLFLOW_TRACKING_USERNAME=USER, MLFLOW_TRACKING_PASSWORD=PASSWORD)
 NO_RAY = "127.0.0.1:9"  # nothing listens there: a test that needs Ray asks for the fixture
 os.environ.update(GOMP_SPINCOUNT="1000")  # as the command line does: two processes share two cores
+os.environ.update(RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0")  # one actor less for each training
 os.environ.update(RAY_ADDRESS=NO_RAY, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)
 
 SHARED = ROOT.parent / "shared" / "data"
@@ -39,10 +40,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[Head]:
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """The one Ray cluster of the session. A test without this fixture cannot start Ray."""
     import ray
 
+    _only_here(tmp_path_factory, "the Ray cluster")
     head = Head()
     os.environ["RAY_ADDRESS"] = head.address
     ray.init(log_to_driver=False, logging_level="ERROR")
@@ -50,6 +52,12 @@ def ray_cluster() -> Iterator[Head]:
     ray.shutdown()
     os.environ["RAY_ADDRESS"] = NO_RAY
     head.stop()
+
+
+def _only_here(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
+    """Fail if another of pytest-xdist's processes has started this too: its groups do nothing under some versions of pytest."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        (tmp_path_factory.getbasetemp().parent / f"started: {name}").open("x").close()
 
 
 @pytest.fixture(scope="session")

@@ -201,6 +201,7 @@ class Tracking:
         own = {
             "BACKEND_STORE_URI": self.database.uri, "ARTIFACTS_DESTINATION": self.artifacts, "AUTH_CONFIG_PATH": str(self.folder / "auth.ini"),
             "AUTH_ADMIN_USERNAME": USER, "AUTH_ADMIN_PASSWORD": PASSWORD, "FLASK_SERVER_SECRET_KEY": "a key of these tests",
+            "SERVER_ENABLE_JOB_EXECUTION": "false",
         }  # fmt: skip
         self.process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1", "--app-name", "basic-auth"],
