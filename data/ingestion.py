@@ -17,7 +17,7 @@ from data.layout import Layout, check_fits, choose_layout, merge_classes
 from data.locks import file_lock, is_leased, lease
 from data.manifest import Domain, Manifest, Split
 from data.readers.base import Reader
-from data.shard_writer import write_parts
+from data.shard_writer import draw_queries, write_parts
 
 MOST_COMPARED = 20_000_000  # rows of a domain up to which exact copies are looked for
 STAGING, LEASED = ".staging-", ".lease"  # prefix of staging folders, suffix of their lease files
@@ -42,7 +42,7 @@ def _describe(reader: Reader, parts: list[dict[str, Any]], classes: int) -> Doma
 
 def write_domain(
     reader: Reader, root: Path, *, size: int = 0, channels: int = 0, store: str = "", seed: int = 0,
-    test_share: float = 0.0, limit: int = 0, strict: bool = False, replace: bool = False, start: Callable[[], object] = lambda: None,
+    test_share: float = 0.0, test_per_class: int = 0, limit: int = 0, strict: bool = False, replace: bool = False, start: Callable[[], object] = lambda: None,
     values: tuple[float, float] | None = None, kept: list[str] | None = None,
 ) -> Manifest:  # fmt: skip
     """Write a domain's shards and add the domain to the dataset's manifest.
@@ -51,6 +51,7 @@ def write_domain(
         root: the dataset's folder; created if it does not exist.
         size, channels, store: see ``choose_layout``; 0 and "" choose automatically.
         test_share: share of the rows that become split ``test``, selected by their ids; only for sources without a test split.
+        test_per_class: rows of each class that become split ``test``, drawn from all of the source's splits; the others are ``train``.
         limit: maximum rows per split, the first ones of the shuffle; 0 keeps all.
         strict: treat an unreadable row as an error.
         replace: overwrite the domain if it exists.
@@ -75,7 +76,8 @@ def write_domain(
     try:
         with _staging_folder(root) as staging:
             merged, places, notes = merge_classes(reader, others.classes if others else [], kept)
-            parts = write_parts(reader, layout, staging, test_share, limit, start, places, values)
+            test = draw_queries(reader, test_per_class, seed, places) if test_per_class else test_share
+            parts = write_parts(reader, layout, staging, test, limit, start, places, values)
             domain = _describe(reader, parts, len(merged))
             domain.notes += [*reader.notes, *notes, *_copies(parts), *([] if values else _dark(parts))]
             if strict and domain.rejected:

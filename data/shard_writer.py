@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from heapq import nsmallest
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from data.readers.base import Chunk, Reader
 SMALL = 64 << 20  # number of values (pixels or features) up to which this process writes a domain without Ray
 
 
-def _key(identity: str, seed: int) -> int:
-    """Position of a row in the shuffle, 63 bits: depends only on its id and the seed."""
-    return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8, key=seed.to_bytes(8)).digest()) >> 1
+def _key(identity: str, seed: int, use: bytes = b"") -> int:
+    """63 bits that depend only on a row's id, the seed and the use: by default the row's position in the shuffle."""
+    return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8, key=seed.to_bytes(8), person=use).digest()) >> 1
 
 
 def _digest(content: bytes | np.ndarray) -> int:
@@ -34,14 +35,16 @@ class _Prepare:
     """Reads a chunk and converts its rows to the stored form; for an unreadable row the column ``error`` says why."""
 
     def __init__(
-        self, reader: Reader, layout: Layout, parts: dict[str, int], test_share: float, places: list[int], values: tuple[float, float] | None = None
+        self, reader: Reader, layout: Layout, parts: dict[str, int], test: float | frozenset[str], places: list[int],
+        values: tuple[float, float] | None = None,
     ) -> None:  # fmt: skip
         """Args:
+        test: share of the rows that go to split ``test``, or their ids; 0 keeps the reader's splits.
         places: the dataset's label of each of the reader's labels.
         values: lowest and highest value of the images, mapped to 0 and 255; None for those of their type.
         """
         self.values = values
-        self.reader, self.layout, self.parts, self.test_share, self.places = reader.without_listing(), layout, parts, test_share, places
+        self.reader, self.layout, self.parts, self.test, self.places = reader.without_listing(), layout, parts, test, places
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
         rows = [row for chunk in batch["chunk"] for row in self._rows(Chunk(*json.loads(chunk)))]
@@ -55,9 +58,7 @@ class _Prepare:
     def _rows(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
         for row in self.reader.read(chunk):
             key = _key(row.id, self.layout.seed)
-            split = chunk.split
-            if self.test_share and _key(row.id, self.layout.seed + 1) < self.test_share * 2**63:
-                split = "test"
+            split = self._split(row.id) if self.test else chunk.split
             seen = None if row.error else brightest(row.content)
             read = row.content if not self.values or seen is None else with_range(row.content, *self.values)
             content, error = (b"", row.error) if row.error else self._stored(read)
@@ -67,6 +68,11 @@ class _Prepare:
                 continue
             values = {"id": row.id, "label": label, "content": content, "error": error, "key": key, "part": part, "digest": _digest(row.content)}
             yield values | {"bright": seen[0] if seen else None, "white": seen[1] if seen else None}
+
+    def _split(self, identity: str) -> str:
+        test = self.test
+        drawn = identity in test if isinstance(test, frozenset) else _key(identity, self.layout.seed, b"test") < test * 2**63
+        return "test" if drawn else "train"
 
     def _stored(self, content: bytes | np.ndarray) -> tuple[bytes, str]:
         shape = self.layout.shape
@@ -134,17 +140,43 @@ class _Number:
         return {"part": item["part"], "rows": len(table), "labels": counts, "unlabelled": int((labels < 0).sum()), "sha256": digest}
 
 
+def draw_queries(reader: Reader, count: int, seed: int, places: list[int]) -> frozenset[str]:
+    """Ids of ``count`` rows of each class, drawn by the seed from all splits: the query set of hashing's protocols. Reads every row once.
+
+    Args:
+        places: the dataset's label of each of the reader's labels.
+
+    Raises:
+        ValueError: the rows have no labels, or a class has none left to train on.
+    """
+    keys: dict[int, list[tuple[int, str]]] = {}
+    for chunk in reader.chunks():
+        for row in reader.read(chunk):
+            if not row.error and row.label >= 0 and places[row.label] != DROPPED:
+                keys.setdefault(row.label, []).append((_key(row.id, seed, b"test"), row.id))
+    if not keys:
+        raise ValueError(f"{reader.domain} has no labels, by which --test-per-class could draw")
+    for label, drawn in keys.items():
+        if len(drawn) <= count:
+            raise ValueError(f"class {reader.classes[label]!r} of {reader.domain} has {len(drawn)} rows: --test-per-class {count} leaves none to train on")
+    return frozenset(identity for drawn in keys.values() for _, identity in nsmallest(count, drawn))
+
+
 def write_parts(
-    reader: Reader, layout: Layout, staging: Path, test_share: float, limit: int, start: Callable[[], object], places: list[int],
+    reader: Reader, layout: Layout, staging: Path, test: float | frozenset[str], limit: int, start: Callable[[], object], places: list[int],
     values: tuple[float, float] | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Shuffle and write all rows; returns a description of each part, in order, with the digest of its file."""
+    """Shuffle and write all rows; returns a description of each part, in order, with the digest of its file.
+
+    Args:
+        test: as in ``_Prepare``.
+    """
     counts = dict(reader.counts)
-    if test_share:
+    if test:
         total = sum(counts.values())
-        counts = {"train": total, "test": max(1, int(total * test_share))}
+        counts = {"train": total, "test": len(test) if isinstance(test, frozenset) else max(1, int(total * test))}
     parts = {split: -(-count // layout.rows_per_file) for split, count in counts.items()}
-    prepare, write = _Prepare(reader, layout, parts, test_share, places, values), _Write(layout, staging / "parts")
+    prepare, write = _Prepare(reader, layout, parts, test, places, values), _Write(layout, staging / "parts")
     large = sum(counts.values()) * int(np.prod(layout.shape)) > SMALL
     if large:
         start()

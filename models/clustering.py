@@ -10,11 +10,12 @@ from models.distributed import rank, world_size
 ITERATIONS, RESTARTS = 20, 5
 
 
-def kmeans(x: Tensor, clusters: int, seed: int) -> Tensor:
+def kmeans(x: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
     """K-means with 20 iterations and the best of 5 starts. Rank 0 computes it and broadcasts the result.
 
     Args:
         x: (n, features), the same on every rank; n at least ``clusters``.
+        generator: chooses the starts.
 
     Returns:
         L2-normalised centroids (clusters, features), on the device of ``x``.
@@ -26,7 +27,7 @@ def kmeans(x: Tensor, clusters: int, seed: int) -> Tensor:
         raise ValueError(f"{len(x)} images do not make {clusters} clusters: give fewer --clusters")
     centroids = x.new_empty(clusters, x.shape[1])
     if rank() == 0:
-        centroids.copy_(_centroids(x.detach().float().cpu(), clusters, seed))
+        centroids.copy_(_centroids(x.detach().float().cpu(), clusters, int(torch.randint(2**31 - 1, (), generator=generator))))
     if world_size() > 1:
         dist.broadcast(centroids, 0)
     return normalize(centroids)
@@ -42,7 +43,7 @@ def _centroids(x: Tensor, clusters: int, seed: int) -> Tensor:
         found = KMeans(clusters, n_init=RESTARTS, max_iter=ITERATIONS, random_state=seed).fit(x.numpy())
         return torch.from_numpy(found.cluster_centers_)
     search = faiss.Kmeans(
-        x.shape[1], clusters, niter=ITERATIONS, nredo=RESTARTS, seed=seed + 1, min_points_per_centroid=1, max_points_per_centroid=len(x)
+        x.shape[1], clusters, niter=ITERATIONS, nredo=RESTARTS, seed=seed, min_points_per_centroid=1, max_points_per_centroid=len(x)
     )  # fmt: skip
     search.train(x.numpy())
     return torch.from_numpy(search.centroids)

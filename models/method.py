@@ -1,15 +1,17 @@
 """The interface of a method: everything the training loop, the command line and the registry use."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from models.codes import check_bits
-from models.optimisers import averaged_copy
+from models.optimisers import MomentumEncoder, averaged_copy
 
 
 class DomainView(Protocol):
@@ -79,11 +81,27 @@ class AblationRow(NamedTuple):
         name: the row's terms, as the paper writes them.
         changes: the hyper-parameters that differ from the full method, with their values.
         figures: the paper's figures in percent, by "source -> target" or by metric and data.
+        method: another method, which the row is trained with; "" for the table's own.
     """
 
     name: str
     changes: dict[str, Any]
     figures: dict[str, float]
+    method: str = ""
+
+
+class Preset(NamedTuple):
+    """A paper's setting.
+
+    Attributes:
+        table: whose setting it is: the paper's table or section, and its data.
+        epochs: the paper's epochs; 0 if it names none.
+        values: the hyper-parameters that differ from the defaults.
+    """
+
+    table: str
+    epochs: int
+    values: dict[str, Any]
 
 
 def hyperparameter(
@@ -130,10 +148,11 @@ class Player:
 class Method:
     """Base class of the methods. A method owns its networks, losses and schedules, and knows nothing about datasets.
 
-    Subclasses set ``reference`` (the citation) and ``Config`` (their dataclass), build ``players`` in their constructor, and
+    Subclasses set ``reference`` (the citation), ``Config`` (their dataclass) and ``presets``, build ``players`` in their constructor, and
     implement ``wants``, ``losses``, ``weights`` and ``encoder``.
 
     Attributes:
+        presets: the paper's settings by name; ``paper`` is the one of its main table.
         ablation: the rows of the paper's ablation table.
         table: the metrics that our tables show; the paper's figures are of the first.
         fitted: it has no players and learns everything in ``begin``, in one process.
@@ -144,13 +163,14 @@ class Method:
     name: ClassVar[str]
     reference: ClassVar[str]
     Config: ClassVar[Any]
+    presets: ClassVar[dict[str, Preset]]
     ablation: ClassVar[tuple[AblationRow, ...]] = ()
     table: ClassVar[tuple[str, ...]] = ("accuracy", "cross/map", "target/map")
     fitted: ClassVar[bool] = False
     source_optional: ClassVar[bool] = False
     has_features: ClassVar[bool] = False
     players: dict[str, Player]
-    averaged: AveragedModel | None = None
+    averaged: AveragedModel | MomentumEncoder | None = None
 
     def __init__(self, config: Any, shape: tuple[int, ...], classes: int, bits: int) -> None:
         """Args:
@@ -161,6 +181,18 @@ class Method:
         """
         check_fields(config)
         self.config, self.shape, self.classes, self.bits = config, shape, classes, check_bits(bits)
+        self.seed, self.epoch, self.draws = torch.initial_seed(), 0, 0
+
+    @classmethod
+    def preset(cls, name: str) -> Any:
+        """The config of a preset; the defaults for ``default``.
+
+        Raises:
+            ValueError: there is no such preset.
+        """
+        if name != "default" and name not in cls.presets:
+            raise ValueError(f"{cls.name} has no preset {name!r}: there are {', '.join(['default', *cls.presets])}")
+        return cls.Config(**cls.presets[name].values if name in cls.presets else {})
 
     @property
     def wants(self) -> Wants:
@@ -190,8 +222,21 @@ class Method:
         It is not called again when a run resumes.
         """
 
-    def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """Schedules by epoch, staged re-initialisation, re-clustering. Epochs count from 0."""
+    def start_epoch(self, epoch: int, epochs: int, source: RowSource | None = None, target: RowSource | None = None) -> None:
+        """Begin an epoch: restart its sequence of draws, then call ``begin_epoch``."""
+        self.epoch, self.draws = epoch, 0
+        self.begin_epoch(epoch, epochs, source, target)
+
+    def begin_epoch(self, epoch: int, epochs: int, source: RowSource | None = None, target: RowSource | None = None) -> None:
+        """Schedules by epoch, staged re-initialisation, clustering of the training rows. Epochs count from 0."""
+
+    def draw(self) -> torch.Generator:
+        """A CPU generator for one random draw of the method: a function of the run's seed, the epoch and the draws before it in the epoch.
+
+        All ranks get the same. The three numbers are mixed, as torch keeps 32 bits of a seed.
+        """
+        self.draws += 1
+        return torch.Generator().manual_seed(int(np.random.SeedSequence([self.seed, self.epoch, self.draws]).generate_state(1)[0]))
 
     def begin_step(self, progress: float) -> None:
         """Schedules by step; ``progress`` runs from 0 to 1 over the whole training."""
@@ -204,6 +249,18 @@ class Method:
     def ema_networks(self) -> Any:
         """The EMA copy of the networks given to ``track_average``, or the networks themselves if there is none."""
         return self.moving if self.averaged is None else self.averaged.module
+
+    @contextmanager
+    def guessing(self) -> Iterator[Any]:
+        """The ``ema_networks`` for pseudo-labels: in evaluation mode and without gradient.
+
+        Without an EMA copy these are the trained networks, whose dropout is off here and whose batch-norm statistics stay as they are.
+        """
+        networks, mode = self.ema_networks, self.ema_networks.training
+        networks.eval()
+        with torch.no_grad():
+            yield networks
+        networks.train(mode)
 
     def end_step(self) -> None:
         """Work after the optimisers' steps; here, the update of the EMA copy."""

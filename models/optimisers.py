@@ -1,5 +1,6 @@
 """Optimisers, learning-rate schedules, EMA copies and re-initialisation, shared by the methods."""
 
+import copy
 import math
 from typing import Any
 
@@ -45,6 +46,24 @@ def set_learning_rate(optimizer: Optimizer, first: float, final: float, progress
 def averaged_copy(network: nn.Module, decay: float) -> AveragedModel | None:
     """EMA copy of a network and its buffers, in evaluation mode; None if ``decay`` is 0."""
     return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True).eval() if decay else None
+
+
+class MomentumEncoder(nn.Module):
+    """A copy whose parameters follow a network's by an EMA, and whose batch-norm statistics are those of its own batches (He et al., CVPR 2020, MoCo).
+
+    Attributes:
+        module: the copy.
+    """
+
+    def __init__(self, network: nn.Module, momentum: float) -> None:
+        super().__init__()
+        self.module, self.momentum = copy.deepcopy(network).requires_grad_(False), momentum
+
+    @torch.no_grad()
+    def update_parameters(self, network: nn.Module) -> None:
+        """Move the parameters towards the network's."""
+        for own, trained in zip(self.module.parameters(), network.parameters(), strict=True):
+            own.lerp_(trained, 1 - self.momentum)
 
 
 def reset_network(network: nn.Module, fresh: nn.Module, optimizer: Optimizer) -> None:

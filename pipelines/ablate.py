@@ -58,7 +58,8 @@ def _settings(config: Config, row: AblationRow, direction: tuple[str, str], seed
     """The options of one row's run."""
     given = {each.name: getattr(config, each.name) for each in fields(TrainOptions)}
     source, target = direction
-    return TrainOptions(**given | {"source": source, "target": target, "seed": seed, "own": config.own | row.changes})
+    own = asdict(find_method(row.method).preset(config.preset)) if row.method else config.own
+    return TrainOptions(**given | {"method": row.method or config.method, "source": source, "target": target, "seed": seed, "own": own | row.changes})
 
 
 def result_of(wanted: TrainOptions) -> dict[str, Any]:

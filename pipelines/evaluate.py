@@ -1,6 +1,7 @@
 """Command: metrics and plots of a run or a registered model."""
 
-from dataclasses import dataclass
+import statistics
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from pipelines.training.restore import load_method
 class Config:
     """Options of ``hashbridge evaluate``."""
 
-    model: str = positional("a run's id, or models:/NAME@ALIAS")
+    model: str = positional("a run's id, or models:/NAME@ALIAS; several with commas, such as the runs of three draws of the queries, for their mean")
     dataset: str = option("", "folder of the dataset (default: the run's)")
     protocol: str = option("", "cross: database is the source's train split; target: the target's (default: both)", PROTOCOLS)
     query: str = option("", "DOMAIN/SPLIT to query with, in place of a protocol")
@@ -43,9 +44,25 @@ def run(config: Config) -> dict[str, Any]:
     if config.query and config.query == config.database:
         raise ValueError(f"query and database are both {config.query}: a query must not find itself; take another split")
     protocols = (config.protocol,) if config.protocol else PROTOCOLS
-    result = (_run_model if config.model.startswith("models:/") else _run_run)(config, protocols)
-    print_metrics(result["metrics"], result["notes"])
-    return result
+    found = []
+    for name in config.model.split(","):
+        result = (_run_model if name.startswith("models:/") else _run_run)(replace(config, model=name), protocols)
+        if "," in config.model:
+            print(f"{name}:")
+        print_metrics(result["metrics"], result["notes"])
+        found.append(result)
+    return found[0] if len(found) == 1 else _mean(found)
+
+
+def _mean(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation of the metrics that several results have, printed and returned with the single results."""
+    shared = [name for name in found[0]["metrics"] if all(name in each["metrics"] for each in found)]
+    columns = {name: [each["metrics"][name] for each in found] for name in shared}
+    means, deviations = ({name: how(values) for name, values in columns.items()} for how in (statistics.mean, statistics.stdev))
+    print(f"mean of {len(found)} (standard deviation):")
+    for name in shared:
+        print(f"  {name:<34} {means[name]:.4f} ({deviations[name]:.4f})")
+    return {"model": ",".join(each["model"] for each in found), "metrics": means, "deviations": deviations, "single": found}
 
 
 def _run_run(config: Config, protocols: tuple[str, ...]) -> dict[str, Any]:

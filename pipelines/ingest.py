@@ -25,6 +25,7 @@ class Config:
     channels: int = option(0, "1 for grey, 3 for RGB (default: the dataset's, else the source's)")
     store: str = option("", "raw: pixels; encoded: files as they are (default: raw up to 64 pixels)", ("raw", "encoded"))
     test_share: float = option(0.0, "share of a source without a test split that becomes one")
+    test_per_class: int = option(0, "images of each class that become the test split, drawn by the seed from all of the source's splits")
     limit: int = option(0, "rows of a split at most, drawn by the seed: a subset to search on (default: all)")
     seed: int = option(0, "seed of the shuffle")
     classes: str = option("", "classes to keep: names with commas, a file with a name a line, or the least number of images in every domain (default: all)")
@@ -54,7 +55,9 @@ class Config:
             raise ValueError(f"--test-share is {self.test_share}, but must be at least 0 and below 1")
         if not is_local(to_path(self.cache)):
             raise ValueError(f"--cache is {self.cache}, but must be a local folder")
-        for name in ("limit", "seed"):
+        if self.test_share and self.test_per_class:
+            raise ValueError("--test-share and --test-per-class are two ways to make a test split: give one")
+        for name in ("limit", "seed", "test_per_class"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{flag(name)} is {getattr(self, name)}, but must not be negative")
 
@@ -76,7 +79,7 @@ def run(config: Config) -> dict[str, Any]:
         try:
             manifest = write_domain(
                 reader, root.resolve(), size=config.size, channels=config.channels, store=config.store, seed=config.seed,
-                test_share=config.test_share, limit=config.limit, strict=config.strict, replace=config.replace,
+                test_share=config.test_share, test_per_class=config.test_per_class, limit=config.limit, strict=config.strict, replace=config.replace,
                 start=cluster.connect, values=config.values(), kept=kept,
             )  # fmt: skip
         except Exception as error:

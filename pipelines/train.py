@@ -60,7 +60,8 @@ def _run(options: TrainOptions) -> dict[str, Any]:
     tracker = open_tracker(plan.options, folder, setup.manifest, tracked)
     runs.record(folder, asdict(plan.options), setup.manifest, tracker.tracked if tracker else "")
     size = f"{options.epochs} epochs of {plan.steps} steps of {plan.batch} rows a domain" if plan.steps else "fitted at once"
-    print(f"run {folder.name}: {size}", file=sys.stderr, flush=True)
+    passes = f", {plan.steps * plan.batch / plan.rows:.3g} passes over the larger domain each" if plan.steps * plan.batch > plan.rows else ""
+    print(f"run {folder.name}: {size}{passes}", file=sys.stderr, flush=True)
     reporter = Reporter(options, folder, tracker)
     try:
         with runs.Follower(folder, reporter.epoch):

@@ -32,10 +32,10 @@ def attraction(queries: Tensor, positives: Tensor, denominator: Tensor, temperat
     Args:
         queries, positives: (n, width).
         denominator: (n,), from ``contrast``.
-        counts: (n,) bool mask; masked queries contribute zero to the mean over all n.
+        counts: (n,) bool mask: the mean is over these queries; 0 if there are none.
     """
     losses = denominator - (queries * positives).sum(1) / temperature
-    return (losses if counts is None else losses * counts).mean()
+    return losses.mean() if counts is None else (losses * counts).sum() / counts.sum().clamp(min=1)
 
 
 def cluster_probabilities(x: Tensor, centroids: Tensor, temperature: float) -> Tensor:
@@ -44,13 +44,15 @@ def cluster_probabilities(x: Tensor, centroids: Tensor, temperature: float) -> T
 
 
 def distance_of_distance(one: Tensor, other: Tensor) -> Tensor:
-    """Mean over all pairs of samples of the squared difference between their cosine distances in two spaces (eq. 6-8).
+    """Sum over all pairs of samples of the squared difference between their cosine distances in two spaces (eq. 6-8), divided by the samples.
+
+    Eq. 8 is the double sum over a batch; the division leaves the part that does not depend on the batch's size, as in the means of the other terms.
 
     Args:
         one, other: (n, clusters), cluster probabilities of the same samples, by the centroids of domain A and of domain B.
     """
     left, right = normalize(one), normalize(other)
-    return (left @ left.T - right @ right.T).square().mean()
+    return (left @ left.T - right @ right.T).square().sum() / len(one)
 
 
 def self_entropy(probabilities: Tensor) -> Tensor:

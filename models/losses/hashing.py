@@ -8,18 +8,19 @@ from models.codes import signs
 
 
 def pairwise_hash_loss(
-    left: Tensor, left_labels: Tensor, right: Tensor, right_labels: Tensor, like_weight: float = 1.0
+    left: Tensor, left_labels: Tensor, right: Tensor, right_labels: Tensor, like_weight: float = 1.0, self_pairs: bool = True
 ) -> Tensor:
     """Negative log-likelihood of pair similarities, mean over labelled pairs (DAH eq. 4-5, DPSH eq. 4).
 
     ``-w_ij (s_ij t_ij - log(1 + exp(t_ij)))`` with ``t_ij = u_i . u_j / 2``; ``w_ij = like_weight`` if ``s_ij = 1``, otherwise 1.
     The papers sum over the n^2 pairs of a batch; this mean is the sum divided by n^2, so a weight g of another term beside the
-    sum becomes g / n^2 beside the mean. Pairs of a sample with itself count.
+    sum becomes g / n^2 beside the mean.
 
     Args:
         left, right: (n, bits) and (m, bits), relaxed codes in [-1, 1].
         left_labels, right_labels: (n,) and (m,) int64; pairs with label -1 are ignored.
         like_weight: weight of pairs of the same class.
+        self_pairs: whether the pair of a sample with itself counts, if ``right`` is ``left``; otherwise it contributes zero to the mean over all pairs.
 
     Returns:
         Scalar, 0 if no pair is labelled.
@@ -28,6 +29,8 @@ def pairwise_hash_loss(
     like = left_labels.unsqueeze(1) == right_labels.unsqueeze(0)
     known = (left_labels >= 0).unsqueeze(1) & (right_labels >= 0).unsqueeze(0)
     weights = torch.where(like, like_weight, 1.0) * known
+    if not self_pairs:
+        weights = weights.fill_diagonal_(0.0)
     losses = softplus(logits) - like * logits
     return (weights * losses).sum() / known.sum().clamp(min=1)
 

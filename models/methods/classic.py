@@ -7,19 +7,19 @@ the encoder is exported and registered like any other.
 import math
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from models.itq import Projection, fit_itq
-from models.method import Method, Player, RowSource, Wants, hyperparameter
+from models.method import Method, Player, Preset, RowSource, Wants, hyperparameter
 from models.networks.extractors import Extractor
 
-SUBSPACE_BITS = 4  # bits of a k-means codebook: 16 centroids
-OPQ_ROUNDS = 20
-ANNEALING_STEPS = 20_000  # swaps tried to number the 16 centroids
+SUBSPACE_BITS = 4  # b, bits of a k-means codebook: 16 centroids
+AFFINITY_WEIGHT = 10.0  # lambda of k-means hashing
+KMEANS_ROUNDS = 30
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,12 @@ class ClassicConfig:
     extractor: str = hyperparameter("auto", "what makes feature vectors of images: none takes the pixels", choices=("auto", "none", "alexnet", "vgg16"))
     pretrained: str = hyperparameter("IMAGENET1K_V1", "the extractor's weights: torchvision name, file path, or none")
 
-    @classmethod
-    def paper(cls) -> Self:
-        """The same as the defaults: there is nothing to choose."""
-        return cls()
-
 
 class Classic(Method):
     """Base class of the fitted hashes: ``build`` creates the module whose buffers ``fit`` computes."""
 
     Config: ClassVar[Any] = ClassicConfig
+    presets: ClassVar[dict[str, Preset]] = {"paper": Preset("all of the paper", 1, {})}
     fitted: ClassVar[bool] = True
     source_optional: ClassVar[bool] = True
     config: ClassicConfig
@@ -49,7 +45,6 @@ class Classic(Method):
         self.extractor = Extractor(config.extractor, shape, config.pretrained).requires_grad_(False).eval()
         self.hashing: Any = self.build(self.extractor.features, bits)
         self.players: dict[str, Player] = {}
-        self.seed = torch.initial_seed()
 
     @property
     def wants(self) -> Wants:
@@ -90,7 +85,7 @@ class LSH(Classic):
 
     def fit(self, x: Tensor) -> None:
         self.hashing.mean.copy_(x.mean(0))
-        self.hashing.axes.copy_(torch.randn(self.hashing.axes.shape, generator=torch.Generator().manual_seed(self.seed)))
+        self.hashing.axes.copy_(torch.randn(self.hashing.axes.shape, generator=self.draw()))
 
 
 class ITQ(Classic):
@@ -169,7 +164,12 @@ class _Codebooks(nn.Module):
 
 
 class KMeansHashing(Classic):
-    """K-means in each subspace of a rotation; the centroids are numbered so that Hamming distances follow their distances."""
+    """K-means in subspaces, with centroids whose distances follow the Hamming distances of their numbers.
+
+    Minimises E_quan + lambda E_aff (eq. 10): the mean squared distance of the vectors to their centroids, and the weighted squared difference
+    between the centroids' distances and s times the square root of their numbers' Hamming distances. The update of the centroids is
+    one quasi-Newton minimisation over all of them, where the paper takes them in turn.
+    """
 
     name: ClassVar[str] = "kmeans-hash"
     reference: ClassVar[str] = "He et al., K-means Hashing: An Affinity-Preserving Quantization Method for Learning Binary Compact Codes, CVPR 2013"
@@ -178,23 +178,67 @@ class KMeansHashing(Classic):
         return _Codebooks(features, bits)
 
     def fit(self, x: Tensor) -> None:
-        """Fit with faiss: an optimised rotation (OPQ), a product quantizer, and its numbering by simulated annealing."""
-        import faiss  # noqa: PLC0415  slow to import, and optional for training
-
+        """Rotate to principal components, deal them to the subspaces, and alternate between assignment and update (section 3)."""
         books, width = self.hashing.books, self.hashing.width
         if min(len(x), x.shape[1]) < books * width:
             raise ValueError(f"{self.bits} bits by k-means need {books * width} features and images: there are {x.shape[1]} and {len(x)}")
         mean = x.mean(0)
-        centred = np.ascontiguousarray((x - mean).numpy())
-        rotation = faiss.OPQMatrix(x.shape[1], books, books * width)
-        quantizer = faiss.ProductQuantizer(books * width, books, SUBSPACE_BITS)
-        rotation.pq, rotation.niter = quantizer, OPQ_ROUNDS
-        rotation.train(centred)
-        rotated = rotation.apply(centred)
-        quantizer.train(rotated)
-        numbering = faiss.PolysemousTraining()  # type: ignore[attr-defined]
-        numbering.n_iter = ANNEALING_STEPS
-        numbering.optimize_pq_for_hamming(quantizer, len(rotated), faiss.swig_ptr(rotated))
-        axes = faiss.vector_to_array(rotation.A).reshape(books * width, -1)
-        centroids = faiss.vector_to_array(quantizer.centroids).reshape(self.hashing.centroids.shape)
-        self.hashing.load_state_dict({"mean": mean, "axes": torch.from_numpy(axes), "centroids": torch.from_numpy(centroids)})
+        axes = _balanced_axes(x - mean, books, width)
+        parts = ((x - mean) @ axes.T).unflatten(1, (books, width)).transpose(0, 1)  # (books, n, width)
+        numbers = torch.arange(2**SUBSPACE_BITS)
+        bits = (numbers.unsqueeze(1) // self.hashing.place) % 2  # (16, b)
+        near = (bits.unsqueeze(0) != bits.unsqueeze(1)).sum(2).sqrt()  # square root of the Hamming distance
+        members = ((parts[:, :, :SUBSPACE_BITS] > 0) * self.hashing.place[:width]).sum(2)  # (books, n): first by the signs of the components
+        centroids, counts = _cluster_means(parts, members, parts.new_zeros(books, len(numbers), width))
+        pairs = (counts.unsqueeze(2) * counts.unsqueeze(1)) / len(x) ** 2  # w_ij
+        scale = ((pairs * torch.cdist(centroids, centroids) * near).sum((1, 2)) / (pairs * near.square()).sum((1, 2))).view(-1, 1, 1)
+        for _ in range(KMEANS_ROUNDS):
+            means, counts = _cluster_means(parts, members, centroids)
+            centroids = _updated(centroids, means, counts / len(x), scale * near)
+            members = torch.stack([torch.cdist(part, own).argmin(1) for part, own in zip(parts, centroids, strict=True)])
+        self.hashing.load_state_dict({"mean": mean, "axes": axes, "centroids": centroids})
+
+
+def _balanced_axes(x: Tensor, books: int, width: int) -> Tensor:
+    """Principal axes (books * width, features) of centred vectors, dealt so that the books' products of variances are about equal (Ge et al. 2013)."""
+    values, axes = torch.linalg.eigh(x.T @ x / len(x))
+    order = values.argsort(descending=True)[: books * width].tolist()
+    dealt: list[list[int]] = [[] for _ in range(books)]
+    products = [0.0] * books
+    for place in order:
+        book = min((each for each in range(books) if len(dealt[each]) < width), key=products.__getitem__)
+        dealt[book].append(place)
+        products[book] += math.log(max(float(values[place]), 1e-12))
+    return axes.T[[place for book in dealt for place in book]].contiguous()
+
+
+def _cluster_means(parts: Tensor, members: Tensor, empty: Tensor) -> tuple[Tensor, Tensor]:
+    """Means (books, clusters, width) of the vectors (books, n, width) of each cluster, those of ``empty`` for clusters without any; their counts."""
+    index = members.unsqueeze(2).expand_as(parts)
+    sums = torch.zeros_like(empty).scatter_add_(1, index, parts)
+    counts = torch.zeros(empty.shape[:2]).scatter_add_(1, members, torch.ones(members.shape))
+    return torch.where(counts.unsqueeze(2) > 0, sums / counts.clamp(min=1).unsqueeze(2), empty), counts
+
+
+def _updated(centroids: Tensor, means: Tensor, shares: Tensor, wanted: Tensor) -> Tensor:
+    """Centroids that minimise E_quan + lambda E_aff with the assignment kept.
+
+    Args:
+        centroids, means: (books, clusters, width).
+        shares: (books, clusters), the clusters' shares of the vectors.
+        wanted: (books, clusters, clusters), s times the square root of the Hamming distances.
+    """
+    found, pairs = centroids.clone().requires_grad_(), shares.unsqueeze(2) * shares.unsqueeze(1)
+    search = torch.optim.LBFGS([found], max_iter=20, line_search_fn="strong_wolfe")
+
+    def objective() -> Tensor:
+        search.zero_grad()
+        apart = ((found.unsqueeze(2) - found.unsqueeze(1)).square().sum(3) + 1e-12).sqrt()
+        quantisation = (shares * (found - means).square().sum(2)).sum()
+        loss = quantisation + AFFINITY_WEIGHT * (pairs * (apart - wanted).square()).sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        search.step(objective)  # type: ignore[no-untyped-call]
+    return found.detach()

@@ -10,7 +10,7 @@ rate that falls, but not to zero (otherwise some bits stay unbalanced). Each has
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from models.distributed import gather
 from models.losses.adversarial import critic_loss, generator_loss, gradient_penalty
 from models.losses.matching import assignment_distance, bitwise_distance
-from models.method import AblationRow, Batch, Method, Player, Wants, hyperparameter
+from models.method import AblationRow, Batch, Method, Player, Preset, Wants, hyperparameter
 from models.networks.extractors import Extractor
 from models.optimisers import build_optimizer, set_learning_rate
 
@@ -27,7 +27,7 @@ CIFAR = "CIFAR10, 64 bits"
 
 @dataclass(frozen=True)
 class IDRAEConfig:
-    """Hyper-parameters of IDR-AE. The defaults work best here; ``paper()`` is the paper's setting."""
+    """Hyper-parameters of IDR-AE. The defaults work best here."""
 
     matching: str = hyperparameter(
         "bitwise", "distance of codes to fair bits: none is AE, critic WGAN-AE, assignment OT-AE, bitwise IDR-AE",
@@ -41,9 +41,13 @@ class IDRAEConfig:
         0.8, "share of the training over which the matching's weight grows from zero; 0 in the paper", 0.1, 1.0,
         when={"matching": ("critic", "assignment", "bitwise")},
     )  # fmt: skip
-    relative: bool = hyperparameter(True, "the reconstruction error is a share of the features' variance; off in the paper: a mean square")
+    error: str = hyperparameter(
+        "relative", "the reconstruction's squared error: a share of the features' variance, a mean over them, or eq. 2's sum",
+        choices=("relative", "mean", "sum"),
+    )  # fmt: skip
     penalty_weight: float = hyperparameter(10.0, "weight of the critic's gradient penalty", 1.0, 30.0, log=True, when={"matching": ("critic",)})
     extractor: str = hyperparameter("auto", "h: none takes the input as it is", choices=("auto", "none", "alexnet", "vgg16"))
+    normalised: bool = hyperparameter(True, "feature vectors of h are scaled to a mean square of 1; off in the paper")
     pretrained: str = hyperparameter("IMAGENET1K_V1", "h's weights: torchvision name, file path, or none")
     train_extractor: bool = hyperparameter(False, "train h too")
     width: int = hyperparameter(1024, "units of the encoder's first hidden layer, half as many in its second")
@@ -53,11 +57,6 @@ class IDRAEConfig:
     critic_rate: float = hyperparameter(1.0, "the critic's share of the learning rate", 0.1, 10.0, log=True, when={"matching": ("critic",)})
     final_rate: float = hyperparameter(0.3, "last learning rate, as a share of the first: log-spaced between, cosine if 0; 1 in the paper")
     weight_decay: float = hyperparameter(0.0, "weight decay", 1e-6, 1e-2, log=True)
-
-    @classmethod
-    def paper(cls) -> Self:
-        """The paper's setting. The paper names lambda, Adam, batches of 128 and VGG's fc7; learning rate and widths are our readings."""
-        return cls(matching_weight=0.01, ramp=0.0, relative=False, batch=128, average=0.0, final_rate=1.0)
 
 
 def _layers(*widths: int) -> nn.Sequential:
@@ -96,6 +95,11 @@ class IDRAE(Method):
     name: ClassVar[str] = "idr-ae"
     reference: ClassVar[str] = "Doan et al., Image Hashing by Minimizing Independent Relaxed Wasserstein Distance, 2020"
     Config: ClassVar[Any] = IDRAEConfig
+    presets: ClassVar[dict[str, Preset]] = {  # the paper names lambda, Adam, batches of 128 and VGG's fc7; rate and widths are our readings
+        "paper": Preset("Tables 1 and 2, CIFAR10 and Flickr25k; Places365 has 50 epochs", 100, {
+            "matching_weight": 0.01, "ramp": 0.0, "error": "sum", "extractor": "vgg16", "normalised": False, "batch": 128, "average": 0.0, "final_rate": 1.0,
+        }),
+    }  # fmt: skip
     ablation: ClassVar[tuple[AblationRow, ...]] = (  # Table 2, with its names of the variants; weights with the best mAP on USPS
         AblationRow("AE", {"matching": "none"}, {}),
         AblationRow("WGAN-AE (AE-WGAN)", {"matching": "critic", "matching_weight": 0.01}, {CIFAR: 17.75}),
@@ -108,8 +112,8 @@ class IDRAE(Method):
 
     def __init__(self, config: IDRAEConfig, shape: tuple[int, ...], classes: int, bits: int) -> None:
         super().__init__(config, shape, classes, bits)
-        c, self.draws, self.matched = config, 0, 1.0
-        extractor = Extractor(c.extractor, shape, c.pretrained).requires_grad_(c.train_extractor)
+        c, self.matched = config, 1.0
+        extractor = Extractor(c.extractor, shape, c.pretrained, c.normalised).requires_grad_(c.train_extractor)
         features, widths = extractor.features, (c.width, c.width // 2)
         self.networks = nn.ModuleDict({
             "extractor": extractor, "encoder": _Probabilities(features, c.width, bits), "decoder": _layers(bits, *reversed(widths), features),
@@ -129,10 +133,6 @@ class IDRAE(Method):
     def wants(self) -> Wants:
         return Wants(source_labels=False, target=True, per_class=0, batch_size=self.config.batch, views=0)
 
-    def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """Start the epoch's sequence of draws."""
-        self.draws = epoch << 32
-
     def begin_step(self, progress: float) -> None:
         self.matched = min(1.0, progress / self.config.ramp) if self.config.ramp else 1.0
         for player in self.players.values():
@@ -145,33 +145,34 @@ class IDRAE(Method):
         parts = [part.x for part in batch if part is not None]
         features = self.networks["extractor"](torch.cat(parts))
         b = self.networks["encoder"](features)
-        error = (self.networks["decoder"](b) - features.detach()).square().mean()
-        terms = {"reconstruction": error / gather(features.detach()).var(0).mean().clamp_min(1e-8) if self.config.relative else error}
+        terms = {"reconstruction": self._error(self.networks["decoder"](b), features.detach())}
         if self.config.matching != "none":
             each = b.split([len(part) for part in parts])
             terms["matching"] = self._matching(torch.cat([gather(part) for part in each]))  # in the row order of one process
         return terms
 
+    def _error(self, made: Tensor, features: Tensor) -> Tensor:
+        """Squared error of the reconstruction (eq. 2), mean over the images."""
+        squares = (made - features).square()
+        if self.config.error == "sum":
+            return squares.sum(1).mean()
+        return squares.mean() / gather(features).var(0).mean().clamp_min(1e-8) if self.config.error == "relative" else squares.mean()
+
     def weights(self, player: str) -> dict[str, float]:
         c = self.config
         return {"reconstruction": 1.0, "matching": c.matching_weight * self.matched, "critic": 1.0, "penalty": c.penalty_weight}
-
-    def _drawn(self) -> torch.Generator:
-        """A generator of the step's draws, the same on every rank."""
-        self.draws += 1
-        return torch.Generator().manual_seed(self.draws)
 
     def _matching(self, b: Tensor) -> Tensor:
         """Distance between the global batch's codes and as many fair random codes."""
         if self.config.matching == "critic":
             self.made = b.detach()
             return generator_loss(self.players["critic"].networks["critic"](b), "wasserstein")
-        z = torch.randint(2, b.shape, generator=self._drawn()).to(b)
+        z = torch.randint(2, b.shape, generator=self.draw()).to(b)
         return (bitwise_distance if self.config.matching == "bitwise" else assignment_distance)(b, z)
 
     def _judge(self) -> dict[str, Tensor]:
         """The Wasserstein critic's objective on fair bits and codes, and its gradient penalty between them."""
-        generator = self._drawn()
+        generator = self.draw()
         z = torch.randint(2, self.made.shape, generator=generator).to(self.made)
         share = torch.rand(len(z), generator=generator).to(z)
         critic = self.players["critic"].networks["critic"]

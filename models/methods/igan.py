@@ -10,7 +10,7 @@ switches it off.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from models.distributed import gather
 from models.losses.adversarial import deceiving_loss, generated_loss, real_class_loss
 from models.losses.alignment import centroid_distance, confident_classes, imbalance_loss, pseudo_label_loss
 from models.losses.hashing import entropy_loss, quantisation_loss, similarity_loss
-from models.method import AblationRow, Batch, Method, Player, Wants, hyperparameter
+from models.method import AblationRow, Batch, Method, Player, Preset, RowSource, Wants, hyperparameter
 from models.networks.build import build_network
 from models.networks.generative import Discriminator, Generator, stored
 from models.networks.layers import CodesOnly, unit
@@ -28,11 +28,16 @@ from models.optimisers import build_optimizer, reset_network, set_learning_rate
 
 DOMAINS = ("source", "target")
 U_M, M_U = "usps -> mnist", "mnist -> usps"
+DIGITS = {  # the paper names batch size, staged training, SGD and one rate for all players; rates and weights are our readings
+    "pseudo_weight": 0.1, "relaxation_weight": 1e-3, "centroid_weight": 0.1, "adversarial_weight": 1.0, "l1_weight": 1.0, "entropy_weight": 0.0,
+    "balance_weight": 0.0, "real_unlabelled": False, "spectral": False, "average": 0.0, "augment": False, "pretrain_epochs": 2, "stages": 2,
+    "per_class": 10, "norm": False, "dropout": 0.0, "hash_norm": False, "width": 32, "optimizer": "sgd", "learning_rate": 3e-3, "discriminator_rate": 1.0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class IGANConfig:
-    """Hyper-parameters of IGAN. The defaults work best here; ``paper()`` is the paper's setting."""
+    """Hyper-parameters of IGAN. The defaults work best here."""
 
     pseudo_weight: float = hyperparameter(1.0, "epsilon, weight of pseudo-labels in the label prediction", 0.1, 3.0, log=True)
     threshold: float = hyperparameter(0.9, "T, class probability above which a target image has a pseudo-label", 0.5, 0.99)
@@ -54,21 +59,16 @@ class IGANConfig:
     pretrained: str = hyperparameter("IMAGENET1K_V1", "AlexNet's weights: torchvision name, file path, or none")
     norm: bool = hyperparameter(True, "batch-norm in the trunk; off in the paper")
     dropout: float = hyperparameter(0.3, "dropout before the last trunk layer; 0 in the paper's LeNet", 0.0, 0.6)
+    hash_norm: bool = hyperparameter(True, "batch-norm before the codes' tanh; off in the paper")
+    made: str = hyperparameter(
+        "input", "what the generators make: the input, or the output of the first fully connected layer (the paper's fc6 on Office)", choices=("input", "layer")
+    )
     width: int = hyperparameter(8, "channels of the outermost hidden layers of generators and discriminators")
     optimizer: str = hyperparameter("adam", "optimiser", choices=("adam", "sgd"))
     learning_rate: float = hyperparameter(2e-3, "first learning rate of encoder, classifier and generators", 1e-4, 1e-2, log=True)
     discriminator_rate: float = hyperparameter(0.2, "the discriminators' share of the learning rate; 1 in the paper", 0.05, 5.0, log=True)
     pretrained_rate: float = hyperparameter(0.1, "share of the learning rate for pretrained layers")
     weight_decay: float = hyperparameter(5e-4, "weight decay of all but the discriminators", 1e-5, 1e-2, log=True)
-
-    @classmethod
-    def paper(cls) -> Self:
-        """The paper's setting for digits. It names batch size, staged training and SGD; rates and weights are our readings."""
-        return cls(
-            pseudo_weight=0.1, relaxation_weight=1e-3, centroid_weight=0.1, adversarial_weight=1.0, l1_weight=1.0,
-            entropy_weight=0.0, balance_weight=0.0, real_unlabelled=False, spectral=False, average=0.0, augment=False, pretrain_epochs=2, stages=2,
-            per_class=10, norm=False, dropout=0.0, width=32, optimizer="sgd", learning_rate=3e-3, discriminator_rate=0.1,
-        )  # fmt: skip
 
 
 class IGAN(Method):
@@ -79,6 +79,13 @@ class IGAN(Method):
         "He et al., One Network for Multi-Domains: Domain Adaptive Hashing with Intersectant Generative Adversarial Networks, IJCAI 2019"
     )
     Config: ClassVar[Any] = IGANConfig
+    presets: ClassVar[dict[str, Preset]] = {
+        "paper": Preset("Tables 1 and 4, MNIST and USPS, batches of 100", 0, DIGITS),
+        "paper-svhn": Preset("Table 1, SVHN -> MNIST, batches of 200", 0, DIGITS | {"per_class": 20, "network": "conv4"}),
+        "paper-office": Preset("Tables 2 and 3, Office-31 by AlexNet, one stage", 0, DIGITS | {
+            "network": "alexnet", "made": "layer", "pretrain_epochs": 0, "stages": 1,
+        }),
+    }  # fmt: skip
     ablation: ClassVar[tuple[AblationRow, ...]] = (  # Table 4; each row adds a term to the row above
         AblationRow("Lc", {"centroid_weight": 0.0, "hash_weight": 0.0, "adversarial_weight": 0.0, "l1_weight": 0.0}, {U_M: 61.8, M_U: 85.5}),
         AblationRow("Lc + Ls", {"hash_weight": 0.0, "adversarial_weight": 0.0, "l1_weight": 0.0}, {U_M: 88.8, M_U: 89.5}),
@@ -90,14 +97,19 @@ class IGAN(Method):
 
     def __init__(self, config: IGANConfig, shape: tuple[int, ...], classes: int, bits: int) -> None:
         super().__init__(config, shape, classes, bits)
-        c, self.seed, self.pretraining = config, torch.initial_seed(), config.pretrain_epochs > 0
+        c, self.pretraining = config, config.pretrain_epochs > 0
         self.images = len(shape) == 3
         self.network = build_network(c.network, shape, bits, c.norm, c.dropout, c.pretrained)
+        if not c.hash_norm:
+            self.network.hash.norm = nn.Identity()
+        if c.made == "layer" and not self.network.widths:
+            raise ValueError("--made layer needs a network with a hidden fully connected layer: alexnet, lenet or mlp")
+        self.output = shape if c.made == "input" else (self.network.widths[0],)
         self.heads = self._fresh_heads()
         groups = [*self.network.parameter_groups(c.pretrained_rate), {"params": [*self.heads.parameters()], "share": 1.0}]
         optimizer = build_optimizer(c.optimizer, groups, c.learning_rate, c.weight_decay)
         self.networks = nn.ModuleDict({"network": self.network, **self.heads})
-        self.players = {"encoder": Player(self.networks, optimizer, partial=self.pretraining and self.can_translate)}
+        self.players = {"encoder": Player(self.networks, optimizer, partial=self.pretraining and self.generates)}
         self.judges = self._fresh_judges()
         if c.adversarial_weight:
             rates: list[dict[str, Any]] = [{"params": [*self.judges.parameters()], "share": c.discriminator_rate}]
@@ -106,9 +118,14 @@ class IGAN(Method):
         self.made: dict[str, Tensor] = {}
 
     @property
-    def can_translate(self) -> bool:
-        """Whether any term needs the generators; without one there is no generator to translate with."""
+    def generates(self) -> bool:
+        """Whether any term needs the generators."""
         return bool(self.config.adversarial_weight or self.config.l1_weight)
+
+    @property
+    def can_translate(self) -> bool:
+        """Whether there are generators, and they make input."""
+        return self.generates and self.config.made == "input"
 
     @property
     def wants(self) -> Wants:
@@ -117,29 +134,29 @@ class IGAN(Method):
     def _fresh_heads(self) -> nn.ModuleDict:
         """The classifier C and, if a term needs them, the generators G_s and G_t."""
         heads = nn.ModuleDict({"classifier": nn.Linear(self.bits, self.classes)})
-        for domain in DOMAINS if self.can_translate else ():
-            heads[domain] = Generator(self.bits, self.shape, self.config.width)
+        for domain in DOMAINS if self.generates else ():
+            heads[domain] = Generator(self.bits, self.output, self.config.width)
         return heads
 
     def _fresh_judges(self) -> nn.ModuleDict:
         """The discriminators D_s and D_t, with N classes and one for generated images, if a term needs them."""
         c = self.config
         needed = DOMAINS if c.adversarial_weight else ()
-        return nn.ModuleDict({domain: Discriminator(self.shape, self.classes + 1, c.width, c.spectral) for domain in needed})
+        return nn.ModuleDict({domain: Discriminator(self.output, self.classes + 1, c.width, c.spectral) for domain in needed})
 
     def _stage(self, epoch: int, epochs: int) -> int:
         """Number of an epoch's stage, from 0; -1 while pretraining."""
         first = self.config.pretrain_epochs
         return -1 if epoch < first else (epoch - first) * self.config.stages // max(epochs - first, 1)
 
-    def begin_epoch(self, epoch: int, epochs: int) -> None:
+    def begin_epoch(self, epoch: int, epochs: int, source: RowSource | None = None, target: RowSource | None = None) -> None:
         """Pretrain in the first epochs; at the start of each stage, re-initialise everything but the encoder (section 3.2)."""
         stage = self._stage(epoch, epochs)
         self.pretraining = stage < 0
         if epoch == 0 or stage == self._stage(epoch - 1, epochs):
             return
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed + stage + 1)  # the same on every rank
+            torch.manual_seed(self.draw().initial_seed())  # the same on every rank
             reset_network(self.heads, self._fresh_heads(), self.players["encoder"].optimizer)
             if "discriminator" in self.players:
                 reset_network(self.judges, self._fresh_judges(), self.players["discriminator"].optimizer)
@@ -160,7 +177,8 @@ class IGAN(Method):
         if player == "discriminator":
             return self._judge(batch.source.label)
         x_s, x_t = (part.views[0] if self.config.augment else part.x for part in (batch.source, batch.target))
-        u_s, u_t = self.network(torch.cat([x_s, x_t]))[1].split([len(x_s), len(x_t)])
+        layers, u = self.network(torch.cat([x_s, x_t]))
+        u_s, u_t = u.split([len(x_s), len(x_t)])
         all_s, labels = gather(u_s), gather(batch.source.label)
         classifier = self.heads["classifier"]
         terms = {"classification": cross_entropy(classifier(all_s), labels)}
@@ -170,8 +188,9 @@ class IGAN(Method):
             return terms
         guess = self._pseudo_labels(batch.target.x)
         terms |= self._align(all_s, labels, gather(u_t), gather(guess))
-        if self.can_translate:
-            self.made = {"real source": unit(x_s, self.images), "real target": unit(x_t, self.images), "guess": guess}
+        if self.generates:
+            both = unit(torch.cat([x_s, x_t]), self.images) if self.config.made == "input" else torch.relu(layers[0]).detach()
+            self.made = {"real source": both[: len(x_s)], "real target": both[len(x_s) :], "guess": guess}
             terms |= self._generate(u_s, u_t, batch.source.label, guess)
         return terms
 
@@ -183,10 +202,10 @@ class IGAN(Method):
             "balance": c.balance_weight, "real": 1.0, "generated": 1.0,
         }  # fmt: skip
 
-    @torch.no_grad()
     def _pseudo_labels(self, x: Tensor) -> Tensor:
         """Classes of the target images that the classifier is confident of, -1 for the others (eq. 4)."""
-        return confident_classes(self.ema_networks["classifier"](self.ema_networks["network"](x)[1]), self.config.threshold)
+        with self.guessing() as networks:
+            return confident_classes(networks["classifier"](networks["network"](x)[1]), self.config.threshold)
 
     def _align(self, u_s: Tensor, labels: Tensor, u_t: Tensor, guesses: Tensor) -> dict[str, Tensor]:
         """Terms that align the target's codes with the source's (eq. 3 and the second part of eq. 5)."""

@@ -8,9 +8,8 @@ Extensions beyond the paper: other kinds of views, more clusters than classes, a
 with. Each has a field that switches it off.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -22,19 +21,23 @@ from models.distributed import gather, world_size
 from models.itq import fit_itq
 from models.losses.contrastive import attraction, cluster_probabilities, contrast, distance_of_distance, neighbour_loss, self_entropy
 from models.losses.hashing import quantisation_loss
-from models.method import AblationRow, Batch, DomainView, Method, Player, RowSource, Wants, hyperparameter
+from models.method import AblationRow, Batch, Method, Player, Preset, RowSource, Wants, hyperparameter
 from models.networks.extractors import Backbone
 from models.networks.layers import HashLayer
-from models.optimisers import build_optimizer, set_learning_rate
+from models.optimisers import MomentumEncoder, build_optimizer, set_learning_rate
 
 WIDTH = 128
 DOMAINS = ("source", "target")
-DOMAINNET = "P@50, DomainNet"
+P_50 = "P@50, DomainNet"
+DOMAINNET = {
+    "cluster_weight": 1.0, "entropy_weight": 0.5, "distance_weight": 0.1, "clusters_per_class": 1, "negatives": 0, "average": 0.999, "views": "contrastive",
+    "batch": 64, "network": "resnet50", "pretrained": "moco", "optimizer": "sgd", "learning_rate": 2e-4,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class UCDIRConfig:
-    """Hyper-parameters of UCDIR. The defaults work best here; ``paper()`` is the paper's setting."""
+    """Hyper-parameters of UCDIR. The defaults work best here."""
 
     cluster_weight: float = hyperparameter(0.5, "alpha, weight of the cluster-wise contrast", 0.1, 2.0, log=True)
     cluster_start: float = hyperparameter(0.1, "T1, share of the training after which the cluster-wise contrast begins", 0.0, 0.5)
@@ -53,7 +56,7 @@ class UCDIRConfig:
     flip: float = hyperparameter(0.5, "contrastive views: probability of a mirror image; 0 for digits")
     batch: int = hyperparameter(128, "images of each domain in a batch; 64 in the paper", 32, 512)
     network: str = hyperparameter("auto", "network", choices=("auto", "lenet", "conv4", "resnet18", "resnet50", "mlp"))
-    pretrained: str = hyperparameter("none", "a ResNet's weights: file of MoCo v2 or of a state dict, torchvision name, or none")
+    pretrained: str = hyperparameter("none", "a ResNet's weights: file of MoCo v2 or of a state dict, torchvision name, or none; moco asks for the file")
     codes: str = hyperparameter("head", "what makes the codes of the features", choices=("head", "itq"))
     code_temperature: float = hyperparameter(0.2, "temperature of a code's neighbours in the head's loss", 0.05, 1.0, log=True, when={"codes": ("head",)})
     neighbour_temperature: float = hyperparameter(
@@ -64,14 +67,6 @@ class UCDIRConfig:
     optimizer: str = hyperparameter("adam", "optimiser", choices=("adam", "sgd"))
     learning_rate: float = hyperparameter(1e-3, "first learning rate; a cosine to zero", 1e-5, 1e-2, log=True)
     weight_decay: float = hyperparameter(1e-4, "weight decay", 1e-6, 1e-2, log=True)
-
-    @classmethod
-    def paper(cls) -> Self:
-        """The paper's setting for DomainNet; it uses ResNet-50 with MoCo v2 weights, given as ``pretrained``."""
-        return cls(
-            cluster_weight=1.0, distance_weight=0.1, entropy_weight=0.5, clusters_per_class=1, negatives=0, average=0.999, views="contrastive", batch=64,
-            optimizer="sgd", learning_rate=2e-4,
-        )  # fmt: skip
 
 
 class Memory(nn.Module):
@@ -92,19 +87,10 @@ class Memory(nn.Module):
         self.slots, self.members = (torch.zeros_like(state_dict[prefix + name], device=device) for name in ("slots", "members"))  # sizes as saved
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
-    def fill(self, rows: int, parts: Iterator[DomainView], encode: Any) -> None:
-        """Compute and store the feature of every image; each rank contributes its own rows."""
-        slots = self.centroids.new_zeros(rows, WIDTH)
-        for part in parts:
-            slots[part.row.to(slots.device)] = encode(part.x.to(slots.device))
-        if world_size() > 1:
-            dist.all_reduce(slots)
-        self.slots = slots
-
-    def cluster(self, seed: int) -> None:
-        """Cluster the slots again."""
-        self.centroids.copy_(kmeans(self.slots, len(self.centroids), seed))
-        self.members = torch.cat([(part @ self.centroids.T).argmax(1) for part in self.slots.split(65536)])
+    def cluster(self, features: Tensor, generator: torch.Generator) -> None:
+        """Cluster the domain's images anew by their features (images, width)."""
+        self.centroids.copy_(kmeans(features, len(self.centroids), generator))
+        self.members = torch.cat([(part @ self.centroids.T).argmax(1) for part in features.split(65536)])
 
     def cluster_means(self) -> Tensor:
         """Mean slot of each cluster, (clusters, width): the mean over the positives of eq. 2."""
@@ -113,12 +99,14 @@ class Memory(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Input -> L2-normalised feature: the backbone and MoCo v2's head of two layers."""
+    """Input -> L2-normalised feature: the backbone and MoCo v2's head of two layers, with the weights of a MoCo checkpoint if there is one."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = nn.Sequential(nn.Linear(backbone.features, backbone.features), nn.ReLU(), nn.Linear(backbone.features, WIDTH))
+        if backbone.head:
+            self.head.load_state_dict(backbone.head)
 
     def forward(self, x: Tensor) -> Tensor:
         return normalize(self.head(self.backbone(x)))
@@ -142,11 +130,17 @@ class UCDIR(Method):
     name: ClassVar[str] = "ucdir"
     reference: ClassVar[str] = "Hu and Lee, Feature Representation Learning for Unsupervised Cross-domain Image Retrieval, ECCV 2022"
     Config: ClassVar[Any] = UCDIRConfig
+    presets: ClassVar[dict[str, Preset]] = {
+        "paper": Preset("Tables 2 and 3, DomainNet's 7 classes", 200, DOMAINNET),
+        "paper-office-home": Preset("Table 1, Office-Home", 200, DOMAINNET | {
+            "cluster_weight": 0.5, "entropy_weight": 1.0, "distance_weight": 0.5, "cluster_temperature": 0.01,
+        }),
+    }  # fmt: skip
     ablation: ClassVar[tuple[AblationRow, ...]] = (  # Table 3, means over its twelve directions
-        AblationRow("instance (v1)", {"cluster_weight": 0.0, "entropy_weight": 0.0, "distance_weight": 0.0}, {DOMAINNET: 38.14}),
-        AblationRow("+ cluster (v2)", {"entropy_weight": 0.0, "distance_weight": 0.0}, {DOMAINNET: 41.57}),
-        AblationRow("+ entropy (v3)", {"distance_weight": 0.0}, {DOMAINNET: 44.61}),
-        AblationRow("+ distance-of-distance", {}, {DOMAINNET: 47.09}),
+        AblationRow("instance (v1)", {"cluster_weight": 0.0, "entropy_weight": 0.0, "distance_weight": 0.0}, {P_50: 38.14}),
+        AblationRow("+ cluster (v2)", {"entropy_weight": 0.0, "distance_weight": 0.0}, {P_50: 41.57}),
+        AblationRow("+ entropy (v3)", {"distance_weight": 0.0}, {P_50: 44.61}),
+        AblationRow("+ distance-of-distance", {}, {P_50: 47.09}),
     )
     table: ClassVar[tuple[str, ...]] = tuple(f"cross/cosine_precision_at_{k}" for k in (50, 100, 200))
     has_features: ClassVar[bool] = True
@@ -160,9 +154,9 @@ class UCDIR(Method):
             {"params": [*self.networks["embedding"].parameters()], "share": 1.0}, {"params": [*self.networks["hash"].parameters()], "share": c.head_rate},
         ]  # fmt: skip
         self.players = {"encoder": Player(self.networks, build_optimizer(c.optimizer, groups, c.learning_rate, c.weight_decay))}
-        self.track_average(self.networks, c.average)
+        self.moving, self.averaged = self.networks, MomentumEncoder(self.networks, c.average)
         self.memory: Any = nn.ModuleDict({domain: Memory(c.clusters or c.clusters_per_class * classes) for domain in DOMAINS})
-        self.clustering, self.aligning, self.draws = 0.0, False, 0
+        self.clustering, self.aligning = 0.0, False
 
     @property
     def wants(self) -> Wants:
@@ -180,18 +174,27 @@ class UCDIR(Method):
     def begin(self, source: RowSource | None, target: RowSource | None) -> None:
         """Fill each domain's slots with the momentum encoder (section 4.1)."""
         for domain, rows in zip(DOMAINS, (source, target), strict=True):
-            assert rows is not None
-            self.memory[domain].fill(rows.total, rows.rows(), self.ema_networks["embedding"].eval())
+            self.memory[domain].slots = self._encoded(rows)
+
+    def _encoded(self, rows: RowSource | None) -> Tensor:
+        """Features of all of a domain's plain images by the momentum encoder, (images, width); each rank encodes its own rows."""
+        assert rows is not None
+        encode, found = self.ema_networks["embedding"].eval(), self.memory["source"].centroids.new_zeros(rows.total, WIDTH)
+        for part in rows.rows():
+            found[part.row.to(found.device)] = encode(part.x.to(found.device))
+        if world_size() > 1:
+            dist.all_reduce(found)
+        return found
 
     @torch.no_grad()
-    def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """Set the weights of eq. 4 and, if a term needs it, cluster each domain's slots again (section 3.2)."""
+    def begin_epoch(self, epoch: int, epochs: int, source: RowSource | None = None, target: RowSource | None = None) -> None:
+        """Set the weights of eq. 4 and, if a term needs it, encode each domain's plain images anew and cluster them (section 3.2)."""
         c, share = self.config, epoch / epochs
-        self.draws = epoch << 32
         self.clustering = c.cluster_weight * min(max((share - c.cluster_start) / max(c.cluster_full - c.cluster_start, 1e-9), 0.0), 1.0)
         self.aligning = share >= c.cluster_full and bool(c.entropy_weight or c.distance_weight)
-        for memory in self.memory.values() if self.clustering or self.aligning else ():
-            memory.cluster(epoch)
+        if self.clustering or self.aligning:
+            for domain, rows in zip(DOMAINS, (source, target), strict=True):
+                self.memory[domain].cluster(self._encoded(rows), self.draw())
 
     def begin_step(self, progress: float) -> None:
         set_learning_rate(self.players["encoder"].optimizer, self.config.learning_rate, 0.0, progress)
@@ -201,8 +204,7 @@ class UCDIR(Method):
         assert batch.source is not None and batch.target is not None
         parts = {"source": batch.source, "target": batch.target}
         seen = self.networks["embedding"](torch.cat([part.views[0] for part in parts.values()]))
-        with torch.no_grad():
-            keys = self.ema_networks["embedding"](torch.cat([part.views[1] for part in parts.values()]))
+        keys = self._keys(torch.cat([part.views[1] for part in parts.values()]))
         n = len(batch.source.x)
         x = {domain: gather(each) for domain, each in zip(DOMAINS, seen.split([n, len(seen) - n]), strict=True)}
         terms: dict[str, list[Tensor]] = {}
@@ -218,6 +220,15 @@ class UCDIR(Method):
         c = self.config
         return both | {"neighbours": neighbour_loss(u, features, c.code_temperature, c.neighbour_temperature), "quantisation": quantisation_loss(u)}
 
+    @torch.no_grad()
+    def _keys(self, views: Tensor) -> Tensor:
+        """The momentum encoder's features of views, with the batch's own statistics, which also update those that it encodes images with."""
+        networks = self.ema_networks.train()
+        keys = networks["embedding"](views)
+        networks["hash"](keys)
+        networks.eval()
+        return keys
+
     def weights(self, player: str) -> dict[str, float]:
         c = self.config
         return {
@@ -231,8 +242,7 @@ class UCDIR(Method):
         memory.slots[row] = key
         slots, own = memory.slots, None
         if c.negatives and len(slots) > c.negatives:
-            self.draws += 1
-            chosen = torch.randperm(len(slots), generator=torch.Generator().manual_seed(self.draws))[: c.negatives].to(x.device)
+            chosen = torch.randperm(len(slots), generator=self.draw())[: c.negatives].to(x.device)
             slots, own = slots[chosen], row.unsqueeze(1) == chosen
         denominator = contrast(x, slots, c.temperature, None if own is None else key, own)
         terms = {"instance": attraction(x, key, denominator, c.temperature)}

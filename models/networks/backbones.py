@@ -80,20 +80,28 @@ def fc7_network(name: str, weights: str) -> nn.Module:
     return nn.Sequential(ImageNetInput(), network.features, network.avgpool, nn.Flatten(), *classifier)
 
 
-def resnet(name: str, weights: str) -> tuple[nn.Module, int]:
-    """A torchvision ResNet without its last layer, with distributed batch-norm, and its output width."""
+def resnet(name: str, weights: str) -> tuple[nn.Module, int, dict[str, Tensor]]:
+    """A torchvision ResNet without its last layer, with distributed batch-norm; its output width; the weights' head of two layers, if they have one.
+
+    Raises:
+        ValueError: the weights cannot be loaded, or are not of this network.
+    """
     from torchvision import models  # noqa: PLC0415  torchvision is slow to import
 
     network = getattr(models, name)(weights=None, norm_layer=BatchNorm)
     width = network.fc.in_features
     network.fc = nn.Identity()
+    state: dict[str, Tensor] = {}
+    if weights == "moco":
+        raise ValueError(f"this setting starts from MoCo v2's {name}: give its checkpoint's path by --pretrained, or none for random weights")
     if weights != "none":
         state = trunk_weights(pretrained_weights(name, weights))
         missing = [key for key in network.state_dict() if key not in state and "num_batches" not in key]
         if missing:
             raise ValueError(f"weights {weights!r} are not those of a {name}: they lack {', '.join(missing[:3])}")
         network.load_state_dict({key: state[key] for key in network.state_dict() if key in state}, strict=False)
-    return nn.Sequential(ImageNetInput(), network), width
+    head = {key.removeprefix("fc."): tensor for key, tensor in state.items() if key.startswith("fc.")}
+    return nn.Sequential(ImageNetInput(), network), width, head if "0.weight" in head else {}
 
 
 def trunk_weights(saved: dict[str, Any]) -> dict[str, Tensor]:

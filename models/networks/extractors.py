@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import interpolate, normalize
 
 from models.distributed import BatchNorm
 from models.networks.backbones import FC7, fc7_network, resnet
@@ -11,13 +11,15 @@ from models.networks.small import conv4, lenet
 
 
 class Extractor(nn.Module):
-    """Frozen extractor: input -> vectors (batch, features). Pixels are scaled to [0, 1]; vectors and fc7 to a mean square of 1.
+    """Frozen extractor: input -> vectors (batch, features). Pixels are scaled to [0, 1]; vectors and fc7 to a mean square of 1, if ``normalised``.
+
+    Images below 63 pixels, the least that the networks take, are enlarged to their 224.
 
     Attributes:
         features: width of the vectors.
     """
 
-    def __init__(self, name: str, shape: tuple[int, ...], weights: str) -> None:
+    def __init__(self, name: str, shape: tuple[int, ...], weights: str, normalised: bool = True) -> None:
         """Args:
             name: ``none``, ``alexnet``, ``vgg16``; ``auto`` is VGG-16 for images from 64 pixels, otherwise none.
             shape: (features,) or (channels, height, width).
@@ -30,8 +32,9 @@ class Extractor(nn.Module):
         self.images = len(shape) == 3
         if name == "auto":
             name = "vgg16" if self.images and min(shape[1:]) >= 64 else "none"
-        if name != "none" and not (self.images and min(shape[1:]) >= 63):
-            raise ValueError(f"extractor {name} needs images of at least 63x63 pixels, not data of shape {list(shape)}: take --extractor none")
+        if name != "none" and not self.images:
+            raise ValueError(f"extractor {name} needs images, not data of shape {list(shape)}: take --extractor none")
+        self.normalised, self.enlarged = normalised, self.images and min(shape[1:]) < 63
         self.trunk = None if name == "none" else fc7_network(name, weights)
         self.features = FC7 if self.trunk else int(torch.Size(shape).numel())
 
@@ -39,8 +42,9 @@ class Extractor(nn.Module):
         x = unit(x, self.images)
         if self.trunk is None and self.images:
             return ((x + 1) / 2).flatten(1)
-        x = x if self.trunk is None else self.trunk(x)
-        return normalize(x) * self.features**0.5
+        if self.trunk is not None:
+            x = self.trunk(interpolate(x, (224, 224), mode="bilinear") if self.enlarged else x)
+        return normalize(x) * self.features**0.5 if self.normalised else x
 
 
 class Backbone(nn.Module):
@@ -48,6 +52,7 @@ class Backbone(nn.Module):
 
     Attributes:
         features: width of the vectors.
+        head: state dict of the projection head of two layers that came with the weights; empty if none did.
     """
 
     def __init__(self, name: str, shape: tuple[int, ...], weights: str) -> None:
@@ -55,7 +60,7 @@ class Backbone(nn.Module):
             name: ``lenet``, ``conv4``, ``resnet18``, ``resnet50`` or ``mlp``; ``auto`` is mlp for vectors, ResNet-50 from 64 pixels,
                 and below that conv4 for colour or LeNet for grey.
             shape: (features,) or (channels, height, width).
-            weights: of a ResNet: a torchvision name, the path of a state dict or of a MoCo checkpoint, or ``none``.
+            weights: of a ResNet: a torchvision name, the path of a state dict or of a MoCo checkpoint, or ``none``; ``moco`` asks for that path.
 
         Raises:
             ValueError: the network does not support this shape.
@@ -68,12 +73,13 @@ class Backbone(nn.Module):
         if (name == "mlp") == self.images:
             raise ValueError(f"network {name!r} does not take data of shape {list(shape)}: mlp takes features, the others images")
         self.trunk: nn.Module
+        self.head: dict[str, Tensor] = {}
         if name == "mlp":
             self.trunk, self.features = nn.Sequential(nn.Linear(shape[0], 512), BatchNorm(512), nn.ReLU()), 512
         elif name in ("lenet", "conv4"):
             self.trunk, self.features = _small(name, shape)
         else:
-            self.trunk, self.features = resnet(name, weights)
+            self.trunk, self.features, self.head = resnet(name, weights)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class HashLayer(nn.Module):
     def __init__(self, features: int, bits: int) -> None:
         super().__init__()
         self.linear = nn.Linear(features, bits)
-        self.norm = BatchNorm(bits)
+        self.norm: nn.Module = BatchNorm(bits)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the linear output and the code in [-1, 1], both (batch, bits)."""
@@ -45,6 +45,7 @@ class HashNetwork(nn.Module):
         self.pretrained = pretrained  # applies to trunk and layers, which then train at a lower rate
         self.trunk = trunk
         self.layers = nn.ModuleList(layers)
+        self.widths = [[part for part in layer.modules() if isinstance(part, nn.Linear)][-1].out_features for layer in layers]
         self.hash = HashLayer(features, bits)
         self.images = images
         self.to(memory_format=torch.channels_last)  # LeNet trains 1.4 times as fast with it on CPUs

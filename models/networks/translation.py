@@ -71,17 +71,17 @@ class Decoder(nn.Module):
 
 
 class Critic(nn.Module):
-    """D: conv3x3/2 of 2w, 4w, 8w, then conv4x4 to one score; no batch-norm, because a gradient penalty excludes it."""
+    """D: conv3x3/2 of 2w, 4w, 8w, then conv4x4 to its scores; no batch-norm, because a gradient penalty excludes it."""
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, scores: int = 1) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for inputs, outputs in ((channels, 2 * width), (2 * width, 4 * width), (4 * width, 8 * width)):
             layers += [nn.Conv2d(inputs, outputs, 3, 2, 1), nn.LeakyReLU(0.2)]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(8 * width, 1, 4), nn.Flatten(0))
+        self.layers = nn.Sequential(*layers, nn.Conv2d(8 * width, scores, 4), nn.Flatten(0 if scores == 1 else 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, channels, 32, 32) to (batch,)."""
+        """(batch, channels, 32, 32) to (batch,), or (batch, scores) of several."""
         return self.layers(x)
 
 

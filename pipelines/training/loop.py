@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.batches import DomainLoader
+from data.transforms import seeded_generator
 from models.distributed import gather, mean_over_ranks, rank, world_size
 from models.method import Batch, Method
 from pipelines.training import checkpoint
@@ -72,7 +73,7 @@ class Trainer:
         self.place = checkpoint.latest(self.folder)
         self.epoch, self.first, self.loop = checkpoint.load(self.place, self.method) if self.place else checkpoint.Position(0, 0, {})
         if self.place and self.first:
-            self.method.begin_epoch(self.epoch, self.epochs)  # its new draws are overwritten from the checkpoint
+            self.method.start_epoch(self.epoch, self.epochs, self.source, self.target)  # what it draws and computes is overwritten from the checkpoint
             checkpoint.load(self.place, self.method)
         self.writer, self.writing = ThreadPoolExecutor(1), Future[Path]()
         self.writing.set_result(self.place or self.folder)
@@ -132,14 +133,14 @@ class Trainer:
 
     def _epoch(self) -> dict[str, Any]:
         """Train one epoch, or the rest of one; returns its mean terms, time and speed."""
-        torch.manual_seed(self.seed * 1_000_003 + self.epoch * 1009 + rank())
+        torch.manual_seed(seeded_generator(self.seed, self.epoch, rank()).initial_seed())
         self.method.train()
         sums: dict[str, Tensor] = {}
         images, before = 0, 0.0
         if self.first:
             sums, images, before = self._rejoin()
         else:
-            self.method.begin_epoch(self.epoch, self.epochs)
+            self.method.start_epoch(self.epoch, self.epochs, self.source, self.target)
         start = time.perf_counter()
         for step, batch in enumerate(self._batches()):
             if step < self.first:

@@ -9,7 +9,9 @@ from models.registry import METHODS, find_method
 from pipelines.console.config import build, flag, option, positional
 from pipelines.training import runs
 
-NOT_NEGATIVE = ("steps_per_epoch", "checkpoint_steps", "checkpoint_seconds", "workers", "threads", "seed", "cache_mb", "max_failures", "tracking_wait")
+NOT_NEGATIVE = (
+    "steps_per_epoch", "least_steps", "checkpoint_steps", "checkpoint_seconds", "workers", "threads", "seed", "cache_mb", "max_failures", "tracking_wait",
+)  # fmt: skip
 
 
 @dataclass
@@ -21,15 +23,16 @@ class TrainOptions:
     source: str = option("", "the labelled domain; optional for methods that need no labels")
     target: str = option("", "the domain to adapt to; training never reads its labels")
     bits: int = option(64, "code length, a multiple of 8")
-    epochs: int = option(10, "passes over the larger domain, at least 100 steps each")
-    steps_per_epoch: int = option(0, "steps of an epoch (default: rows of the larger domain / batch size, at least 100)")
+    epochs: int = option(10, "passes over the larger domain, of at least --least-steps each")
+    steps_per_epoch: int = option(0, "steps of an epoch (default: rows of the larger domain / batch size)")
+    least_steps: int = option(100, "fewest steps of an epoch, however small the domains are")
     workers: int = option(1, "Ray Train workers; 0 trains in this process or torchrun group, without Ray")
     threads: int = option(0, "CPU threads of a worker (default: cores / workers)")
     gpu: bool = option(False, "train on GPUs, one per worker")
     checkpoint_steps: int = option(0, "steps between checkpoints within an epoch (default: only at the end of each epoch)")
     checkpoint_seconds: float = option(0.0, "seconds between checkpoints within an epoch (default: only at the end of each epoch)")
     seed: int = option(0, "seed of all random draws")
-    preset: str = option("default", "default: the setting that works best here; paper: the paper's setting", ("default", "paper"))
+    preset: str = option("default", "default: the setting that works best here; paper: the paper's, with its epochs; others: see `hashbridge methods`")
     storage: str = option("runs", "folder of runs and checkpoints, visible to all workers")
     tracking: str = option("", "MLflow tracking URI, or none (default: MLFLOW_TRACKING_URI, else SQLite in the storage folder)")
     tracking_wait: int = option(90, "seconds that a finished run waits for an unreachable tracking server")
@@ -80,9 +83,11 @@ def make_options(values: dict[str, Any], kind: type[TrainOptions] = TrainOptions
         if name in others and name not in {each.name for each in fields(kind)}:
             raise ValueError(f"method {method.name} has no field {flag(name)}: see `hashbridge methods`")
     options = build(kind, common)
-    preset = method.Config.paper() if options.preset == "paper" else method.Config()
+    preset = method.preset(options.preset)
     checked = asdict(build(method.Config, own))
     options.own = asdict(dataclasses.replace(preset, **{name: checked[name] for name in own}))
+    if options.preset in method.presets and "epochs" not in values:
+        options.epochs = method.presets[options.preset].epochs or options.epochs
     options.epochs = 1 if method.fitted else options.epochs
     for name in ("dataset", "source", "target"):
         if not getattr(options, name) and not (name == "source" and method.source_optional):

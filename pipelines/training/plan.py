@@ -39,6 +39,7 @@ class Plan:
         folder: the run's folder, absolute; "" while there is none.
         batch: rows per domain in a global batch.
         steps: steps of an epoch; 0 for a fitted method.
+        rows: training rows of the larger domain.
         threads: CPU threads of a worker.
     """
 
@@ -46,6 +47,7 @@ class Plan:
     folder: str
     batch: int
     steps: int
+    rows: int
     threads: int
 
 
@@ -82,9 +84,9 @@ def make_plan(setup: Setup, cores: Callable[[], int]) -> Plan:
         raise ValueError(f"{options.method} is fitted in one process, not trained by {world} workers: give --workers 1")
     batch = _batch_size(method, _labelled_classes(setup, source) if source else 0, world)
     rows = max(split.rows for split in (source, target if method.wants.target else None) if split)
-    steps = 0 if method.fitted else options.steps_per_epoch or max(100, rows // batch)
+    steps = 0 if method.fitted else options.steps_per_epoch or max(options.least_steps, rows // batch, 1)
     threads = options.threads or max(1, cores() // (world if options.workers else int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
-    return Plan(replace(options, dataset=str(setup.root.resolve()), threads=threads), "", batch, steps, threads)
+    return Plan(replace(options, dataset=str(setup.root.resolve()), threads=threads), "", batch, steps, rows, threads)
 
 
 def _labelled_classes(setup: Setup, source: Split) -> int:

@@ -58,7 +58,9 @@ def measure(images: int, batch: int, steps: int, threads: int) -> None:
             part /= part.norm(dim=1, keepdim=True)
         method.memory[name].slots = slots
     start = time.perf_counter()
-    method.begin_epoch(9, 10)  # all terms on; both domains clustered
+    method.clustering, method.aligning = method.config.cluster_weight, True  # all terms on
+    for memory in method.memory.values():
+        memory.cluster(memory.slots, method.draw())
     clustered = time.perf_counter() - start
     player, times = method.players["encoder"], []
     for _ in range(steps):

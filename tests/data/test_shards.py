@@ -216,3 +216,30 @@ def test_typeset_digits_are_a_function_of_seed_and_index() -> None:
     assert np.array_equal(one[0], again[0]) and not np.array_equal(one[0], other[0])
     assert one[1] == 3 and one[0].shape == (32, 32)
     assert one[0].max() - int(one[0].min()) > 60
+
+
+def test_queries_are_drawn_of_each_class(tmp_path: Path) -> None:
+    source = npz(tmp_path / "all.npz", rows=60)
+    sets = {seed: ingest(source, tmp_path / f"set{seed}", seed=seed, test_per_class=3) for seed in (0, 1)}
+    drawn = {}
+    for seed, manifest in sets.items():
+        assert manifest.split("all", "test").labels == [3] * 5 and manifest.split("all", "train").labels == [9] * 5
+        parts = {split: list(pq.read_table([tmp_path / f"set{seed}" / each["path"] for each in manifest.split("all", split).files])["id"].to_pylist())
+                 for split in ("train", "test")}  # fmt: skip
+        assert len(set(parts["train"]) | set(parts["test"])) == 60
+        drawn[seed] = set(parts["test"])
+    assert drawn[0] != drawn[1]
+    with pytest.raises(ValueError, match="class '0' of all has 12 rows: --test-per-class 12 leaves none to train on"):
+        ingest(source, tmp_path / "none", test_per_class=12)
+    assert not (tmp_path / "none").exists()
+
+
+def test_queries_of_each_class_are_drawn_from_all_splits_of_a_source(tmp_path: Path) -> None:
+    manifest = ingest("digits", tmp_path / "set", "handwritten", test_per_class=20)
+    assert manifest.split("handwritten", "test").labels == [20] * 10
+    assert manifest.split("handwritten", "train").rows == 1797 - 200
+
+
+def test_as_many_classes_as_flickr25k_has(tmp_path: Path) -> None:
+    manifest = ingest(npz(tmp_path / "f.npz", rows=1000, classes=250), tmp_path / "set", test_per_class=1)
+    assert len(manifest.classes) == 250 and manifest.split("f", "test").labels == [1] * 250 and manifest.split("f", "train").rows == 750

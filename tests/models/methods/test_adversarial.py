@@ -1,5 +1,6 @@
 """IGAN, SIGAN and DTN: their terms against hand-made values, their phases, their translations, and what ends a training."""
 
+import copy
 import math
 
 import pytest
@@ -7,11 +8,12 @@ import torch
 from torch import nn
 from torch.nn.functional import one_hot
 
+from models.distributed import BatchNorm
 from models.losses.adversarial import critic_loss, deceiving_loss, generated_loss, generator_loss, gradient_penalty, real_class_loss
 from models.losses.alignment import centroid_distance, class_means, imbalance_loss
 from models.losses.hashing import similarity_loss
 from models.methods.dtn import DTN
-from models.methods.igan import IGAN, IGANConfig
+from models.methods.igan import IGAN
 from models.methods.sigan import SIGAN, SIGANConfig
 from models.networks.generative import Discriminator, Generator, halvings, stored
 from models.networks.layers import unit
@@ -112,7 +114,7 @@ def test_igans_terms_follow_its_weights() -> None:
     alone = build("igan", pretrain_epochs=0, **none)
     assert set(alone.losses("encoder", batch)) == {"classification", "pseudo"} and list(alone.players) == ["encoder"]
     assert not alone.can_translate
-    paper = build("igan", **{**vars(IGANConfig.paper()), "per_class": PER_CLASS})
+    paper = build("igan", **{**vars(IGAN.preset("paper")), "per_class": PER_CLASS})
     paper.begin_epoch(0, 8)
     assert set(paper.losses("encoder", batch)) == {"classification", "hash", "relaxation"} and not paper.is_active("discriminator")
     paper.begin_epoch(2, 8)
@@ -161,10 +163,6 @@ def test_sigans_terms_follow_its_phases_and_weights() -> None:
     later = build("sigan", pretrain_epochs=2)
     later.begin_epoch(1, 3)
     assert set(later.losses("generator", batch)) == {"source", "pseudo", "balance", "hash", "relaxation"}
-    dtn = build("dtn", pretrain_epochs=0)
-    dtn.begin_epoch(1, 3)
-    assert isinstance(dtn, DTN) and set(dtn.losses("generator", batch)) == usual - {"attention", "semantic"} | {"constancy"}
-    assert set(dtn.losses("critic", batch)) == {"critic"}
     assert list(build("sigan", adversarial_weight=0.0).players) == ["generator"]
 
 
@@ -219,3 +217,52 @@ def test_collapsed_players_are_named() -> None:
     assert "the discriminators tell every generated image" in build("igan").failure({"real": 1e-5, "generated": 1e-6})
     assert "run away" in build("sigan").failure({"critic": -2e4}) and not build("sigan").failure({"critic": -20.0})
     assert "tells every translated image" in build("dtn").failure({"critic": 1e-6}) and not build("sigan").failure({"source": 1.0})
+
+
+def test_dtn_fixes_the_extractor_and_judges_three_kinds_of_images() -> None:
+    batch = global_batch(0)
+    method = build("dtn", pretrain_epochs=1)
+    assert isinstance(method, DTN)
+    method.begin_epoch(0, 3)
+    assert set(method.losses("generator", batch)) == {"source", "hash", "relaxation"}
+    method.begin_epoch(1, 3)
+    terms = method.losses("generator", batch)
+    assert set(terms) == {"constancy", "reconstruction", "variation", "adversarial", "hash", "relaxation"}
+    before = copy.deepcopy(method.encode_part.state_dict())
+    method.loss("generator", batch)[0].backward()
+    assert all(p.grad is None for network in (method.encode_part, method.classifier, method.pretrained) for p in network.parameters())
+    assert all(torch.equal(before[name], value) for name, value in method.encode_part.state_dict().items())
+    n = CLASSES * PER_CLASS
+    assert method.made is not None and [len(part) for part in method.made] == [n, n, n]
+    translated, reconstructed, real = method.made
+    torch.testing.assert_close(real, to_network_input(batch.target.x))  # type: ignore[union-attr]
+    scores = method.critic(torch.cat([translated, reconstructed, real])).log_softmax(1)
+    assert scores.shape == (3 * n, 3)
+    wanted = -(scores[:n, 0].sum() + scores[n : 2 * n, 1].sum() + scores[2 * n :, 2].sum()) / (3 * n)
+    assert method.losses("critic", batch)["critic"].item() == pytest.approx(wanted.item(), rel=1e-5)
+    deceived = -method.critic(torch.cat([translated, reconstructed])).log_softmax(1)[:, 2].mean()
+    assert terms["adversarial"].item() == pytest.approx(deceived.item(), rel=1e-5)
+
+
+def test_igan_reconstructs_the_first_layer_of_a_photographs_network() -> None:
+    method = build("igan", made="layer", pretrain_epochs=0, network="lenet", dropout=0.0)
+    assert isinstance(method, IGAN) and not method.can_translate
+    batch = global_batch(0)
+    terms = method.losses("encoder", batch)
+    layers, _ = method.network(torch.cat([batch.source.views[0], batch.target.views[0]]))  # type: ignore[union-attr]
+    wanted = torch.relu(layers[0])
+    assert terms["l1"] > 0 and method.made["real source"].shape == (CLASSES * PER_CLASS, layers[0].shape[1])
+    torch.testing.assert_close(torch.cat([method.made["real source"], method.made["real target"]]), wanted)
+    assert not method.made["real source"].requires_grad
+    with pytest.raises(ValueError, match="needs a network with a hidden fully connected layer"):
+        build("igan", made="layer", network="conv4")
+
+
+def test_the_papers_igan_has_one_rate_and_no_hash_batch_norm() -> None:
+    method = build("igan", **{**vars(IGAN.preset("paper")), "per_class": PER_CLASS})
+    assert isinstance(method, IGAN) and not [each for each in method.network.modules() if isinstance(each, BatchNorm)]
+    method.begin_step(0.5)
+    assert {group["lr"] for player in method.players.values() for group in player.optimizer.param_groups} == {IGAN.preset("paper").learning_rate}
+    assert IGAN.preset("paper-svhn").per_class * 10 == 200 and SIGAN.preset("paper").per_class * 10 == 200
+    office = IGAN.preset("paper-office")
+    assert (office.network, office.made, office.stages) == ("alexnet", "layer", 1)

@@ -1,24 +1,28 @@
 """IDR-AE and its variants, UCDIR, the classic hashes: their terms against explicit pairs and permutations, and their state."""
 
+import copy
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import faiss
 import numpy as np
 import pytest
 import torch
+from sklearn.cluster import KMeans
 from torch.nn.functional import normalize
 
 from models.clustering import kmeans
 from models.codes import signs
+from models.distributed import BatchNorm
 from models.losses.contrastive import attraction, cluster_probabilities, contrast, distance_of_distance, neighbour_loss, self_entropy
 from models.losses.matching import assignment_distance, bitwise_distance
 from models.methods.classic import ITQ, LSH, ClassicConfig, KMeansHashing, SpectralHashing
 from models.methods.idr_ae import IDRAE
-from models.methods.ucdir import UCDIR, Memory
+from models.methods.ucdir import UCDIR, Embedding, Memory
 from models.networks.backbones import trunk_weights
-from models.networks.extractors import Backbone
+from models.networks.extractors import Backbone, Extractor
 from tests.models.players import BITS, CLASSES, PER_CLASS, Fixed, build, global_batch
 
 WIDTH = 128
@@ -57,7 +61,8 @@ def test_contrast_and_attraction_are_equations_1_and_2() -> None:
     means = torch.stack([slots[members == k].mean(0) for k in range(2)])[members[own]]
     assert attraction(x, means, denominator, tau).item() == pytest.approx(torch.stack(each).mean().item(), rel=1e-5)
     counted = attraction(x, means, denominator, tau, torch.tensor([True, False]))
-    assert counted.item() == pytest.approx(each[0].item() / 2, rel=1e-5)
+    assert counted.item() == pytest.approx(each[0].item(), rel=1e-5)
+    assert attraction(x, means, denominator, tau, torch.tensor([False, False])).item() == 0
 
 
 def test_a_sample_of_the_slots_counts_each_querys_own_once() -> None:
@@ -76,7 +81,7 @@ def test_distance_of_distance_does_not_ask_for_the_clusters_order() -> None:
         return 1 - (p[i] * p[j]).sum() / p[i].norm() / p[j].norm()
 
     pairs = [(cosine(one, i, j) - cosine(other, i, j)).square() for i in range(4) for j in range(4)]
-    assert distance_of_distance(one, other).item() == pytest.approx(torch.stack(pairs).mean().item(), rel=1e-4)
+    assert distance_of_distance(one, other).item() == pytest.approx(torch.stack(pairs).sum().item() / 4, rel=1e-4)
     torch.testing.assert_close(distance_of_distance(one[:, [2, 0, 1]], other), distance_of_distance(one, other))  # proposition 1
     assert distance_of_distance(one, one[:, [1, 2, 0]]).item() == pytest.approx(0, abs=1e-10)
 
@@ -108,12 +113,12 @@ def test_kmeans_finds_separate_clouds_whichever_library_there_is(monkeypatch: py
     for library in ("faiss", "scikit-learn"):
         if library == "scikit-learn":
             monkeypatch.setitem(__import__("sys").modules, "faiss", None)
-        found = kmeans(x, 3, seed=0)
+        found = kmeans(x, 3, torch.Generator().manual_seed(0))
         torch.testing.assert_close(found.norm(dim=1), torch.ones(3))
         assert sorted((found @ centres.T).argmax(1).tolist()) == [0, 1, 2] and (found @ centres.T).amax(1).min() > 0.99
-        assert torch.equal(found, kmeans(x, 3, seed=0))
+        assert torch.equal(found, kmeans(x, 3, torch.Generator().manual_seed(0)))
     with pytest.raises(ValueError, match="2 images do not make 3 clusters"):
-        kmeans(x[:2], 3, seed=0)
+        kmeans(x[:2], 3, torch.Generator())
 
 
 @pytest.mark.parametrize("matching", ["none", "critic", "assignment", "bitwise"])
@@ -124,8 +129,11 @@ def test_the_autoencoders_terms_and_codes(matching: str) -> None:
     assert set(terms) == {"reconstruction"} | ({"matching"} if matching != "none" else set())
     features = torch.cat([part.x for part in global_batch(0) if part is not None]).flatten(1) / 255
     b = method.networks["encoder"](features)
-    error = (method.networks["decoder"](b) - features).square().mean() / features.var(0).mean()
-    assert terms["reconstruction"].item() == pytest.approx(error.item())
+    squares = (method.networks["decoder"](b) - features).square()
+    assert terms["reconstruction"].item() == pytest.approx((squares.mean() / features.var(0).mean()).item())
+    for error, wanted in (("mean", squares.mean()), ("sum", squares.sum(1).mean())):
+        method.config = replace(method.config, error=error)
+        assert method.losses("autoencoder", global_batch(0))["reconstruction"].item() == pytest.approx(wanted.item())
     assert set(method.players) == ({"autoencoder", "critic"} if matching == "critic" else {"autoencoder"})
     codes = method.encode(global_batch(0).target.x)  # type: ignore[union-attr]
     assert torch.equal(codes > 0, method.ema_networks["encoder"](features[len(features) // 2 :]) > 0.5)
@@ -181,23 +189,26 @@ def test_spectral_hashing_takes_the_smoothest_waves() -> None:
     assert first[:190].unique().numel() == 1 and first[210:].unique().numel() == 1 and first[0] != first[-1]
 
 
-def test_kmeans_hashing_keeps_near_centroids_near_in_bits() -> None:
+def test_kmeans_hashing_lowers_its_objective_and_its_distances_follow_the_bits() -> None:
     x = clouds(2000)
     method = KMeansHashing(ClassicConfig(), (24,), 3, 16)
     method.fit(x)
-    codes, module = signs(method.hashing(x[:300])), method.hashing
+    codes, module = signs(method.hashing(x)), method.hashing
     assert set(codes.unique().tolist()) == {-1.0, 1.0}
-    hamming = torch.cdist(codes, codes, p=1) / 2
-    apart = torch.pdist(x[:300])
-    places = torch.triu_indices(300, 300, 1).unbind()
-    shuffled = torch.randperm(16, generator=torch.Generator().manual_seed(0))
-    numbers = ((codes.unflatten(1, (-1, 4)) > 0) * torch.tensor([1, 2, 4, 8])).sum(2)
-    other = torch.cdist(*[((shuffled[numbers].unsqueeze(2) >> torch.arange(4)) & 1).flatten(1).float()] * 2, p=1)
-    followed, chance = (np.corrcoef(each[places].numpy(), apart.numpy())[0, 1] for each in (hamming, other))
-    assert followed > chance + 0.1
-    part = ((x[:5] - module.mean) @ module.axes.T)[:, : module.width]
+    part = ((x - module.mean) @ module.axes.T)[:, : module.width]
     nearest = torch.cdist(part, module.centroids[0]).argmin(1)
-    assert torch.equal(((codes[:5, :4] > 0) * torch.tensor([1, 2, 4, 8])).sum(1), nearest)
+    assert torch.equal(((codes[:, :4] > 0) * torch.tensor([1, 2, 4, 8])).sum(1), nearest)
+    bits = (torch.arange(16).unsqueeze(1) // torch.tensor([1, 2, 4, 8])) % 2
+    hamming = (bits.unsqueeze(0) != bits.unsqueeze(1)).sum(2).float()
+    places = torch.triu_indices(16, 16, 1).unbind()
+
+    def followed(centroids: torch.Tensor) -> float:
+        return float(np.corrcoef(torch.cdist(centroids, centroids)[places].numpy(), hamming.sqrt()[places].numpy())[0, 1])
+
+    plain = torch.from_numpy(KMeans(16, n_init=3, random_state=0).fit(part.numpy()).cluster_centers_)
+    assert followed(module.centroids[0]) > 0.9 > followed(plain) + 0.2  # numbers of plain k-means mean nothing
+    error = torch.cdist(part, module.centroids[0]).amin(1).square().mean()
+    assert error < 0.8 * part.square().sum(1).mean()
 
 
 def started(**own: object) -> UCDIR:
@@ -213,10 +224,11 @@ def test_ucdirs_slots_are_filled_written_and_kept(tmp_path: Path) -> None:
     assert slots.shape == (CLASSES * PER_CLASS, WIDTH)
     torch.testing.assert_close(slots.norm(dim=1), torch.ones(len(slots)))
     torch.testing.assert_close(slots, method.features(global_batch(0).source.x))  # type: ignore[union-attr]
-    method.begin_epoch(0, 10)
+    method.begin_epoch(0, 10, Fixed(0), Fixed(1))
     before = slots.clone()
+    keys = copy.deepcopy(method.ema_networks["embedding"]).train()(torch.cat([batch.source.views[1], batch.target.views[1]]))  # type: ignore[union-attr]
     method.losses("encoder", batch)
-    torch.testing.assert_close(method.memory["source"].slots, method.features(batch.source.views[1]))  # type: ignore[union-attr]
+    torch.testing.assert_close(method.memory["source"].slots, keys[: len(slots)])
     assert not torch.equal(before, method.memory["source"].slots)
     fresh = build("ucdir", cluster_start=0.0)
     fresh.state_modules().load_state_dict(method.state_modules().state_dict())
@@ -227,7 +239,7 @@ def test_ucdirs_terms_come_by_equation_4() -> None:
     method, batch = started(cluster_full=0.5, cluster_weight=2.0), global_batch(0)
     found = {}
     for epoch in range(10):
-        method.begin_epoch(epoch, 10)
+        method.begin_epoch(epoch, 10, Fixed(0), Fixed(1))
         found[epoch] = (method.weights("encoder")["cluster"], set(method.losses("encoder", batch)))
     always = {"instance", "neighbours", "quantisation"}
     assert found[0] == (0.0, always)
@@ -263,6 +275,61 @@ def test_mocos_checkpoint_initialises_a_resnet(tmp_path: Path) -> None:
     assert torch.equal(loaded.trunk[1].state_dict()[name], state[f"module.encoder_q.{name}"])  # type: ignore[index]
     assert "queue" not in trunk_weights({"state_dict": state})
     assert loaded(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, loaded.features)
+    assert not loaded.head
+    head = {f"module.encoder_q.fc.{place}.{kind}": random(*shape) for place, kind, shape in (
+        (0, "weight", (512, 512)), (0, "bias", (512,)), (2, "weight", (WIDTH, 512)), (2, "bias", (WIDTH,)),
+    )}  # fmt: skip
+    torch.save({"state_dict": state | head}, path)
+    embedding = Embedding(Backbone("resnet18", (3, 32, 32), str(path)))
+    for place in (0, 2):
+        assert torch.equal(embedding.head[place].weight, head[f"module.encoder_q.fc.{place}.weight"])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="starts from MoCo v2's resnet50: give its checkpoint's path by --pretrained, or none"):
+        UCDIR(UCDIR.preset("paper"), (3, 64, 64), 7, 64)
     with pytest.raises(ValueError, match="not those of a resnet18: they lack layer"):
         torch.save({"state_dict": {key: value for key, value in state.items() if "layer" not in key}}, path)
         Backbone("resnet18", (3, 32, 32), str(path))
+
+
+def test_the_momentum_encoder_has_statistics_of_its_own_batches() -> None:
+    method = started(average=0.999)
+    kept = method.ema_networks["embedding"]
+    for step in range(40):
+        loss, _ = method.loss("encoder", global_batch(step))
+        method.players["encoder"].optimizer.zero_grad()
+        loss.backward()
+        method.players["encoder"].optimizer.step()
+        method.end_step()
+    assert not kept.training and all(p.grad is None for p in kept.parameters())
+    x = torch.cat([part.views[1] for step in range(30, 40) for part in global_batch(step) if part is not None])
+    exact = copy.deepcopy(kept).train()
+    norms = [[each for each in network.modules() if isinstance(each, BatchNorm)] for network in (kept, exact, method.networks["embedding"])]
+    for each in norms[1]:
+        each.momentum = 1.0  # the next batch's statistics alone
+    exact(x)
+    assert norms[0]
+    for own, wanted, trained in zip(*norms, strict=True):
+        ratio = own.running_var / wanted.running_var  # averaged with 0.999 like the parameters it would be off by the initial 1
+        assert 0.6 < ratio.median() < 1.6 and not torch.equal(own.running_var, trained.running_var)
+
+
+def test_clusters_are_of_plain_images_encoded_anew() -> None:
+    method = started()
+    with torch.no_grad():
+        for memory in method.memory.values():
+            memory.slots.zero_()  # nothing of what the slots hold reaches the clusters
+    method.start_epoch(3, 10, Fixed(0), Fixed(1))
+    memory = method.memory["source"]
+    plain = method.features(global_batch(0).source.x)  # type: ignore[union-attr]
+    assert torch.equal(memory.members, (plain @ memory.centroids.T).argmax(1)) and len(memory.members.unique()) > 1
+
+
+def test_fc7_is_taken_of_small_images_too_and_as_it_is() -> None:
+    torch.manual_seed(0)
+    extractor = Extractor("alexnet", (1, 32, 32), "none", normalised=False).eval()
+    found = extractor(torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8))
+    assert found.shape == (2, 4096) and (found >= 0).all()
+    extractor.normalised = True
+    scaled = extractor(torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8))
+    assert scaled.square().mean(1).tolist() == pytest.approx([1, 1], rel=1e-3)
+    paper = IDRAE.preset("paper")
+    assert (paper.extractor, paper.normalised, paper.error, paper.matching_weight, IDRAE.presets["paper"].epochs) == ("vgg16", False, "sum", 0.01, 100)

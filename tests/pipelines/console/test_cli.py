@@ -119,10 +119,10 @@ def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
 
 
 def test_the_paper_preset_takes_overrides() -> None:
-    from models.methods.dah import DAHConfig
+    from models.methods.dah import DAH
 
     config = cli.parse(["train", "dah", "--preset", "paper", "--dataset", "d", "--source", "a", "--target", "b", "--mmd-weight", "7"])[1]
-    assert config.own == vars(DAHConfig.paper()) | {"mmd_weight": 7.0}
+    assert config.own == vars(DAH.preset("paper")) | {"mmd_weight": 7.0} and config.epochs == 300
 
 
 @pytest.mark.parametrize("name", ["methods", "datasets"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data.manifest import Manifest
-from pipelines import ingest, register, train
+from pipelines import evaluate, ingest, register, train
 from pipelines.retrieval.evaluation import evaluate_run, retrieval_metrics, trained_labels
 from pipelines.retrieval.metrics import Encoded
 
@@ -27,10 +27,10 @@ def digits(root: Path, split: dict[str, tuple[np.ndarray, np.ndarray]], name: st
     ingest.run(ingest.Config(str(file), dataset=str(root), domain=name))
 
 
-def trained(root: Path, storage: Path) -> dict[str, Any]:
+def trained(root: Path, storage: Path, seed: int = 0) -> dict[str, Any]:
     return train.run(train.make_config({
         "method": "igan", "dataset": str(root), "source": "a", "target": "b", "bits": 16, "per_class": 4, "epochs": 1, "steps_per_epoch": 6,
-        "adversarial_weight": 0, "l1_weight": 0, "workers": 0, "threads": 1, "tracking": "none", "plots": False, "storage": str(storage),
+        "adversarial_weight": 0, "l1_weight": 0, "workers": 0, "threads": 1, "tracking": "none", "plots": False, "storage": str(storage), "seed": seed,
     }))  # fmt: skip
 
 
@@ -86,3 +86,20 @@ def test_a_dataset_that_was_written_anew_is_not_resumed_with(tmp_path: Path) -> 
     ingest.run(ingest.Config(str(tmp_path / "b-set.npz"), dataset=str(tmp_path / "set"), domain="b", replace=True, limit=100))
     with pytest.raises(ValueError, match="has changed since run .* began"):
         train.run(train.make_config({"resume": result["run_id"], "storage": str(tmp_path / "runs"), "epochs": 2}))
+
+
+def test_several_runs_give_their_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "set"
+    digits(root, {"train": rows("train", 200)}, "a")
+    digits(root, {"train": rows("train", 200), "test": rows("test", 100)}, "b")
+    names = [trained(root, tmp_path / "runs", seed)["run_id"] for seed in (0, 1)]
+
+    def measured(model: str) -> dict[str, Any]:
+        return evaluate.run(evaluate.Config(model, storage=str(tmp_path / "runs"), query="b/test", database="a/train"))
+
+    one, other = (measured(name)["metrics"]["b/test in a/train/map"] for name in names)
+    capsys.readouterr()
+    found = measured(",".join(names))
+    assert one != other and found["metrics"]["b/test in a/train/map"] == pytest.approx((one + other) / 2)
+    assert found["deviations"]["b/test in a/train/map"] == pytest.approx(abs(one - other) / 2**0.5)
+    assert "mean of 2 (standard deviation):" in capsys.readouterr().out
