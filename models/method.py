@@ -199,6 +199,11 @@ class Method:
         """The data it needs, which may depend on its config."""
         raise NotImplementedError
 
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know before this config trains, a line each."""
+        return []
+
     def is_active(self, player: str) -> bool:
         """Whether a player takes this step; a discriminator, for example, waits while the encoder is pretrained."""
         return True

@@ -14,7 +14,7 @@ from pipelines.console.config import option
 from pipelines.training import runs
 from pipelines.training.options import TrainOptions, make_options, method_fields
 
-SAME = ("method", "source", "target", "bits", "epochs", "steps_per_epoch", "seed", "own")  # options that must agree for a finished run to be reused
+SAME = ("method", "source", "target", "bits", "epochs", "steps_per_epoch", "least_steps", "seed", "own")  # options by which a finished run is reused
 
 __all__ = ["Config", "make_config", "method_fields", "run"]
 
@@ -68,7 +68,7 @@ def result_of(wanted: TrainOptions) -> dict[str, Any]:
     cut_off = None
     for folder in sorted(each.parent for each in to_path(wanted.storage).glob("*/config.json")):
         saved = runs.read_config(folder)
-        if to_path(saved["dataset"]).resolve() != root.resolve() or any(saved[name] != getattr(wanted, name) for name in SAME):
+        if to_path(saved["dataset"]).resolve() != root.resolve() or any(saved.get(name) != getattr(wanted, name) for name in SAME):
             continue
         if not (folder / "result.json").is_file():
             cut_off = folder

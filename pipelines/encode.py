@@ -1,4 +1,4 @@
-"""Command: encode a folder of images or a dataset in bulk with Ray Data, to Parquet files of codes."""
+"""Command: encode a folder of images or a dataset to Parquet files of codes, with Ray Data if there are many."""
 
 
 import dataclasses
@@ -25,7 +25,7 @@ from pipelines.console.config import option, positional, required
 from pipelines.registry.encoders import Encoder, open_encoder, registry_uri
 from pipelines.retrieval.code_files import SCHEMA
 
-BATCH, PART = 512, 65536  # rows per call of the encoder; maximum rows per file of codes
+BATCH, PART, FEW = 512, 65536, 20_000  # rows per call of the encoder; maximum rows per file of codes; rows up to which Ray is not worth its start
 
 
 @dataclass
@@ -39,7 +39,11 @@ class Config:
     split: str = option("", "split of a dataset (default: all)")
     storage: str = option("runs", "folder of runs")
     tracking: str = option("", "MLflow's tracking URI of the registry (default: as in train)")
-    workers: int = option(1, "encoders at a time")
+    workers: int = option(0, "encoders at a time, by Ray Data (default: one; this process alone for few rows)")
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ValueError(f"--workers is {self.workers}, but must not be negative")
 
 
 class _Encode:
@@ -105,7 +109,7 @@ def _encode(item: dict[str, Any], staging: str, config: Config) -> dict[str, Any
 
 def _size(rows: int, workers: int) -> int:
     """Rows of a part: small enough for several parts per encoder, in whole batches."""
-    return min(PART, max(BATCH, -(-rows // (4 * workers * BATCH)) * BATCH))
+    return min(PART, max(BATCH, -(-rows // (4 * max(1, workers) * BATCH)) * BATCH))
 
 
 def _dataset_items(config: Config, shape: tuple[int, ...]) -> list[dict[str, Any]]:
@@ -142,16 +146,12 @@ def run(config: Config) -> dict[str, Any]:
     if not dataset and len(encoder.shape) != 3:
         raise ValueError(f"{config.model} takes feature vectors, {path} holds files: ingest the features and give the dataset")
     items = _dataset_items(config, encoder.shape) if dataset else _file_items(path, config.workers)
-    cluster.connect()
-    import ray.data  # noqa: PLC0415
-
     staging = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
     absolute = dataclasses.replace(  # workers may have another working folder and environment
         config, input=str(path.resolve()), storage=str(to_path(config.storage).resolve()), tracking=registry_uri(config.model, config.storage, config.tracking)
     )
     try:
-        parts = ray.data.from_items([item | {"part": part} for part, item in enumerate(items)], override_num_blocks=len(items))
-        told = parts.map(functools.partial(_encode, staging=str(staging.resolve()), config=absolute), concurrency=config.workers).take_all()
+        told = _encode_all([item | {"part": part} for part, item in enumerate(items)], staging, absolute)
         count, lost = sum(item["codes"] for item in told), [line for item in sorted(told, key=_part) for line in json.loads(item["lost"])]
         if not count:
             raise ValueError(f"no image can be read; the first: {lost[0]}")
@@ -166,6 +166,18 @@ def run(config: Config) -> dict[str, Any]:
         print(f"  left out {line}")
     print(f"{count:,} codes of {encoder.bits} bits in {out}; {len(lost)} images left out")
     return {"out": str(out), "codes": count, "bits": encoder.bits, "rejected": lost}
+
+
+def _encode_all(items: list[dict[str, Any]], staging: Path, config: Config) -> list[dict[str, Any]]:
+    """Encode all parts; returns what ``_Encode`` says of each."""
+    rows = sum(len(json.loads(item["files"])) if item["files"] else item["stop"] - item["start"] for item in items)
+    if not config.workers and rows <= FEW:
+        return list(map(_Encode(config, str(staging.resolve())), items))
+    cluster.connect()
+    import ray.data  # noqa: PLC0415
+
+    parts = ray.data.from_items(items, override_num_blocks=len(items))
+    return parts.map(functools.partial(_encode, staging=str(staging.resolve()), config=config), concurrency=max(1, config.workers)).take_all()
 
 
 def _part(item: dict[str, Any]) -> int:

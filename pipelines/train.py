@@ -53,6 +53,8 @@ def run(options: TrainOptions) -> dict[str, Any]:
 def _run(options: TrainOptions) -> dict[str, Any]:
     setup = prepare(options)
     plan = make_plan(setup, lambda: _cores(options))
+    for note in setup.method.notes:
+        print(f"note: {note}", file=sys.stderr)
     tracking_uri(options)
     folder = _open_folder(options)
     plan = dataclasses.replace(plan, folder=str(folder.resolve()))

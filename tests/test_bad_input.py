@@ -39,7 +39,7 @@ class Exploit:
 
 
 @pytest.fixture(scope="module")
-def good(ray_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def good(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a small dataset, a run, codes, an index and images, which is also the working directory."""
     root = tmp_path_factory.mktemp("bad-input") / "good"
     root.mkdir()

@@ -149,7 +149,9 @@ class UCDIR(Method):
     def __init__(self, config: UCDIRConfig, shape: tuple[int, ...], classes: int, bits: int) -> None:
         super().__init__(config, shape, classes, bits)
         c = config
-        self.networks = nn.ModuleDict({"embedding": Embedding(Backbone(c.network, shape, c.pretrained)), "hash": HashLayer(WIDTH, bits)})
+        backbone = Backbone(c.network, shape, c.pretrained)
+        self.backbone = backbone.name
+        self.networks = nn.ModuleDict({"embedding": Embedding(backbone), "hash": HashLayer(WIDTH, bits)})
         groups: list[dict[str, Any]] = [
             {"params": [*self.networks["embedding"].parameters()], "share": 1.0}, {"params": [*self.networks["hash"].parameters()], "share": c.head_rate},
         ]  # fmt: skip
@@ -163,6 +165,13 @@ class UCDIR(Method):
         c = self.config
         view = {"kind": "contrastive", "crop": c.crop, "flip": c.flip} if c.views == "contrastive" else {}
         return Wants(source_labels=False, target=True, per_class=0, batch_size=c.batch, views=2, view=view)
+
+    @property
+    def notes(self) -> list[str]:
+        """Whether a large network starts from random weights, which few photographs can train."""
+        name = self.backbone
+        random = name.startswith("resnet") and self.config.pretrained == "none"
+        return [f"{name} starts from random weights: --pretrained FILE gives it those of MoCo v2"] if random else []
 
     def state_modules(self) -> nn.ModuleDict:
         """Also the memory banks."""

@@ -51,6 +51,7 @@ class Backbone(nn.Module):
     """Trainable backbone: input -> vectors (batch, features), by a ResNet, the trunk of LeNet or conv4, or one layer on vectors.
 
     Attributes:
+        name: of the network, never ``auto``.
         features: width of the vectors.
         head: state dict of the projection head of two layers that came with the weights; empty if none did.
     """
@@ -72,6 +73,7 @@ class Backbone(nn.Module):
             name = "mlp" if not self.images else "resnet50" if min(shape[1:]) >= 64 else small
         if (name == "mlp") == self.images:
             raise ValueError(f"network {name!r} does not take data of shape {list(shape)}: mlp takes features, the others images")
+        self.name = name
         self.trunk: nn.Module
         self.head: dict[str, Tensor] = {}
         if name == "mlp":

@@ -15,6 +15,7 @@ from models.distributed import broadcast_from_rank_0, rank, world_size
 from pipelines.console import cluster
 from pipelines.training import runs
 from pipelines.training.loop import Trainer
+from pipelines.training.options import TrainOptions
 from pipelines.training.plan import Plan, Setup, prepare
 
 STREAMS = {"source": 0, "target": 1}
@@ -81,7 +82,7 @@ def _with_pictures(progress: runs.ProgressWriter, setup: Setup, folder: Path) ->
 
 def _train_on_worker(given: dict[str, Any]) -> None:
     """Run ``train`` on a Ray Train worker. A diverged run is recorded, not raised: Ray would restart it, and it would diverge again."""
-    plan: Plan = given["plan"]
+    plan = Plan(**given | {"options": TrainOptions(**given["options"])})
     try:
         train(plan)
     except FloatingPointError as error:
@@ -102,7 +103,7 @@ def _launch_on_ray(plan: Plan) -> None:
     folder = to_path(plan.folder)
     trainer = TorchTrainer(
         _train_on_worker,
-        train_loop_config={"plan": plan},
+        train_loop_config=asdict(plan),  # plain values: Ray's controller would import torch to read a Plan
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=options.gpu, resources_per_worker=None if options.gpu else {"CPU": plan.threads}
         ),

@@ -87,7 +87,7 @@ def test_an_unreadable_shard_at_training(digits: Path, tmp_path: Path, capsys: p
     assert len(message) == 1 and shard.name in message[0]
 
 
-def test_a_source_without_labels(ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_source_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = np.random.default_rng(0).integers(0, 256, (40, 28, 28), np.uint8)
     np.savez(tmp_path / "known.npz", x_train=images, y_train=np.arange(40) % 4)
     np.savez(tmp_path / "bare.npz", x_train=images)

@@ -18,18 +18,17 @@ from pipelines.console.cli import main
 from pipelines.retrieval.code_files import read_codes
 from pipelines.retrieval.evaluation import encode_split
 from pipelines.training.restore import load_method
-from tests.servers import Head
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def trained(ray_cluster: Head, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A short real run of DAH with tracking, and its paths."""
     storage = tmp_path_factory.mktemp("runs")
     config = train.make_config({
         "method": "dah", "dataset": str(digits), "source": "typeset", "target": "handwritten", "bits": 32, "per_class": 10, "epochs": 4,
-        "steps_per_epoch": 40, "storage": str(storage), "workers": 1,
+        "steps_per_epoch": 40, "storage": str(storage), "workers": 0,
     })  # fmt: skip
     return train.run(config) | {"storage": str(storage), "digits": digits}
 
@@ -189,7 +188,7 @@ def test_runs_of_other_settings_do_not_resume(trained: dict[str, Any], capsys: p
     assert "is of dah with 32 bits, not of dpsh" in capsys.readouterr().err
 
 
-def test_features_go_the_same_way(shared_data: Path, ray_cluster: None, tmp_path: Path) -> None:
+def test_features_go_the_same_way(shared_data: Path, tmp_path: Path) -> None:
     root = tmp_path / "office"
     for domain in ("dslr", "webcam"):
         assert main(["ingest", str(shared_data / f"office_caltech10_{domain}.npz"), "--dataset", str(root), "--domain", domain]) == 0
@@ -202,7 +201,7 @@ def test_features_go_the_same_way(shared_data: Path, ray_cluster: None, tmp_path
     assert any("left out of its own ranking" in note for note in result["notes"])
 
 
-def test_a_target_of_bare_image_files(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_target_of_bare_image_files(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for number in range(48):
         place = tmp_path / ("bare" if number % 2 else f"known/{'abcd'[number % 8 // 2]}")
