@@ -24,5 +24,5 @@ def find_method(name: str) -> type[Method]:
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(METHODS)}"
-        raise ValueError(f"no method {name!r}: {hint}")
+        raise ValueError(f"no method {name[:60]!r}: {hint}")
     return METHODS[name]

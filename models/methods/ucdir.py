@@ -30,8 +30,8 @@ WIDTH = 128
 DOMAINS = ("source", "target")
 P_50 = "P@50, DomainNet"
 DOMAINNET = {
-    "cluster_weight": 1.0, "entropy_weight": 0.5, "distance_weight": 0.1, "clusters_per_class": 1, "negatives": 0, "average": 0.999, "views": "contrastive",
-    "batch": 64, "network": "resnet50", "pretrained": "moco", "optimizer": "sgd", "learning_rate": 2e-4,
+    "cluster_weight": 1.0, "entropy_weight": 0.5, "distance_weight": 0.1, "clusters_per_class": 1, "negatives": 0, "average": 0.999, "ranking": "trained",
+    "views": "contrastive", "batch": 64, "network": "resnet50", "pretrained": "moco", "optimizer": "sgd", "learning_rate": 2e-4,
 }  # fmt: skip
 
 
@@ -51,6 +51,7 @@ class UCDIRConfig:
     clusters_per_class: int = hyperparameter(3, "clusters for each class, where K is not given; 1 in the paper", 1, 5)
     negatives: int = hyperparameter(65536, "slots of a domain that a step compares with, drawn anew each step; 0 for all, as in the paper")
     average: float = hyperparameter(0.99, "momentum of the momentum encoder; 0.999 in the paper", 0.9, 0.999)
+    ranking: str = hyperparameter("momentum", "encoder whose features and codes rank images; trained, f, in the paper", choices=("momentum", "trained"))
     views: str = hyperparameter("affine", "kind of the two views", choices=("affine", "contrastive"))
     crop: float = hyperparameter(0.2, "contrastive views: smallest share of the image's area", 0.08, 0.6, when={"views": ("contrastive",)})
     flip: float = hyperparameter(0.5, "contrastive views: probability of a mirror image; 0 for digits")
@@ -268,13 +269,18 @@ class UCDIR(Method):
         terms = {"entropy": self_entropy(one) + self_entropy(other)} if c.entropy_weight else {}
         return terms | ({"distance": distance_of_distance(one, other)} if c.distance_weight else {})
 
+    @property
+    def _ranking(self) -> Any:
+        """The networks that rank images: the momentum encoder's, or f's (section 3.1)."""
+        return self.ema_networks if self.config.ranking == "momentum" else self.networks
+
     def features(self, x: Tensor) -> Tensor:
-        """The momentum encoder's features."""
-        return self.ema_networks["embedding"].eval()(x)
+        """Features of the encoder that ranks."""
+        return self._ranking["embedding"].eval()(x)
 
     def encoder(self) -> nn.Module:
-        """The momentum encoder with the learned head, or with ITQ fitted on both domains' slots."""
-        hashing = self.ema_networks["hash"]
+        """The encoder that ranks, with the learned head, or with ITQ fitted on both domains' slots."""
+        hashing = self._ranking["hash"]
         if self.config.codes == "itq":
             hashing = fit_itq(torch.cat([memory.slots for memory in self.memory.values()]), self.bits)
-        return _Codes(self.ema_networks["embedding"], hashing).eval()
+        return _Codes(self._ranking["embedding"], hashing).eval()

@@ -2,7 +2,9 @@
 
 import logging
 import os
+import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from data.filesystem import is_local
 
 NOTE = "\nFailed to apply UDF"  # Ray Data appends this to error messages
 _VERBOSE = "HASHBRIDGE_VERBOSE"
+PATIENCE = 10.0  # seconds in which a cluster must answer
 SPINS = "1000"  # rounds that a thread spins before it sleeps; OpenMP's default is 300,000 or more
 
 
@@ -43,6 +46,7 @@ def connect() -> Any:
 
     loud = bool(os.environ.get(_VERBOSE))
     if not ray.is_initialized():
+        _check_answers(os.environ.get("RAY_ADDRESS", ""))
         try:
             ray.init(
                 log_to_driver=loud, logging_level=logging.INFO if loud else logging.ERROR, include_dashboard=False, configure_logging=True,
@@ -58,6 +62,24 @@ def connect() -> Any:
         for name in ("ray.data", "ray.train", "ray"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # errors are shown to the user as one line instead
     return ray
+
+
+def _check_answers(address: str) -> None:
+    """Check that something listens at HOST:PORT or ray://HOST:PORT; Ray itself tries for minutes.
+
+    Raises:
+        ValueError: nothing does, within ``PATIENCE`` seconds.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    end = time.monotonic() + PATIENCE
+    while host and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), 5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise ValueError(f"no Ray cluster answers at RAY_ADDRESS={address!r}: {error.strerror or error}") from error
+            time.sleep(0.5)
 
 
 def count_nodes() -> int:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.method import Method
+from models.method import Method, check_fields
+from models.registry import METHODS
 from tests.models.players import Fixed, build, global_batch
 
 
@@ -81,3 +82,14 @@ def test_pseudo_labels_without_an_averaged_copy_are_made_in_evaluation_mode(name
         hook.remove()
     assert seen and not any(seen) and networks.training and torch.equal(*guesses)
     assert all(torch.equal(before[key], value) for key, value in networks.state_dict().items())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_preset_is_a_config_that_names_its_table(name: str) -> None:
+    method = METHODS[name]
+    assert "paper" in method.presets
+    for preset, given in method.presets.items():
+        check_fields(method.preset(preset))
+        assert given.table and given.epochs >= 0
+        assert not [key for key, value in given.values.items() if not hasattr(method.Config(), key)]
+    assert method.preset("default") == method.Config()

@@ -100,7 +100,7 @@ def test_the_whole_way_in_a_bucket(
     assert tuned["trials"]["complete"] == 1 and tuned["results"].startswith(runs)
     registered = command(f"register {trained['run_id']} --name digits --storage {runs}")
     assert command(f"promote digits --storage {runs}")["promoted"]
-    encoded = command(f"encode {registered['uri']} {data} --domain typeset --split train --out {ROOT}/way/codes --workers 1")
+    encoded = command(f"encode {registered['uri']} {data} --domain typeset --split train --out {ROOT}/way/codes")
     assert encoded["codes"] == 600
     command(f"index {ROOT}/way/codes --out {ROOT}/way/typeset.index")
     found = command(f"search {ROOT}/way/typeset.index {data}#typeset/train#3-4 --model {registered['uri']} -k 1 --grid {ROOT}/way/found.png")

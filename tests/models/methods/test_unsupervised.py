@@ -249,7 +249,12 @@ def test_ucdirs_terms_come_by_equation_4() -> None:
 
 def test_ucdirs_codes_are_of_the_head_or_of_itq_on_the_slots() -> None:
     x = torch.randint(0, 256, (5, 1, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    head, itq = started(), started(codes="itq")
+    head, itq, trained = started(), started(codes="itq"), started(ranking="trained")
+    with torch.no_grad():
+        trained.networks["hash"].linear.bias.add_(1)
+        trained.networks["embedding"].head[2].bias.add_(0.1)
+    assert torch.equal(trained.features(x), trained.networks["embedding"](x)) and not torch.equal(trained.features(x), head.features(x))
+    torch.testing.assert_close(trained.encode(x), trained.networks["hash"](trained.features(x))[1])
     torch.testing.assert_close(head.encode(x), head.ema_networks["hash"](head.features(x))[1])
     for memory in itq.memory.values():
         memory.slots = normalize(torch.randn(60, WIDTH, generator=torch.Generator().manual_seed(1)))

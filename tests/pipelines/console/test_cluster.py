@@ -31,3 +31,12 @@ def test_workers_of_a_running_cluster_limit_their_spinning_threads(ray_cluster: 
     environment = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     done = subprocess.run([sys.executable, "-c", SEEN], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert f"spins {cluster.SPINS}" in done.stdout, done.stderr[-2000:]
+
+
+def test_a_cluster_that_does_not_answer_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr(cluster, "PATIENCE", 0.1)
+    for address in ("127.0.0.1:9", "ray://127.0.0.1:9"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(ValueError, match=f"no Ray cluster answers at RAY_ADDRESS='{address}': "):
+            cluster.connect()

@@ -144,6 +144,6 @@ def test_a_row_that_diverges_is_shown_and_the_others_go_on(digits: Path, tmp_pat
     assert [name for name, cells in found.items() if cells["failed"]] == ["Lc + Ls + Lh + La", "Lc + Ls + Lh + La + L1"]
     shown = capsys.readouterr().out
     assert shown.count("; 1 failed") == 2 and "85.5 (mnist -> usps)" in shown
-    line = f"ablate dah --dataset {digits} --source typeset --target handwritten"
+    line = f"ablate dpsh --dataset {digits} --source typeset --target handwritten"
     assert main(line.split()) == 2
-    assert "dah has no ablation table; these have one: igan, sigan" in capsys.readouterr().err
+    assert "dpsh has no ablation table; these have one: dah, igan, sigan" in capsys.readouterr().err

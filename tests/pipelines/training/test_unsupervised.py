@@ -77,7 +77,7 @@ def test_what_cannot_be_trained_is_said(digits: Path, tmp_path: Path, capsys: py
         ("train itq --source handwritten --target handwritten", "source and target are both 'handwritten': leave --source out"),
         ("ablate idr-ae --target handwritten --both", "--both trains in both directions, but --source is missing"),
         ("train itq --target handwritten --workers 2", "itq is fitted in one process, not trained by 2 workers"),
-        ("train itq --target handwritten --extractor vgg16", "extractor vgg16 needs images of at least 63x63 pixels"),
+        ("train itq --target handwritten --extractor vgg16 --pretrained nowhere.pth", "weights 'nowhere.pth' of vgg16 cannot be loaded"),
         ("train idr-ae --target handwritten --matching best", "none, critic, assignment, bitwise"),
         ("train ucdir --source typeset --target handwritten --network mlp", "mlp takes features"),
     ):
