@@ -50,6 +50,14 @@ def run(options: TrainOptions) -> dict[str, Any]:
         dist.destroy_process_group()
 
 
+def describe(plan: Plan) -> str:
+    """The size of a training; says when an epoch is more than a pass."""
+    if not plan.steps:
+        return "fitted at once"
+    passes = f", {plan.steps * plan.batch / plan.rows:.3g} passes over the larger domain each" if plan.steps * plan.batch > plan.rows else ""
+    return f"{plan.options.epochs} epochs of {plan.steps} steps of {plan.batch} rows a domain{passes}"
+
+
 def _run(options: TrainOptions) -> dict[str, Any]:
     setup = prepare(options)
     plan = make_plan(setup, lambda: _cores(options))
@@ -61,9 +69,7 @@ def _run(options: TrainOptions) -> dict[str, Any]:
     tracked = _check_dataset(folder, setup)["tracked"] if options.resume else ""
     tracker = open_tracker(plan.options, folder, setup.manifest, tracked)
     runs.record(folder, asdict(plan.options), setup.manifest, tracker.tracked if tracker else "")
-    size = f"{options.epochs} epochs of {plan.steps} steps of {plan.batch} rows a domain" if plan.steps else "fitted at once"
-    passes = f", {plan.steps * plan.batch / plan.rows:.3g} passes over the larger domain each" if plan.steps * plan.batch > plan.rows else ""
-    print(f"run {folder.name}: {size}{passes}", file=sys.stderr, flush=True)
+    print(f"run {folder.name}: {describe(plan)}", file=sys.stderr, flush=True)
     reporter = Reporter(options, folder, tracker)
     try:
         with runs.Follower(folder, reporter.epoch):

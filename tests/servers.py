@@ -159,7 +159,8 @@ class Head:
 
     def _start(self, *options: str) -> subprocess.Popen[bytes]:
         ray = str(Path(sys.executable).parent / "ray")
-        common = ["--block", "--disable-usage-stats", "--object-store-memory=800000000", f"--dashboard-agent-listen-port={free_port()}"]
+        common = ["--block", "--disable-usage-stats", "--include-log-monitor=false", "--object-store-memory=800000000"]
+        common.append(f"--dashboard-agent-listen-port={free_port()}")
         output = (self.folder / f"start-{len(list(self.folder.glob('start-*')))}.log").open("wb")
         return subprocess.Popen([ray, "start", *common, *options], stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
 

@@ -53,7 +53,7 @@ def test_the_guide_prints_what_it_says(ray_cluster: Head, elsewhere: Path) -> No
     assert commands == 11 and (elsewhere / "found.png").stat().st_size > 5000
 
 
-def test_the_readme_leads_from_photographs_to_a_search(ray_cluster: Head, elsewhere: Path) -> None:
+def test_the_readme_leads_from_photographs_to_a_search(elsewhere: Path) -> None:
     for folder, domain in (("studio", "typeset"), ("street", "handwritten")):
         images, labels = embedded.read(domain, "train", 0, 120)
         for index, (image, label) in enumerate(zip(images, labels, strict=True)):

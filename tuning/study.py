@@ -13,6 +13,7 @@ from ray.tune import Callback
 from ray.tune.search.optuna import OptunaSearch
 
 from data.filesystem import write_text
+from data.transforms import seeded_generator
 from pipelines.training import runs
 from tuning.journal import Journal
 from tuning.objectives import OBJECTIVES
@@ -55,7 +56,8 @@ def open_study(storage: str, name: str, maximise: list[bool], sampler: str, seed
         raise ValueError(f"study storage {storage.rpartition('@')[2]}: {str(error).splitlines()[0]}") from error
     if study.directions != directions:
         raise ValueError(f"study {name} has other objectives: give another --study")
-    study.sampler = sampler_of(sampler, seed + len(study.trials))
+    again = seeded_generator(seed, len(study.trials)).initial_seed() % 2**32  # seed + trials would be another search's
+    study.sampler = sampler_of(sampler, again if study.trials else seed)
     return study
 
 
