@@ -58,7 +58,10 @@ def _settings(config: Config, row: AblationRow, direction: tuple[str, str], seed
     """The options of one row's run."""
     given = {each.name: getattr(config, each.name) for each in fields(TrainOptions)}
     source, target = direction
-    own = asdict(find_method(row.method).preset(config.preset)) if row.method else config.own
+    own = config.own
+    if row.method:  # its own setting, with what the user changed and it has, too
+        own, usual = asdict(find_method(row.method).preset(config.preset)), asdict(find_method(config.method).preset(config.preset))
+        own |= {name: value for name, value in config.own.items() if name in own and value != usual[name]}
     return TrainOptions(**given | {"method": row.method or config.method, "source": source, "target": target, "seed": seed, "own": own | row.changes})
 
 

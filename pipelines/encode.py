@@ -53,8 +53,8 @@ class _Encode:
     same file again, so each row appears exactly once.
     """
 
-    def __init__(self, config: Config, staging: str) -> None:
-        self.encoder: Encoder = open_encoder(config.model, config.storage, config.tracking)
+    def __init__(self, config: Config, staging: str, encoder: Encoder | None = None) -> None:
+        self.encoder = encoder or open_encoder(config.model, config.storage, config.tracking)
         self.root, self.staging = to_path(config.input), to_path(staging)
         self.meta = {b"bits": str(self.encoder.bits).encode(), b"model": config.model.encode()}
         if (self.root / "manifest.json").exists():
@@ -151,7 +151,7 @@ def run(config: Config) -> dict[str, Any]:
         config, input=str(path.resolve()), storage=str(to_path(config.storage).resolve()), tracking=registry_uri(config.model, config.storage, config.tracking)
     )
     try:
-        told = _encode_all([item | {"part": part} for part, item in enumerate(items)], staging, absolute)
+        told = _encode_all([item | {"part": part} for part, item in enumerate(items)], staging, absolute, encoder)
         count, lost = sum(item["codes"] for item in told), [line for item in sorted(told, key=_part) for line in json.loads(item["lost"])]
         if not count:
             raise ValueError(f"no image can be read; the first: {lost[0]}")
@@ -168,11 +168,11 @@ def run(config: Config) -> dict[str, Any]:
     return {"out": str(out), "codes": count, "bits": encoder.bits, "rejected": lost}
 
 
-def _encode_all(items: list[dict[str, Any]], staging: Path, config: Config) -> list[dict[str, Any]]:
-    """Encode all parts; returns what ``_Encode`` says of each."""
+def _encode_all(items: list[dict[str, Any]], staging: Path, config: Config, encoder: Encoder) -> list[dict[str, Any]]:
+    """Encode all parts, few rows with this process's encoder; returns what ``_Encode`` says of each."""
     rows = sum(len(json.loads(item["files"])) if item["files"] else item["stop"] - item["start"] for item in items)
     if not config.workers and rows <= FEW:
-        return list(map(_Encode(config, str(staging.resolve())), items))
+        return list(map(_Encode(config, str(staging.resolve()), encoder), items))
     cluster.connect()
     import ray.data  # noqa: PLC0415
 

@@ -44,9 +44,9 @@ def cluster_probabilities(x: Tensor, centroids: Tensor, temperature: float) -> T
 
 
 def distance_of_distance(one: Tensor, other: Tensor) -> Tensor:
-    """Sum over all pairs of samples of the squared difference between their cosine distances in two spaces (eq. 6-8), divided by the samples.
+    """Squared difference between a pair's cosine distances in two spaces (eq. 6-8), summed over all pairs and divided by the number of samples.
 
-    Eq. 8 is the double sum over a batch; the division leaves the part that does not depend on the batch's size, as in the means of the other terms.
+    Eq. 8 is the sum alone. The other terms, sums in the paper, are means over the samples here, so this one is divided by the same number.
 
     Args:
         one, other: (n, clusters), cluster probabilities of the same samples, by the centroids of domain A and of domain B.

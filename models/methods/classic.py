@@ -186,9 +186,10 @@ class KMeansHashing(Classic):
         axes = _balanced_axes(x - mean, books, width)
         parts = ((x - mean) @ axes.T).unflatten(1, (books, width)).transpose(0, 1)  # (books, n, width)
         numbers = torch.arange(2**SUBSPACE_BITS)
-        bits = (numbers.unsqueeze(1) // self.hashing.place) % 2  # (16, b)
+        place = self.hashing.place.cpu()  # as x; the module may be on a GPU
+        bits = (numbers.unsqueeze(1) // place) % 2  # (16, b)
         near = (bits.unsqueeze(0) != bits.unsqueeze(1)).sum(2).sqrt()  # square root of the Hamming distance
-        members = ((parts[:, :, :SUBSPACE_BITS] > 0) * self.hashing.place[:width]).sum(2)  # (books, n): first by the signs of the components
+        members = ((parts[:, :, :SUBSPACE_BITS] > 0) * place[:width]).sum(2)  # (books, n): first by the signs of the components
         centroids, counts = _cluster_means(parts, members, parts.new_zeros(books, len(numbers), width))
         pairs = (counts.unsqueeze(2) * counts.unsqueeze(1)) / len(x) ** 2  # w_ij
         scale = ((pairs * torch.cdist(centroids, centroids) * near).sum((1, 2)) / (pairs * near.square()).sum((1, 2))).view(-1, 1, 1)

@@ -33,7 +33,7 @@ class DTN(Translator):
     reference: ClassVar[str] = "Taigman et al., Unsupervised Cross-domain Image Generation, ICLR 2017"
     Config: ClassVar[Any] = DTNConfig
     presets: ClassVar[dict[str, Preset]] = {  # the rate and the batches are those of a known re-implementation
-        "paper": Preset("Table 2, SVHN -> MNIST", 0, {
+        "paper": Preset("SVHN -> MNIST", 0, {
             "pretrain_epochs": 2, "reconstruction_weight": 15.0, "variation_weight": 0.0, "pseudo_weight": 0.0, "balance_weight": 0.0, "average": 0.0,
             "augment": False, "width": 64, "learning_rate": 3e-4, "final_rate": 1.0,
         }),

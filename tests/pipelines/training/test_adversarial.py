@@ -89,21 +89,39 @@ def test_a_run_resumes_bit_identically(method: str, step: int, digits: Path, tmp
     assert {name.split(".")[0] for name in one} == parts
 
 
-def test_a_discriminator_that_runs_away_ends_the_run_once_and_keeps_the_last_good_checkpoint(digits: Path, tmp_path: Path) -> None:
-    runs_away(digits, tmp_path, workers=0)
-
-
-def test_a_discriminator_that_runs_away_under_ray_is_not_started_again(ray_cluster: Head, digits: Path, tmp_path: Path) -> None:
-    runs_away(digits, tmp_path, workers=1)
+FAILED = "igan failed in epoch 3: loss .* is not finite.*checkpoints up to epoch 2 are kept"
 
 
 def runs_away(digits: Path, tmp_path: Path, workers: int) -> None:
-    """Train until a discriminator's loss is not finite."""
-    with pytest.raises(FloatingPointError, match="igan failed in epoch 3: loss .* is not finite.*checkpoints up to epoch 2 are kept") as caught:
-        run(digits, tmp_path, "igan", workers=workers, pretrain_epochs=2, stages=1, discriminator_rate=1e30, spectral=False)
+    """Train IGAN with a discriminator whose loss is soon not finite."""
+    run(digits, tmp_path, "igan", workers=workers, pretrain_epochs=2, stages=1, discriminator_rate=1e30, spectral=False)
+
+
+def last_good(tmp_path: Path) -> Path:
+    """The run's last checkpoint, whose values are all finite."""
     place = checkpoint.latest(next(tmp_path.glob("igan-*")) / "checkpoints")
-    assert place is not None and place.name == "epoch-00002" and "\n" not in str(caught.value)
+    assert place is not None
     assert all(tensor.isfinite().all() for tensor in load_file(place / "model.safetensors").values() if tensor.is_floating_point())
+    return place
+
+
+def test_a_discriminator_that_runs_away_ends_the_run_once_and_keeps_the_last_good_checkpoint(digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=FAILED) as caught:
+        runs_away(digits, tmp_path, workers=0)
+    assert "\n" not in str(caught.value) and last_good(tmp_path).name == "epoch-00002"
+
+
+def test_a_discriminator_that_runs_away_under_ray_is_not_started_again(ray_cluster: Head, digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=FAILED) as caught:
+        runs_away(digits, tmp_path, workers=1)
+    assert "\n" not in str(caught.value) and last_good(tmp_path).name == "epoch-00002"
+
+
+def test_a_row_of_another_method_keeps_what_the_user_changed(digits: Path, tmp_path: Path) -> None:
+    values = {"method": "sigan", "dataset": str(digits), "source": "typeset", "target": "handwritten", "storage": str(tmp_path), "width": 8}
+    row = next(each for each in find_method("sigan").ablation if each.method == "dtn")
+    wanted = ablate._settings(ablate.make_config(values), row, ("typeset", "handwritten"), 1)
+    assert wanted.method == "dtn" and wanted.seed == 1 and wanted.own == vars(find_method("dtn").preset("default")) | {"width": 8}
 
 
 def test_sigan_takes_images_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
