@@ -1,10 +1,13 @@
 """Random augmented views of a batch. The draws do not depend on the number of workers."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
+from torch.nn.functional import conv2d, grid_sample, pad
+
+BLOCK = 2**18  # values of a block of images that a CPU changes at a time
 
 
 def seeded_generator(*numbers: int) -> torch.Generator:
@@ -42,8 +45,36 @@ def affine_view(
     cos, sin, slant = angle.cos(), angle.sin(), draws[:, 5] * shear
     matrix = torch.stack(
         [cos * width, (cos * slant - sin) * width, 2 * shift * draws[:, 3], sin * height, (sin * slant + cos) * height, 2 * shift * draws[:, 4]], 1
-    ).view(n, 2, 3)
-    grid = affine_grid(matrix.to(images.device), list(images.shape), align_corners=False)
+    )
+    return _by_blocks(_sample, images, matrix)
+
+
+def _by_blocks(change: Callable[..., Tensor], images: Tensor, *given: Tensor) -> Tensor:
+    """Change images, and the rows of ``given`` that belong to them, in blocks that fit into a CPU's cache; at once on a GPU.
+
+    Returns:
+        Same shape as ``images``, float32.
+    """
+    size = max(1, BLOCK // images[0].numel()) if images.device.type == "cpu" else len(images)
+    made = torch.empty(images.shape, device=images.device)
+    for start in range(0, len(images), size):
+        part = slice(start, start + size)
+        made[part] = change(images[part], *(each[part].to(images.device) for each in given))
+    return made
+
+
+def _sample(images: Tensor, matrix: Tensor) -> Tensor:
+    """Sample images (batch, channels, h, w) at affine coordinates, float32; border pixels are repeated outwards.
+
+    Args:
+        matrix: (batch, 6), the rows of the maps from output to input coordinates, which run from -1 to 1 over the image.
+    """
+    height, width = images.shape[2:]
+    y, x = ((2 * torch.arange(side, device=images.device) + 1) / side - 1 for side in (height, width))
+    a, b, c, d, e, f = matrix.view(-1, 6, 1, 1).unbind(1)
+    grid = torch.empty(len(images), height, width, 2, device=images.device)
+    torch.add(a * x, b * y.unsqueeze(1) + c, out=grid[..., 0])
+    torch.add(d * x, e * y.unsqueeze(1) + f, out=grid[..., 1])
     return grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
 
 
@@ -63,6 +94,36 @@ def feature_view(features: Tensor, generator: torch.Generator, rank: int = 0, wo
     return features.float() * keep.to(features.device) / (1 - drop)
 
 
+def crop_view(images: Tensor, generator: torch.Generator, rank: int = 0, world: int = 1, *, crop: float = 0.2, flip: float = 0.5) -> Tensor:
+    """Randomly crop and flip each image; the size stays the same.
+
+    Args:
+        images: (batch, channels, h, w) uint8, this worker's part.
+        generator, rank, world: as in ``affine_view``.
+        crop: minimum area of the crop, as a fraction; its aspect ratio lies in 3/4..4/3.
+        flip: probability of a horizontal flip; use 0 if left and right matter, as for digits.
+
+    Returns:
+        Same shape, float32 in 0..255.
+    """
+    n = len(images)
+    draws = torch.rand(n * world, 5, generator=generator)[rank * n : (rank + 1) * n]
+    return _by_blocks(_sample, images, _crop_matrix(draws, images.shape[2:], crop, flip))
+
+
+def _crop_matrix(draws: Tensor, side: torch.Size, crop: float, flip: float) -> Tensor:
+    """The maps (batch, 6) of ``_sample`` to crops of whole pixels, from five draws in [0, 1] each."""
+    area, ratio = crop + (1 - crop) * draws[:, 0], (4 / 3) ** (2 * draws[:, 1] - 1)
+    scales, centres = [], []
+    for pixels, share, place in ((side[0], area / ratio, draws[:, 2]), (side[1], area * ratio, draws[:, 3])):
+        size = (pixels * share.sqrt().clamp(max=1)).round().clamp(min=1)
+        first = ((pixels - size) * place).round()
+        scales.append(size / pixels)
+        centres.append((2 * first + size) / pixels - 1)
+    mirrored, none = torch.where(draws[:, 4] < flip, -1.0, 1.0), torch.zeros(len(draws))
+    return torch.stack([scales[1] * mirrored, none, centres[1], none, scales[0], centres[0]], 1)
+
+
 def contrastive_view(images: Tensor, generator: torch.Generator, rank: int = 0, world: int = 1, *, crop: float = 0.2, flip: float = 0.5) -> Tensor:
     """Randomly crop, flip, recolour and blur each image, as in MoCo v2 (Chen et al. 2020, section 3); the size stays the same.
 
@@ -71,50 +132,75 @@ def contrastive_view(images: Tensor, generator: torch.Generator, rank: int = 0, 
     Gaussian blur with probability 0.5 and a standard deviation of 0.1 to 2 pixels at side 224, scaled to other sizes.
 
     Args:
-        images: (batch, channels, h, w) uint8, this worker's part.
-        generator, rank, world: as in ``affine_view``.
-        crop: minimum area of the crop, as a fraction.
-        flip: probability of a horizontal flip; use 0 if left and right matter, as for digits.
+        images, generator, rank, world, crop, flip: as in ``crop_view``.
 
     Returns:
         Same shape, float32 in 0..255.
     """
     n = len(images)
-    draws = torch.rand(n * world, 13, generator=generator)[rank * n : (rank + 1) * n].tolist()
-    return torch.stack([_contrastive(image, draw, crop, flip) for image, draw in zip(images, draws, strict=True)]).float()
+    draws = torch.rand(n * world, 13, generator=generator)[rank * n : (rank + 1) * n]
+    colours, blur = draws[:, 5:11], torch.where(draws[:, 11] < 0.5, (0.1 + 1.9 * draws[:, 12]) * images.shape[3] / 224, 0.0)
+
+    def change(part: Tensor, matrix: Tensor, colour: Tensor, deviation: Tensor) -> Tensor:
+        return _blurred(_recoloured(_sample(part, matrix), colour), deviation)
+
+    return _by_blocks(change, images, _crop_matrix(draws, images.shape[2:], crop, flip), colours, blur)
 
 
-def _contrastive(image: Tensor, draw: list[float], crop: float, flip: float) -> Tensor:
-    """One view (channels, h, w) uint8 of an image, determined by 13 draws in [0, 1]."""
-    from torchvision.transforms.v2 import functional as change  # noqa: PLC0415  torchvision is slow to import
+def _grey(images: Tensor) -> Tensor:
+    """Luma (batch, 1, h, w) of colour images; grey images as they are."""
+    return images if images.shape[1] == 1 else 0.2989 * images[:, :1] + 0.587 * images[:, 1:2] + 0.114 * images[:, 2:]
 
-    height, width = image.shape[1:]
-    area, ratio = crop + (1 - crop) * draw[0], (4 / 3) ** (2 * draw[1] - 1)
-    tall, wide = (max(1, round(side * min(1.0, share**0.5))) for side, share in ((height, area / ratio), (width, area * ratio)))
-    top, left = round((height - tall) * draw[2]), round((width - wide) * draw[3])
-    image = change.resized_crop(image, top, left, tall, wide, [height, width], antialias=True)
-    if draw[4] < flip:
-        image = change.horizontal_flip(image)
-    if draw[5] < 0.8:
-        image = change.adjust_brightness(image, 0.6 + 0.8 * draw[6])
-        image = change.adjust_contrast(image, 0.6 + 0.8 * draw[7])
-        if len(image) == 3:
-            image = change.adjust_hue(change.adjust_saturation(image, 0.6 + 0.8 * draw[8]), 0.2 * draw[9] - 0.1)
-    if len(image) == 3 and draw[10] < 0.2:
-        image = change.rgb_to_grayscale(image, 3)
-    if draw[11] < 0.5:
-        reach = max(1, round(0.05 * width))
-        image = change.gaussian_blur(image, [2 * reach + 1] * 2, [(0.1 + 1.9 * draw[12]) * width / 224])
-    return image
+
+def _recoloured(images: Tensor, draws: Tensor) -> Tensor:
+    """Change brightness, contrast, saturation and hue of some images, and make some grey, by six draws in [0, 1] each."""
+    changed = draws[:, 0] < 0.8
+    bright, contrast, saturation = (torch.where(changed, 0.6 + 0.8 * draws[:, i], 1.0).view(-1, 1, 1, 1) for i in (1, 2, 3))
+    images = (images * bright).clamp(0, 255)
+    images = torch.lerp(_grey(images).mean((1, 2, 3), keepdim=True).expand_as(images), images, contrast).clamp(0, 255)
+    if images.shape[1] == 1:
+        return images
+    images = torch.lerp(_grey(images).expand_as(images), images, saturation).clamp(0, 255)
+    images = _turned(images, torch.where(changed, 0.2 * draws[:, 4] - 0.1, 0.0))
+    return torch.where((draws[:, 5] < 0.2).view(-1, 1, 1, 1), _grey(images), images)
+
+
+def _turned(images: Tensor, share: Tensor) -> Tensor:
+    """Turn the hue of colour images by shares (batch,) of the colour circle, at equal value and saturation (HSV)."""
+    most, least = images.amax(1), images.amin(1)
+    red, green, blue = images.unbind(1)
+    spread = (most - least).clamp(min=1e-6)
+    sector = torch.where(most == red, (green - blue) / spread, torch.where(most == green, (blue - red) / spread + 2, (red - green) / spread + 4))
+    sector = sector + 6 * share.view(-1, 1, 1)
+    turned = [each - 6 * (each / 6).floor() for each in (sector + 5, sector + 3, sector + 1)]  # f(n) = V - V S max(0, min(k, 4 - k, 1))
+    return torch.stack([most - (most - least) * torch.minimum(k, 4 - k).clamp(0, 1) for k in turned], 1)
+
+
+def _blurred(images: Tensor, deviation: Tensor) -> Tensor:
+    """Blur images by Gaussians of standard deviations (batch,) in pixels, cut at four of the largest; 0 leaves an image as it is."""
+    chosen = torch.nonzero(deviation > 0).flatten()
+    if not len(chosen):
+        return images
+    picked, wide = images[chosen], deviation[chosen]
+    reach = max(1, math.ceil(8 * images.shape[3] / 224))
+    weights = torch.exp(-((torch.arange(-reach, reach + 1, device=images.device) / wide.unsqueeze(1)) ** 2) / 2)
+    kernel = (weights / weights.sum(1, keepdim=True)).repeat_interleave(images.shape[1], 0).unsqueeze(1)
+    rows = picked.flatten(0, 1).unsqueeze(0)
+    rows = conv2d(pad(rows, [0, 0, reach, reach], mode="replicate"), kernel.unsqueeze(3), groups=len(kernel))
+    rows = conv2d(pad(rows, [reach, reach, 0, 0], mode="replicate"), kernel.unsqueeze(2), groups=len(kernel))
+    return images.index_copy(0, chosen, rows.view_as(picked))
+
+
+VIEWS: dict[str, Callable[..., Tensor]] = {"affine": affine_view, "crop": crop_view, "contrastive": contrastive_view}
 
 
 def random_view(x: Tensor, generator: torch.Generator, rank: int = 0, world: int = 1, kind: str = "affine", **options: float) -> Tensor:
     """One augmented view: dropout for feature vectors, an image transform otherwise. Same shape, float32.
 
     Args:
-        kind: image transform, ``affine`` or ``contrastive``.
-        options: of ``affine_view`` or ``contrastive_view``.
+        kind: image transform, one of ``VIEWS``.
+        options: of the function of that name.
     """
     if x.dim() == 2:
         return feature_view(x, generator, rank, world)
-    return (affine_view if kind == "affine" else contrastive_view)(x, generator, rank, world, **options)
+    return VIEWS[kind](x, generator, rank, world, **options)

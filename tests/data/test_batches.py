@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from data import transforms
 from data.batches import DomainBatch, DomainLoader
 from data.manifest import Manifest
-from data.transforms import affine_view, contrastive_view, random_view, seeded_generator
+from data.transforms import affine_view, contrastive_view, crop_view, random_view, seeded_generator
 
 
 def source(root: Path, **options: object) -> DomainLoader:
@@ -110,3 +111,32 @@ def test_a_contrastive_views_crop_and_flip_are_bounded() -> None:
     square[:, :, 12:20, 12:20] = 255
     grown = (contrastive_view(square, seeded_generator(3), crop=0.25, flip=0.0) > 60).float().mean((1, 2, 3)) * 32 * 32 / 64
     assert grown.max() <= 4 * 1.4 and grown.max() > 2  # a crop of a quarter of the area shows the square four times as large
+
+
+def test_views_are_those_of_torchvisions_steps_one_image_at_a_time() -> None:
+    from torchvision.transforms.v2 import functional as change  # noqa: PLC0415
+
+    images = torch.randint(0, 256, (6, 3, 40, 40), generator=seeded_generator(1)).float()
+    images = change.gaussian_blur(images, [5, 5], [2.0, 2.0])  # as smooth as photographs
+    draws = torch.rand(6, 13, generator=seeded_generator(5))
+    draws[:, 5], draws[:, 10] = 0.0, torch.tensor([0.0, 1, 1, 1, 1, 1])  # all recoloured, the first made grey
+    found = transforms._recoloured(images, draws[:, 5:11])
+    wanted = torch.stack([_recoloured_alone(image / 255, draw) * 255 for image, draw in zip(images, draws.tolist(), strict=True)])
+    torch.testing.assert_close(found, wanted, atol=0.6, rtol=0)
+    blurred = transforms._blurred(images, torch.full((6,), 0.35))
+    torch.testing.assert_close(blurred[..., 4:-4, 4:-4], change.gaussian_blur(images, [5, 5], [0.35] * 2)[..., 4:-4, 4:-4], atol=1e-2, rtol=0)
+    cropped, crops = crop_view(images, seeded_generator(7), crop=0.3, flip=1.0), torch.rand(6, 5, generator=seeded_generator(7))
+    scale_y, top, scale_x, left = (transforms._crop_matrix(crops, images.shape[2:], 0.3, 1.0)[:, i] for i in (4, 5, 0, 2))
+    for i, image in enumerate(images):
+        tall, wide = round(40 * float(scale_y[i])), round(40 * -float(scale_x[i]))
+        y, x = round(((float(top[i]) + 1) * 40 - tall) / 2), round(((float(left[i]) + 1) * 40 - wide) / 2)
+        alone = change.horizontal_flip(change.resized_crop(image, y, x, tall, wide, [40, 40], antialias=False))
+        torch.testing.assert_close(cropped[i, :, 3:-3, 3:-3], alone[:, 3:-3, 3:-3], atol=1e-2, rtol=0)
+
+
+def _recoloured_alone(image: torch.Tensor, draw: list[float]) -> torch.Tensor:
+    from torchvision.transforms.v2 import functional as change  # noqa: PLC0415
+
+    image = change.adjust_contrast(change.adjust_brightness(image, 0.6 + 0.8 * draw[6]), 0.6 + 0.8 * draw[7])
+    image = change.adjust_hue(change.adjust_saturation(image, 0.6 + 0.8 * draw[8]), 0.2 * draw[9] - 0.1)
+    return change.rgb_to_grayscale(image, 3) if draw[10] < 0.2 else image
