@@ -1,25 +1,29 @@
 """Batches of one domain for one worker.
 
-The batches are a function of (manifest, seed, epoch, world size, rank) and never of timing. A worker owns a contiguous
-range of rows; ingest shuffled all rows, so the range is a random sample. If the range fits into ``cache_mb`` it is kept in
-memory as tensors; otherwise each epoch streams it through a shuffle buffer.
+The batches are a function of (manifest, seed, epoch, world size, rank) and never of timing or the number of decoding threads.
+A worker owns a contiguous range of rows; ingest shuffled all rows, so the range is a random sample. If the range fits into
+``cache_mb`` it is kept in memory, decoded or else as it is stored, and both draw the same batches; otherwise each epoch streams
+it, as it is stored, through a shuffle buffer. Images are decoded after they are drawn.
 """
 
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from data.decoding import AHEAD, Decoder, batch_rows, stored_content
 from data.manifest import Manifest
-from data.shards import read_rows, to_arrays
+from data.shards import read_rows
 from data.transforms import random_view, seeded_generator
 
-BUFFER_ROWS = 4096
+BUFFER_ROWS, BUFFER_MB = 4096, 256  # rows of the shuffle buffer at most; its bytes at most, if ``cache_mb`` is less
 
 
 class DomainBatch(NamedTuple):
@@ -45,7 +49,7 @@ class DomainBatch(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Rows in memory: ``x`` (n, ...), ``label`` (n,) int64 or None, ``row`` (n,) int64."""
+    """Decoded rows in memory: ``x`` (n, ...), ``label`` (n,) int64 or None, ``row`` (n,) int64."""
 
     x: Tensor
     label: Tensor | None
@@ -56,10 +60,28 @@ class Rows(NamedTuple):
         return Rows(self.x[index], None if self.label is None else self.label[index], self.row[index])
 
 
-def concatenate(parts: list[Rows]) -> Rows:
+class StoredRows(NamedTuple):
+    """Rows as they are stored: ``content`` (n,) bytes objects or (n, features) float32, ``label`` (n,) int64 or None, ``row`` (n,) int64."""
+
+    content: np.ndarray
+    label: Tensor | None
+    row: Tensor
+
+    def take(self, index: Tensor) -> "StoredRows":
+        """Select rows by position; the bytes are not copied."""
+        return StoredRows(self.content[index.numpy()], None if self.label is None else self.label[index], self.row[index])
+
+
+AnyRows = TypeVar("AnyRows", Rows, StoredRows)
+
+
+def concatenate(parts: list[AnyRows]) -> AnyRows:
     """Concatenate rows."""
     label = None if parts[0].label is None else torch.cat([part.label for part in parts if part.label is not None])
-    return Rows(torch.cat([part.x for part in parts]), label, torch.cat([part.row for part in parts]))
+    row = torch.cat([part.row for part in parts])
+    if isinstance(parts[0], Rows):
+        return Rows(torch.cat([part.x for part in parts]), label, row)  # type: ignore[union-attr, return-value]
+    return StoredRows(np.concatenate([part.content for part in parts]), label, row)  # type: ignore[union-attr]
 
 
 @dataclass
@@ -75,6 +97,8 @@ class DomainLoader:
         cache_mb: memory in MiB up to which the worker's rows are kept in memory.
         stream: number that gives several loaders of one run different random draws.
         held: this worker's rows, if they are in memory already.
+        decoders: decoding threads; 0 for the calling thread, None for one a core.
+        pinned: whether batches lie in page-locked memory, for a GPU.
     """
 
     root: Path
@@ -92,50 +116,112 @@ class DomainLoader:
     cache_mb: int = 1024
     stream: int = 0
     held: Rows | None = None
+    decoders: int | None = None
+    pinned: bool = False
 
     def __post_init__(self) -> None:
         split = self.manifest.split(self.domain, self.split)
         self.start, self.stop = split.rows * self.rank // self.world, split.rows * (self.rank + 1) // self.world
         if self.stop == self.start:
             raise ValueError(f"{self.domain}/{self.split} has {split.rows} rows, too few for {self.world} workers")
-        width = 4 * self.manifest.shape[0] if self.manifest.store == "feature" else int(np.prod(self.manifest.shape))
-        self.cached = self.held is not None or (self.stop - self.start) * width <= self.cache_mb * 2**20
+        self.cached = self.held is not None or self._fits(self.manifest.row_bytes)
         self.present = [label for label, count in enumerate(split.labels) if count]
+        self.decoder = Decoder(self.manifest, self.decoders, self.pinned)
 
-    def epoch(self, epoch: int, steps: int) -> Iterator[DomainBatch]:
-        """Yield the batches of one epoch."""
-        drawn = self._from_memory(epoch, steps) if self.cached else self._from_stream(epoch, steps)
-        for step, rows in enumerate(drawn):
-            generator = seeded_generator(self.seed, self.stream, 2, epoch, step)
-            views = tuple(random_view(rows.x, generator, self.rank, self.world, **self.view) for _ in range(self.views))
-            yield DomainBatch(rows.x, views, rows.label, rows.row)
+    def _fits(self, width: float) -> bool:
+        """Whether this worker's rows of ``width`` bytes may be kept in memory."""
+        return (self.stop - self.start) * width <= self.cache_mb * 2**20
 
-    def _read(self, order: list[int] | None = None) -> Iterator[Rows]:
+    @cached_property
+    def _stored_bytes(self) -> float:
+        """Mean bytes of a row as it is stored."""
+        if not self.manifest.compressed:
+            return self.manifest.row_bytes
+        split = self.manifest.split(self.domain, self.split)
+        return sum((self.root / file["path"]).stat().st_size for file in split.files) / split.rows
+
+    @cached_property
+    def _buffer(self) -> int:
+        """Rows of the shuffle buffer."""
+        return int(max(1, min(BUFFER_ROWS, max(self.cache_mb, BUFFER_MB) * 2**20 / self._stored_bytes)))
+
+    @property
+    def memory(self) -> str:
+        """Where the rows are and how much memory they take, with the batches that are decoded ahead."""
+        rows, size = self.stop - self.start, self.per_class * len(self.present) or self.batch
+        ahead = (AHEAD + 1) * size * self.manifest.row_bytes if self.decoder.threads and not self.cached else 0
+        if self.cached:
+            what, held = f"{rows:,} rows in memory", rows * self.manifest.row_bytes
+        elif self._fits(self._stored_bytes):
+            what, held = f"{rows:,} rows in memory as they are stored", int(rows * self._stored_bytes)
+        else:
+            what, held = f"{rows:,} rows streamed through a buffer of {self._buffer:,}", int(self._buffer * self._stored_bytes)
+        threads = f", {self.decoder.threads} decoders" if self.decoder.threads and not self.cached else ""
+        return f"{self.domain}: {what}, {(held + ahead) / 2**20:,.0f} MiB{threads}"
+
+    def epoch(self, epoch: int, steps: int, first: int = 0) -> Iterator[DomainBatch]:
+        """Yield the batches of one epoch from step ``first`` on, without views. Skipped steps are drawn, but not decoded."""
+        drawn = islice(self._drawn(epoch, steps), first, None)
+        if self.cached:
+            for rows in drawn:
+                x = rows.x.pin_memory() if self.pinned else rows.x
+                yield DomainBatch(x, (), rows.label, rows.row)
+        else:
+            for rows, x in self.decoder.ahead(drawn, lambda rows: (rows.content, rows.row.numpy())):
+                yield DomainBatch(x, (), rows.label, rows.row)
+
+    def with_views(self, batch: DomainBatch, epoch: int, step: int) -> DomainBatch:
+        """Add the augmented views of a step, made where the batch lies. The draws are those of the global batch."""
+        generator = seeded_generator(self.seed, self.stream, 2, epoch, step)
+        return batch._replace(views=tuple(random_view(batch.x, generator, self.rank, self.world, **self.view) for _ in range(self.views)))
+
+    def _read(self, order: list[int] | None = None) -> Iterator[StoredRows]:
         batches = read_rows(
             self.root, self.manifest, self.domain, self.split, self.start, self.stop, labels=self.labels, order=order
         )
         for batch in batches:
             label = torch.from_numpy(batch.column("label").to_numpy().astype(np.int64)) if self.labels else None
             row = torch.from_numpy(batch.column("row").to_numpy().copy())
-            yield Rows(torch.from_numpy(to_arrays(batch, self.manifest).copy()), label, row)
+            yield StoredRows(stored_content(batch, self.manifest), label, row)
 
     @property
     def total(self) -> int:
         """Number of rows in the split, over all workers."""
         return self.manifest.split(self.domain, self.split).rows
 
-    def rows(self, size: int = 512) -> Iterator[DomainBatch]:
-        """Yield each of this worker's rows once, in stored (shuffled) order, ``size`` at a time, without views."""
-        for rows in [self.cached_rows()] if self.cached else self._read():
-            for part in torch.arange(len(rows.row)).split(size):
-                taken = rows.take(part)
+    def rows(self, size: int = 0) -> Iterator[DomainBatch]:
+        """Yield each of this worker's rows once, in stored (shuffled) order, without views.
+
+        Args:
+            size: rows of a batch at most; by default as many as an encoder takes at once.
+        """
+        size = size or batch_rows(tuple(self.manifest.shape))
+        if self.cached:
+            for part in torch.arange(self.stop - self.start).split(size):
+                taken = self.cached_rows().take(part)
                 yield DomainBatch(taken.x, (), taken.label, taken.row)
+            return
+        parts = (rows.take(part) for rows in self._read() for part in torch.arange(len(rows.row)).split(size))
+        for rows, x in self.decoder.ahead(parts, lambda rows: (rows.content, rows.row.numpy())):
+            yield DomainBatch(x, (), rows.label, rows.row)
 
     def cached_rows(self) -> Rows:
-        """This worker's rows, read once and kept."""
+        """This worker's rows, decoded once and kept."""
         if self.held is None:
-            self.held = concatenate(list(self._read()))
+            decoded = self.decoder.ahead(self._read(), lambda rows: (rows.content, rows.row.numpy()))
+            self.held = concatenate([Rows(x, rows.label, rows.row) for rows, x in decoded])
         return self.held
+
+    @cached_property
+    def _stored_rows(self) -> StoredRows:
+        """This worker's rows as they are stored, read once and kept."""
+        return concatenate(list(self._read()))
+
+    def _drawn(self, epoch: int, steps: int) -> Iterator[Any]:
+        """The rows of each step: decoded if they are held so, otherwise as they are stored."""
+        if self.cached:
+            return self._from_memory(self.cached_rows(), epoch, steps)
+        return self._from_memory(self._stored_rows, epoch, steps) if self._fits(self._stored_bytes) else self._from_stream(epoch, steps)
 
     def _lacks(self, missing: list[int]) -> ValueError:
         names = ", ".join(self.manifest.classes[label] for label in missing[:5])
@@ -143,8 +229,7 @@ class DomainLoader:
             f"worker {self.rank} of {self.world} has no row of class {names} in {self.domain}/{self.split}: use fewer workers"
         )
 
-    def _from_memory(self, epoch: int, steps: int) -> Iterator[Rows]:
-        rows = self.cached_rows()
+    def _from_memory(self, rows: AnyRows, epoch: int, steps: int) -> Iterator[AnyRows]:
         if self.per_class:
             assert rows.label is not None
             members = [torch.nonzero(rows.label == label).flatten() for label in self.present]
@@ -157,36 +242,36 @@ class DomainLoader:
         for _ in range(steps):
             yield rows.take(torch.cat([next(draw) for draw in draws]))
 
-    def _from_stream(self, epoch: int, steps: int) -> Iterator[Rows]:
+    def _from_stream(self, epoch: int, steps: int) -> Iterator[StoredRows]:
         generator = seeded_generator(self.seed, self.stream, 1, epoch, self.rank)
         drawn = self._balanced_stream(generator) if self.per_class else self._plain_stream(generator)
         for _, rows in zip(range(steps), drawn, strict=False):
             yield rows
 
-    def _passes(self, generator: torch.Generator) -> Iterator[Rows]:
+    def _passes(self, generator: torch.Generator) -> Iterator[StoredRows]:
         """Read the worker's rows again and again, with a new file order in each pass."""
         files = len(self.manifest.split(self.domain, self.split).files)
         while True:
             yield from self._read(torch.randperm(files, generator=generator).tolist())
 
-    def _plain_stream(self, generator: torch.Generator) -> Iterator[Rows]:
+    def _plain_stream(self, generator: torch.Generator) -> Iterator[StoredRows]:
         """Draw each batch without replacement from a buffer that the stream refills."""
         passes, buffer = self._passes(generator), None
         while True:
-            while buffer is None or len(buffer.row) < BUFFER_ROWS + self.batch:
+            while buffer is None or len(buffer.row) < self._buffer + self.batch:
                 buffer = next(passes) if buffer is None else concatenate([buffer, next(passes)])
             order = torch.randperm(len(buffer.row), generator=generator)
             yield buffer.take(order[: self.batch])
             buffer = buffer.take(order[self.batch :])
 
-    def _balanced_stream(self, generator: torch.Generator) -> Iterator[Rows]:
+    def _balanced_stream(self, generator: torch.Generator) -> Iterator[StoredRows]:
         """Draw from the most recent rows of each class; each step reads as many new rows as it draws."""
-        size = max(self.per_class, BUFFER_ROWS // len(self.present))
-        latest: dict[int, deque[Rows]] = {label: deque(maxlen=size) for label in self.present}
+        size = max(self.per_class, self._buffer // len(self.present))
+        latest: dict[int, deque[StoredRows]] = {label: deque(maxlen=size) for label in self.present}
         arriving = self._single(generator)
-        for _ in range(max(BUFFER_ROWS, self.stop - self.start)):
+        for _ in range(max(self._buffer, self.stop - self.start)):
             self._keep(latest, next(arriving))
-            if sum(map(len, latest.values())) >= min(BUFFER_ROWS, self.stop - self.start) and all(latest.values()):
+            if sum(map(len, latest.values())) >= min(self._buffer, self.stop - self.start) and all(latest.values()):
                 break
         missing = [label for label, kept in latest.items() if not kept]
         if missing:
@@ -200,13 +285,13 @@ class DomainLoader:
             for _ in range(len(chosen)):
                 self._keep(latest, next(arriving))
 
-    def _single(self, generator: torch.Generator) -> Iterator[Rows]:
+    def _single(self, generator: torch.Generator) -> Iterator[StoredRows]:
         for rows in self._passes(generator):
             order = torch.randperm(len(rows.row), generator=generator)
             yield from (rows.take(order[i : i + 1]) for i in range(len(order)))
 
     @staticmethod
-    def _keep(latest: dict[int, deque[Rows]], row: Rows) -> None:
+    def _keep(latest: dict[int, deque[StoredRows]], row: StoredRows) -> None:
         assert row.label is not None
         if int(row.label) >= 0:
             latest[int(row.label)].append(row)

@@ -10,6 +10,7 @@ SUFFIXES = frozenset({  # of the formats that Pillow reads by itself
     ".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".ico", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx",
     ".mpo", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp",
 })  # fmt: skip
+JPEG_QUALITY = 95  # of images that are stored re-encoded
 LARGEST_PIXELS = 100_000_000  # larger images are refused as decompression bombs
 
 
@@ -72,6 +73,12 @@ def _flat(image: Image.Image) -> Image.Image:
 
 
 def decode(content: bytes, channels: int, size: int) -> np.ndarray:
+    """Decode an image file as ``decode_rows`` does; returns (channels, size, size) uint8."""
+    array = decode_rows(content, channels, size)
+    return np.ascontiguousarray(array[None] if channels == 1 else array.transpose(2, 0, 1))
+
+
+def decode_rows(content: bytes, channels: int, size: int) -> np.ndarray:
     """Decode an image file: first frame, EXIF rotation applied, 8 bits, no transparency, resized to a square.
 
     Args:
@@ -80,7 +87,7 @@ def decode(content: bytes, channels: int, size: int) -> np.ndarray:
         size: height and width in pixels; the aspect ratio is not kept.
 
     Returns:
-        (channels, size, size) uint8.
+        Rows of pixels, (size, size) or (size, size, 3) uint8.
 
     Raises:
         ValueError: the bytes are not a readable image; says why.
@@ -103,7 +110,14 @@ def decode(content: bytes, channels: int, size: int) -> np.ndarray:
         raise ValueError(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
     except Exception as error:  # decoders also raise errors of their own libraries (struct.error, zlib.error, bomb errors)
         raise ValueError(f"{type(error).__name__}: {error}") from None
-    return np.ascontiguousarray(array[None] if channels == 1 else array.transpose(2, 0, 1))
+    return array
+
+
+def to_jpeg(image: np.ndarray, quality: int = JPEG_QUALITY) -> bytes:
+    """Encode an image (channels, h, w) uint8 as a JPEG file, colours at full resolution."""
+    buffer = io.BytesIO()
+    Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(buffer, "JPEG", quality=quality, subsampling=0)
+    return buffer.getvalue()
 
 
 def resize_arrays(images: np.ndarray, channels: int, size: int) -> np.ndarray:

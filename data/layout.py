@@ -43,7 +43,7 @@ def choose_layout(reader: Reader, manifest: Manifest | None, size: int, channels
         default = manifest.store if there and manifest else "raw" if size <= RAW_LIMIT else "encoded"
         layout = Layout(store or default, (channels, size, size), seed)
     if layout.store == "encoded" and reader.native:
-        raise ValueError(f"{reader.domain}: --store encoded keeps files as they are, but the source holds arrays: use --store raw")
+        raise ValueError(f"{reader.domain}: --store encoded keeps files as they are, but the source holds arrays: use --store raw or jpeg")
     if manifest:
         check_fits(reader, manifest, layout)
     return layout

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
@@ -11,7 +12,7 @@ from data.filesystem import write_text
 
 FORMAT = 1
 NAME = "manifest.json"
-STORES = ("raw", "encoded", "feature")
+STORES = ("raw", "encoded", "jpeg", "feature")
 SPLIT: dict[str, Any] = {"rows": int, "labels": [int], "unlabelled": int, "files": [{"path": str, "rows": int, "sha256": str}]}
 DOMAIN = {"origin": {str: str}, "splits": {str: SPLIT}, "rejected": [{"id": str, "reason": str}]}
 FORM = {"dataset": str, "classes": [str], "store": str, "shape": [int], "seed": int, "domains": {str: DOMAIN}, "format": int}
@@ -61,7 +62,7 @@ class Manifest:
 
     Attributes:
         shape: (channels, height, width) of images, (features,) of feature vectors.
-        store: ``raw`` (uint8 CHW), ``encoded`` (file bytes) or ``feature``.
+        store: ``raw`` (uint8 CHW), ``encoded`` (file bytes), ``jpeg`` (encoded anew at the dataset's size) or ``feature``.
     """
 
     dataset: str
@@ -71,6 +72,16 @@ class Manifest:
     seed: int
     domains: dict[str, Domain] = field(default_factory=dict)
     format: int = FORMAT
+
+    @property
+    def compressed(self) -> bool:
+        """Whether the rows are image files, which must be decoded."""
+        return self.store in ("encoded", "jpeg")
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a decoded row."""
+        return math.prod(self.shape) * (4 if self.store == "feature" else 1)
 
     def digest(self) -> str:
         """SHA-256 of the manifest, which includes the digests of all shards; 16 hex digits."""

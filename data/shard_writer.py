@@ -13,10 +13,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data.filesystem import atomic_write, read_table
-from data.images import brightest, decode, resize_arrays, with_range
+from data.images import brightest, decode, resize_arrays, to_jpeg, with_range
 from data.layout import DROPPED, Layout
 from data.readers.base import Chunk, Reader
 
+GROUP = 64 << 20  # bytes of a row group at most, unless it has 64 rows: what a reader holds at a time
 SMALL = 64 << 20  # number of values (pixels or features) up to which this process writes a domain without Ray
 
 
@@ -79,13 +80,16 @@ class _Prepare:
         try:
             if isinstance(content, bytes):
                 array = decode(content, shape[0], shape[1])
-                return (array.tobytes() if self.layout.store == "raw" else content), ""
+                return (content if self.layout.store == "encoded" else self._converted(array)), ""
         except ValueError as error:
             return b"", str(error)
         if self.layout.store == "feature":
             vector = content.astype(np.float32)
             return (vector.tobytes(), "") if np.isfinite(vector).all() else (b"", "a feature is not finite")
-        return resize_arrays(content[None], shape[0], shape[1]).tobytes(), ""
+        return self._converted(resize_arrays(content[None], shape[0], shape[1])[0]), ""
+
+    def _converted(self, image: np.ndarray) -> bytes:
+        return to_jpeg(image) if self.layout.store == "jpeg" else image.tobytes()
 
 
 class _Write:
@@ -132,7 +136,7 @@ class _Number:
         numbers = pc.add(table["row"], int(item["offset"])) if len(table) else table["row"]
         table = table.set_column(1, "row", numbers)
         with atomic_write(self.target / f"split={split}" / f"part-{part}.parquet") as path:
-            pq.write_table(table, path, row_group_size=2048)
+            pq.write_table(table, path, row_group_size=max(64, min(2048, GROUP * len(table) // max(1, table.nbytes))))
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         labels = table["label"].to_numpy()

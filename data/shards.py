@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from data.filesystem import open_parquet
 from data.images import decode
 from data.layout import Layout
 from data.manifest import Manifest
+
+ROWS_READ, FILES_READ = 2048, 256  # rows of a record batch: of pixels or features, and of image files
 
 
 def read_rows(
@@ -41,7 +44,9 @@ def read_rows(
                 stored = Layout(manifest.store, tuple(manifest.shape), manifest.seed).schema()
                 if any(name not in file.schema_arrow.names or file.schema_arrow.field(name).type != stored.field(name).type for name in columns):
                     raise ValueError(f"shard {path} does not have the columns of the manifest's {manifest.store}: ingest the domain again")
-                for batch in file.iter_batches(batch_size=2048, columns=columns):
+                groups, skipped = _groups(file.metadata, start - first, stop - first)
+                first += skipped
+                for batch in file.iter_batches(FILES_READ if manifest.compressed else ROWS_READ, groups, columns):
                     if reason := _wrong(batch, manifest, first):
                         raise ValueError(f"shard {path} is damaged ({reason}): ingest the domain again")
                     low, high = max(0, start - first), min(len(batch), stop - first)
@@ -50,6 +55,13 @@ def read_rows(
                     first += len(batch)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"shard {path} cannot be read ({str(error).splitlines()[0]}): ingest the domain again") from error
+
+
+def _groups(metadata: pq.FileMetaData, low: int, high: int) -> tuple[list[int], int]:
+    """The row groups of a file that hold its rows ``low`` to ``high``, and the number of rows before them."""
+    ends = list(accumulate(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)))
+    groups = [i for i, end in enumerate(ends) if end > low and end - metadata.row_group(i).num_rows < high]
+    return groups, ends[groups[0] - 1] if groups and groups[0] else 0
 
 
 def _wrong(batch: pa.RecordBatch, manifest: Manifest, first: int) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from data.catalog import open_source
 from data.filesystem import is_local, to_path
+from data.images import JPEG_QUALITY
 from data.ingestion import write_domain
 from data.layout import select_classes
 from pipelines.console import cluster
@@ -23,7 +24,10 @@ class Config:
     domain: str = option("", "name of the domain, or which of the source's domains to read")
     size: int = option(0, "height and width in pixels (default: the dataset's, else the source's, else 224)")
     channels: int = option(0, "1 for grey, 3 for RGB (default: the dataset's, else the source's)")
-    store: str = option("", "raw: pixels; encoded: files as they are (default: raw up to 64 pixels)", ("raw", "encoded"))
+    store: str = option(
+        "", f"raw: pixels; encoded: files as they are; jpeg: re-encoded at --size, quality {JPEG_QUALITY} (default: raw up to 64 pixels, else encoded)",
+        ("raw", "encoded", "jpeg"),
+    )  # fmt: skip
     test_share: float = option(0.0, "share of a source without a test split that becomes one")
     test_per_class: int = option(0, "images of each class that become the test split, drawn by the seed from all of the source's splits")
     limit: int = option(0, "rows of a split at most, drawn by the seed: a subset to search on (default: all)")

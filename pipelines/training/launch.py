@@ -1,6 +1,7 @@
 """Runs a plan: in this process, as one rank of torchrun, or on Ray Train's workers."""
 
 import os
+import sys
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict
@@ -47,6 +48,9 @@ def train(plan: Plan, setup: Setup | None = None, listen: Listener | None = None
     method, folder, wants = setup.method, to_path(plan.folder), setup.method.wants
     source = _batches(plan, setup, "source", wants.source_labels, wants.per_class, held) if options.source else None
     target = _batches(plan, setup, "target", False, 0, held) if wants.target else None
+    if rank() == 0 and setup.manifest.compressed:
+        for loader in filter(None, (source, target)):
+            print(loader.memory, file=sys.stderr, flush=True)
     progress = runs.ProgressWriter(folder)
     write = _with_pictures(progress, setup, folder) if rank() == 0 else progress
 
@@ -66,7 +70,7 @@ def _batches(plan: Plan, setup: Setup, role: str, labels: bool, per_class: int, 
     options, wants, world = plan.options, setup.method.wants, world_size()
     return DomainLoader(
         setup.root, setup.manifest, getattr(options, role), "train", plan.batch // world, per_class // world, labels, wants.views, wants.view,
-        options.seed, rank(), world, options.cache_mb, STREAMS[role], (held or {}).get(role),
+        options.seed, rank(), world, options.cache_mb, STREAMS[role], (held or {}).get(role), plan.decoders, options.gpu,
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from data.batches import DomainLoader
+from data.batches import DomainBatch, DomainLoader
 from data.transforms import seeded_generator
 from models.distributed import gather, mean_over_ranks, rank, world_size
 from models.method import Batch, Method
@@ -125,11 +125,12 @@ class Trainer:
         checkpoint.prune(self.folder, self.keep_checkpoints)
         return place
 
-    def _batches(self) -> Iterator[Batch]:
-        source = self.source.epoch(self.epoch, self.steps) if self.source else [None] * self.steps
-        target = self.target.epoch(self.epoch, self.steps) if self.target else [None] * self.steps
-        for s, t in zip(source, target, strict=True):
-            yield Batch(s and s.to(self.device), t and t.to(self.device))
+    def _batches(self) -> Iterator[tuple[int, Batch]]:
+        """The remaining steps of the epoch with their batches, on the device, with their views."""
+        loaders, rest = (self.source, self.target), self.steps - self.first
+        drawn = [each.epoch(self.epoch, self.steps, self.first) if each else [None] * rest for each in loaders]
+        for step, parts in enumerate(on_device(zip(*drawn, strict=True), self.device), self.first):
+            yield step, Batch(*(each.with_views(part, self.epoch, step) if each and part else None for each, part in zip(loaders, parts, strict=True)))
 
     def _epoch(self) -> dict[str, Any]:
         """Train one epoch, or the rest of one; returns its mean terms, time and speed."""
@@ -142,9 +143,7 @@ class Trainer:
         else:
             self.method.start_epoch(self.epoch, self.epochs, self.source, self.target)
         start = time.perf_counter()
-        for step, batch in enumerate(self._batches()):
-            if step < self.first:
-                continue
+        for step, batch in self._batches():
             self.method.begin_step((self.epoch + step / self.steps) / self.epochs)
             for name in filter(self.method.is_active, self.steppers):
                 for term, value in self.step(name, batch).items():
@@ -213,6 +212,34 @@ class Trainer:
             loss.backward()
             optimizer.step()
         return {term: value.detach() for term, value in terms.items()} | {f"{name} loss": loss.detach()}
+
+
+def on_device(batches: Iterable[tuple[DomainBatch | None, ...]], device: torch.device) -> Iterator[tuple[DomainBatch | None, ...]]:
+    """Copy batches to a device: to a GPU one batch ahead of its use, on a stream of its own."""
+    if device.type != "cuda":
+        for parts in batches:
+            yield tuple(part and part.to(device) for part in parts)
+        return
+    copying, before = torch.cuda.Stream(device), None
+    for parts in batches:
+        with torch.cuda.stream(copying):
+            moved = tuple(part and part.to(device) for part in parts), copying.record_event()
+        if before:
+            yield _arrived(*before)
+        before = moved
+    if before:
+        yield _arrived(*before)
+
+
+def _arrived(parts: tuple[DomainBatch | None, ...], copied: torch.cuda.Event) -> tuple[DomainBatch | None, ...]:
+    """Batches whose copy the current stream waits for, and whose memory stays theirs until it has used them."""
+    here = torch.cuda.current_stream()
+    here.wait_event(copied)
+    for part in parts:
+        for tensor in (part.x, part.label, part.row) if part else ():
+            if tensor is not None:
+                tensor.record_stream(here)
+    return parts
 
 
 class frozen:  # noqa: N801  reads as a statement: with frozen(parameters)

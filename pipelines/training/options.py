@@ -38,6 +38,7 @@ class TrainOptions:
     tracking_wait: int = option(90, "seconds that a finished run waits for an unreachable tracking server")
     resume: str = option("", "continue this interrupted run")
     cache_mb: int = option(2048, "memory per worker, in MiB, up to which its rows are kept in memory")
+    decoders: int = option(-1, "threads of a worker that decode images ahead of training; 0: as they are used (default: as many as --threads)")
     max_failures: int = option(3, "restarts of the workers after a crash")
     plots: bool = option(True, "draw plots at the end")
     own: dict[str, Any] = field(default_factory=dict)

@@ -41,6 +41,7 @@ class Plan:
         steps: steps of an epoch; 0 for a fitted method.
         rows: training rows of the larger domain.
         threads: CPU threads of a worker.
+        decoders: decoding threads of a worker.
     """
 
     options: TrainOptions
@@ -49,6 +50,7 @@ class Plan:
     steps: int
     rows: int
     threads: int
+    decoders: int
 
 
 def prepare(options: TrainOptions) -> Setup:
@@ -86,7 +88,8 @@ def make_plan(setup: Setup, cores: Callable[[], int]) -> Plan:
     rows = max(split.rows for split in (source, target if method.wants.target else None) if split)
     steps = 0 if method.fitted else options.steps_per_epoch or max(options.least_steps, rows // batch, 1)
     threads = options.threads or max(1, cores() // (world if options.workers else int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
-    return Plan(replace(options, dataset=str(setup.root.resolve()), threads=threads), "", batch, steps, rows, threads)
+    decoders = options.decoders if options.decoders >= 0 else threads
+    return Plan(replace(options, dataset=str(setup.root.resolve()), threads=threads), "", batch, steps, rows, threads, decoders)
 
 
 def _labelled_classes(setup: Setup, source: Split) -> int:

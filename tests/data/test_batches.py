@@ -1,14 +1,19 @@
 """Batches: fixed steps, balanced draws, and independence from everything but their arguments."""
 
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from data import transforms
 from data.batches import DomainBatch, DomainLoader
+from data.decoding import read_decoded, read_pictures
 from data.manifest import Manifest
 from data.transforms import affine_view, contrastive_view, crop_view, random_view, seeded_generator
+from pipelines import ingest
 
 
 def source(root: Path, **options: object) -> DomainLoader:
@@ -140,3 +145,98 @@ def _recoloured_alone(image: torch.Tensor, draw: list[float]) -> torch.Tensor:
     image = change.adjust_contrast(change.adjust_brightness(image, 0.6 + 0.8 * draw[6]), 0.6 + 0.8 * draw[7])
     image = change.adjust_hue(change.adjust_saturation(image, 0.6 + 0.8 * draw[8]), 0.2 * draw[9] - 0.1)
     return change.rgb_to_grayscale(image, 3) if draw[10] < 0.2 else image
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """90 noisy photographs of three classes, stored as JPEG files."""
+    folder = tmp_path_factory.mktemp("photographs")
+    random = np.random.default_rng(0)
+    for i in range(90):
+        file = folder / "photo" / f"class{i % 3}" / f"{i}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        coarse = Image.fromarray(random.integers(0, 256, (6, 8, 3), np.uint8))
+        coarse.resize((90, 70)).save(file)
+    ingest.run(ingest.Config(str(folder / "photo"), domain="photo", dataset=str(folder / "set"), size=80))
+    return folder / "set"
+
+
+def photos(root: Path, **options: object) -> DomainLoader:
+    return source(root, **({"domain": "photo", "batch": 16} | options))
+
+
+@pytest.mark.parametrize("cache_mb", [1024, 1, 0], ids=["decoded", "stored", "stream"])
+@pytest.mark.parametrize("per_class", [0, 5])
+def test_batches_of_photographs_do_not_depend_on_the_number_of_decoders(photographs: Path, cache_mb: int, per_class: int) -> None:
+    one, *others = (list(photos(photographs, cache_mb=cache_mb, per_class=per_class, decoders=n).epoch(1, 9)) for n in (0, 1, 2, 4))
+    assert all(same(one, other) for other in others) and one[0].x.shape == (per_class * 3 or 16, 3, 80, 80)
+    rest = list(photos(photographs, cache_mb=cache_mb, per_class=per_class, decoders=2).epoch(1, 9, first=4))
+    assert same(one[4:], rest)
+
+
+def test_photographs_held_decoded_or_stored_give_the_same_batches(photographs: Path) -> None:
+    decoded, stored = (photos(photographs, cache_mb=each) for each in (1024, 1))
+    assert "rows in memory, 2 MiB" in decoded.memory and "in memory as they are stored" in stored.memory
+    assert "streamed through a buffer" in photos(photographs, cache_mb=0).memory
+    assert same(list(decoded.epoch(0, 8)), list(stored.epoch(0, 8)))
+    everything = decoded.cached_rows()
+    for cache_mb in (1024, 1, 0):
+        rows = list(photos(photographs, cache_mb=cache_mb).rows(40))
+        assert torch.equal(torch.cat([part.x for part in rows]), everything.x)
+        assert torch.cat([part.row for part in rows]).tolist() == list(range(90))
+
+
+@pytest.mark.parametrize("decoders", [0, 2])
+def test_an_image_that_cannot_be_decoded_is_an_error_and_no_hang(photographs: Path, decoders: int) -> None:
+    loader = photos(photographs, cache_mb=1, decoders=decoders)
+    loader._stored_rows.content[17] = b"no image"
+    with pytest.raises(ValueError, match="the image of row 17 cannot be decoded"):
+        list(loader.epoch(0, 12))
+    assert len(list(loader.epoch(0, 1))) <= 1
+
+
+def test_a_decoder_that_dies_is_an_error_and_no_hang(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise SystemExit("killed")
+
+    monkeypatch.setattr("data.decoding.decode_rows", killed)
+    with pytest.raises(SystemExit, match="killed"):
+        next(photos(photographs, cache_mb=1, decoders=2).epoch(0, 5))
+
+
+def test_the_shuffle_buffer_is_bounded_in_bytes(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.batches.BUFFER_MB", 0.05)
+    loader = photos(photographs, cache_mb=0)
+    assert 1 < loader._buffer < 90
+    assert sorted(set(torch.cat([batch.row for batch in loader.epoch(0, 60)]).tolist())) == list(range(90))
+
+
+def test_an_epoch_that_is_left_early_leaves_no_thread_at_work(photographs: Path) -> None:
+    before = threading.active_count()
+    for _ in range(3):
+        batches = photos(photographs, cache_mb=0, decoders=2).epoch(0, 1000)
+        next(batches)
+        batches.close()  # type: ignore[attr-defined]
+    assert threading.active_count() <= before + 2
+
+
+def test_rows_are_decoded_in_batches_of_one_size(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.shards.FILES_READ", 7)
+    monkeypatch.setattr("data.decoding.ROWS", 12)
+    manifest = Manifest.read(photographs)
+    parts = list(read_decoded(photographs, manifest, "photo", "train", 3, 80, ids=True))
+    assert [len(part.x) for part in parts] == [12] * 6 + [5] and [row for part in parts for row in part.row] == list(range(3, 80))
+    everything = photos(photographs).cached_rows()
+    assert torch.equal(torch.cat([part.x for part in parts]), everything.x[3:80])
+    found = read_pictures(photographs, manifest, "photo", "train", [5, 77, 5])
+    assert list(found) == [5, 77] and all(np.array_equal(image, everything.x[row]) for row, image in found.items())
+
+
+def test_photographs_can_be_stored_as_jpeg_at_the_datasets_size(photographs: Path, tmp_path: Path) -> None:
+    ingest.run(ingest.Config(str(photographs.parent / "photo"), domain="photo", dataset=str(tmp_path / "set"), size=80, store="jpeg"))
+    manifest = Manifest.read(tmp_path / "set")
+    assert manifest.store == "jpeg"
+    plain, again = (torch.cat([part.x for part in read_decoded(root, manifest, "photo", "train")]) for root in (photographs, tmp_path / "set"))
+    assert plain.shape == again.shape and 0 < (plain.float() - again.float()).abs().mean() < 2
+    with pytest.raises(ValueError, match="give the same --size, --channels and --store"):
+        ingest.run(ingest.Config(str(photographs.parent / "photo"), domain="other", dataset=str(tmp_path / "set"), size=80, store="encoded"))

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -214,14 +213,14 @@ train.run(config(Path(sys.argv[1]), Path(sys.argv[2]), workers=0))
 def test_a_batch_with_a_value_that_is_no_number_ends_the_run_once(
     digits: Path, plain: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    drawn = DomainLoader.epoch
+    drawn = DomainLoader.with_views
 
-    def spoiled(self: DomainLoader, epoch: int, steps: int) -> Iterator[DomainBatch]:
-        for step, batch in enumerate(drawn(self, epoch, steps)):
-            yield batch._replace(views=tuple(view * math.nan for view in batch.views)) if (epoch, step) == (1, 4) else batch
+    def spoiled(self: DomainLoader, batch: DomainBatch, epoch: int, step: int) -> DomainBatch:
+        made = drawn(self, batch, epoch, step)
+        return made._replace(views=tuple(view * math.nan for view in made.views)) if (epoch, step) == (1, 4) else made
 
     with monkeypatch.context() as patched:
-        patched.setattr(DomainLoader, "epoch", spoiled)
+        patched.setattr(DomainLoader, "with_views", spoiled)
         with pytest.raises(FloatingPointError, match="failed in epoch 2: loss .* is not finite.*checkpoints up to epoch 1 are kept"):
             train.run(config(digits, tmp_path, workers=0))
     (run,) = [each.parent for each in tmp_path.glob("*/config.json")]

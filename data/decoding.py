@@ -1,0 +1,192 @@
+"""Turns stored rows into arrays: images are decoded in parallel threads, some batches ahead of their use.
+
+Pillow decodes outside Python's global lock, so threads scale with the cores, and nothing is copied between processes.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from data.images import decode_rows
+from data.manifest import Manifest
+from data.shards import read_rows
+
+AHEAD, TASK = 4, 8  # batches that are decoded before they are asked for; images that a thread decodes at a time
+VALUES, ROWS = 2**23, 512  # values and rows of a batch of ``read_decoded`` at most
+Item = TypeVar("Item")
+
+
+class Decoded(NamedTuple):
+    """A batch of rows: ``x`` (n, ...) as stored, ``row`` (n,), ``label`` (n,) int64 or None, ``id`` or None."""
+
+    x: Tensor
+    row: np.ndarray
+    label: np.ndarray | None
+    id: list[str] | None
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """The process's decoding threads, which all readers share."""
+    return ThreadPoolExecutor(threads, "decoder")
+
+
+class Decoder:
+    """Turns rows as stored into tensors.
+
+    Attributes:
+        threads: decoding threads; 0 decodes in the thread that asks.
+        pinned: whether the tensors lie in page-locked memory, from which a GPU copies without waiting.
+    """
+
+    def __init__(self, manifest: Manifest, threads: int | None = None, pinned: bool = False) -> None:
+        self.shape, self.store, self.pinned = tuple(manifest.shape), manifest.store, pinned
+        self.threads = (usable_cores() if threads is None else threads) if manifest.compressed else 0
+
+    def __call__(self, content: np.ndarray, row: np.ndarray) -> Tensor:
+        """Decode rows.
+
+        Args:
+            content: (n,) objects, each the bytes of an image; or (n, features) float32.
+            row: (n,) their numbers, for messages.
+
+        Returns:
+            (n, channels, h, w) uint8 or (n, features) float32.
+
+        Raises:
+            ValueError: an image cannot be decoded.
+        """
+        return self.start(content, row)()
+
+    def start(self, content: np.ndarray, row: np.ndarray) -> Callable[[], Tensor]:
+        """Begin to decode rows; the returned function waits for the tensor."""
+        if self.store == "feature":
+            return lambda: self._placed(torch.from_numpy(content.copy()))
+        if self.store == "raw":
+            pixels = np.frombuffer(bytearray().join(content), np.uint8)
+            return lambda: self._placed(torch.from_numpy(pixels.reshape(-1, *self.shape)))
+        channels, size = self.shape[:2]
+        made = torch.empty(len(content), size, size, channels, dtype=torch.uint8, pin_memory=self.pinned)
+        pixels = made.numpy() if channels == 3 else made.squeeze(3).numpy()
+
+        def fill(start: int) -> None:
+            for i in range(start, min(start + TASK, len(content))):
+                try:
+                    pixels[i] = decode_rows(content[i], channels, size)
+                except ValueError as error:
+                    raise ValueError(f"the image of row {row[i]} cannot be decoded ({error}): ingest the domain again") from error
+
+        starts = range(0, len(content), TASK)
+        tasks = [_pool(self.threads).submit(fill, start) for start in starts] if self.threads else []
+
+        def wait() -> Tensor:
+            for task in tasks:
+                task.result()
+            if not tasks:
+                for start in starts:
+                    fill(start)
+            return made.permute(0, 3, 1, 2)
+
+        return wait
+
+    def _placed(self, made: Tensor) -> Tensor:
+        return made.pin_memory() if self.pinned else made
+
+    def ahead(self, batches: Iterable[Item], stored: Callable[[Item], tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[Item, Tensor]]:
+        """Pair each of several batches with its tensor, in their order, decoded ``AHEAD`` batches before it is asked for.
+
+        Args:
+            batches: consumed by one other thread, so that reading files does not hold up training either.
+            stored: the content and row numbers of a batch.
+        """
+        if not self.threads:
+            for batch in batches:
+                yield batch, self(*stored(batch))
+            return
+        drawn = iter(batches)
+
+        def begin() -> tuple[Item, Callable[[], Tensor]] | None:
+            for batch in drawn:
+                return batch, self.start(*stored(batch))
+            return None
+
+        reader = ThreadPoolExecutor(1, "reader")
+        try:
+            waiting = deque(reader.submit(begin) for _ in range(AHEAD))
+            while (begun := waiting.popleft().result()) is not None:
+                waiting.append(reader.submit(begin))
+                yield begun[0], begun[1]()
+        finally:
+            reader.shutdown(cancel_futures=True)
+
+
+def stored_content(batch: pa.RecordBatch | pa.Table, manifest: Manifest) -> np.ndarray:
+    """The rows of a record batch as stored: (n,) objects, each the bytes of an image, or (n, features) float32."""
+    if manifest.store == "feature":
+        column = batch.column("feature")
+        flat = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        vectors: np.ndarray = flat.flatten().to_numpy().reshape(-1, manifest.shape[0])
+        return vectors
+    content = np.empty(len(batch), object)
+    content[:] = batch.column("image").to_pylist()
+    return content
+
+
+def read_decoded(
+    root: Path, manifest: Manifest, domain: str, split: str, start: int = 0, stop: int | None = None, *,
+    labels: bool = True, ids: bool = False, threads: int | None = None,
+) -> Iterator[Decoded]:  # fmt: skip
+    """Read the rows ``start`` to ``stop`` of a split in batches that are decoded ahead; memory does not grow with their number.
+
+    All batches but the last have the same size, at most ``ROWS`` rows and ``VALUES`` values.
+
+    Args:
+        threads: as in ``Decoder``; one a core if None.
+    """
+    size = batch_rows(tuple(manifest.shape))
+    tables = _rebatched(read_rows(root, manifest, domain, split, start, stop, labels=labels, ids=ids), size)
+    decoder = Decoder(manifest, threads)
+    for table, x in decoder.ahead(tables, lambda table: (stored_content(table, manifest), table.column("row").to_numpy())):
+        label = table.column("label").to_numpy().astype(np.int64) if labels else None
+        yield Decoded(x, table.column("row").to_numpy(), label, table.column("id").to_pylist() if ids else None)
+
+
+def batch_rows(shape: tuple[int, ...]) -> int:
+    """Rows of a batch that is encoded at once, of rows of a shape."""
+    return max(1, min(ROWS, VALUES // int(np.prod(shape))))
+
+
+def _rebatched(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
+    """Cut consecutive record batches anew into tables of ``size`` rows; the last may be smaller."""
+    held: Any = None
+    for batch in batches:
+        part = pa.Table.from_batches([batch])
+        held = part if held is None else pa.concat_tables([held, part])
+        while len(held) >= size:
+            yield held.slice(0, size)
+            held = held.slice(size)
+    if held is not None and len(held):
+        yield held
+
+
+def read_pictures(root: Path, manifest: Manifest, domain: str, split: str, rows: Iterable[int]) -> dict[int, np.ndarray]:
+    """Single images of a split by row number, (channels, h, w) uint8 each; reads no others."""
+    found = {}
+    for row in sorted(set(rows)):
+        (batch,) = read_decoded(root, manifest, domain, split, row, row + 1, threads=0)
+        found[row] = batch.x[0].contiguous().numpy()
+    return found
