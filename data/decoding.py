@@ -33,6 +33,18 @@ class Decoded(NamedTuple):
     label: np.ndarray | None
     id: list[str] | None
 
+    @property
+    def labels(self) -> np.ndarray:
+        """``label`` of rows that were read with labels."""
+        assert self.label is not None
+        return self.label
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Domain and split of DOMAIN/SPLIT."""
+    domain, _, split = name.rpartition("/")
+    return domain, split
+
 
 def usable_cores() -> int:
     """CPU cores that this process may use."""
@@ -183,10 +195,10 @@ def _rebatched(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Tabl
         yield held
 
 
-def read_pictures(root: Path, manifest: Manifest, domain: str, split: str, rows: Iterable[int]) -> dict[int, np.ndarray]:
-    """Single images of a split by row number, (channels, h, w) uint8 each; reads no others."""
+def read_pictures(root: Path, manifest: Manifest, name: str, rows: Iterable[int]) -> dict[int, np.ndarray]:
+    """Single images of DOMAIN/SPLIT by row number, (channels, h, w) uint8 each; reads no others."""
     found = {}
     for row in sorted(set(rows)):
-        (batch,) = read_decoded(root, manifest, domain, split, row, row + 1, threads=0)
+        (batch,) = read_decoded(root, manifest, *split_name(name), row, row + 1, threads=0)
         found[row] = batch.x[0].contiguous().numpy()
     return found

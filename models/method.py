@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -320,6 +321,12 @@ class Method:
         """All modules that a checkpoint saves, besides the optimisers."""
         kept: dict[str, nn.Module] = {name: player.networks for name, player in self.players.items()}
         return nn.ModuleDict(kept if self.averaged is None else kept | {"averaged": self.averaged})
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        modules = self.state_modules()
+        return next((each.device for each in chain(modules.parameters(), modules.buffers())), torch.device("cpu"))
 
     def to(self, device: torch.device | torch.dtype) -> Self:
         """Move all networks and optimiser states, also to a dtype."""

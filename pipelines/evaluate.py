@@ -5,18 +5,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from data.filesystem import to_path
 from data.manifest import Manifest
-from models.encoder import HashEncoder, encode_all
 from models.method import Method
 from pipelines.console.config import option, positional
 from pipelines.registry.connection import default_uri
 from pipelines.registry.encoders import RegisteredEncoder
-from pipelines.retrieval.evaluation import PROTOCOLS, Encode, cosines, encode_split, evaluate, evaluate_run, features_of, print_metrics, retrieval_metrics
+from pipelines.retrieval.evaluation import (
+    PROTOCOLS,
+    Encode,
+    cosines,
+    encode_split,
+    evaluate,
+    evaluate_run,
+    features_of,
+    method_encoder,
+    print_metrics,
+    retrieval_metrics,
+)  # fmt: skip
 from pipelines.training import runs
-from pipelines.training.restore import load_method
+from pipelines.training.restore import device_for, load_method
 
 
 @dataclass
@@ -31,6 +39,7 @@ class Config:
     ties: str = option("expected", "expected: mean over the orders of ties; stable: database order, as older programs", ("expected", "stable"))
     storage: str = option("runs", "folder of runs")
     tracking: str = option("", "MLflow's tracking URI of the registry (default: as in train)")
+    gpu: bool = option(False, "encode on a GPU")
     out: str = option("", "folder for the plots (default: the run's own; none for a model)")
 
 
@@ -71,17 +80,16 @@ def _run_run(config: Config, protocols: tuple[str, ...]) -> dict[str, Any]:
     manifest = Manifest.read(root)
     if not config.query:
         out = to_path(config.out) if config.out else None
-        return {"model": folder.name} | evaluate_run(folder, root, manifest, protocols, config.ties, True, out)
-    method = load_method(folder, manifest)
-    encoder = HashEncoder(method.encoder()).eval()
-    return {"model": folder.name} | _pair(lambda x: encode_all(encoder, torch.from_numpy(x)).numpy(), root, manifest, config, method)
+        return {"model": folder.name} | evaluate_run(folder, root, manifest, protocols, config.ties, True, out, config.gpu)
+    method = load_method(folder, manifest, device_for(config.gpu))
+    return {"model": folder.name} | _pair(method_encoder(method), root, manifest, config, method)
 
 
 def _pair(encode: Encode, root: Path, manifest: Manifest, config: Config, method: Method | None = None) -> dict[str, Any]:
-    query, database = (encode_split(encode, root, manifest, *name.rsplit("/", 1)) for name in (config.query, config.database))
+    also = features_of(method) if method is not None else {}
+    query, database = (encode_split(encode, root, manifest, name, **also) for name in (config.query, config.database))
     figures, notes = retrieval_metrics(query, database, config.ties)
-    if method is not None and method.has_features:
-        figures |= cosines(query, features_of(method, query.x), database, features_of(method, database.x))
+    figures |= cosines(query, database)
     return {"metrics": {f"{config.query} in {config.database}/{name}": value for name, value in figures.items()}, "notes": notes}
 
 

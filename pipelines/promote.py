@@ -50,7 +50,7 @@ def _precisions(uri: str, name: str, version: int, root: Path, manifest: Manifes
     """Average precision of each query by the codes of one version; nan if nothing is relevant."""
     encoder = RegisteredEncoder(f"models:/{name}/{version}", uri)
     query, database = evaluation.protocol_splits(manifest, tags["source"], tags["target"], protocol)
-    splits = {each: evaluation.encode_split(encoder, root, manifest, *each.rsplit("/", 1)) for each in {query, database}}
+    splits = {each: evaluation.encode_split(encoder, root, manifest, each) for each in {query, database}}
     q, d = splits[query], splits[database]
     return metrics.average_precisions(metrics.distance_histograms(q.codes, q.labels, d.codes, d.labels, own=query == database))
 

@@ -131,7 +131,7 @@ def _check_dataset(folder: Path, setup: Setup) -> dict[str, Any]:
 def conclude(plan: Plan, setup: Setup, folder: Path, seconds: float) -> dict[str, Any]:
     """Evaluate the last epoch, write the run's result and show it."""
     options = plan.options
-    evaluated = evaluation.evaluate_run(folder, setup.root, setup.manifest, plots=options.plots)
+    evaluated = evaluation.evaluate_run(folder, setup.root, setup.manifest, plots=options.plots, gpu=options.gpu)
     lines = runs.read_progress(folder)
     speeds = [line["images_per_second"] for line in lines[1:] or lines]
     oracle = options.source == options.target

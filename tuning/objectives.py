@@ -4,7 +4,7 @@ Label-free objectives are computed from codes and class probabilities of the sou
 source's test images. They never read the target's label column.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from data.decoding import Decoded, read_decoded
 from data.manifest import Manifest
-from data.shards import read_rows, to_arrays
 from models.codes import pack
 from models.method import Method
 from pipelines.retrieval import metrics
@@ -121,32 +121,32 @@ def _packed(codes: Tensor) -> np.ndarray:
     return pack(codes).numpy()
 
 
-def _read(root: Path, manifest: Manifest, domain: str, split: str, labels: bool) -> tuple[Tensor, Tensor]:
-    """The first rows of a split with their labels; empty if there is no such split."""
+def _read(root: Path, manifest: Manifest, domain: str, split: str, labels: bool) -> Iterator[Decoded]:
+    """The first rows of a split; none if there is no such split."""
     rows = manifest.domains[domain].splits.get(split) if domain else None
-    batches = list(read_rows(root, manifest, domain, split, stop=min(rows.rows, ROWS), labels=labels)) if rows else []
-    if not batches:
-        return torch.empty(0, *manifest.shape), torch.empty(0, dtype=torch.int64)
-    known = [batch.column("label").to_numpy().astype(np.int64) for batch in batches] if labels else [np.empty(0, np.int64)]
-    return torch.from_numpy(np.concatenate([to_arrays(batch, manifest) for batch in batches])), torch.from_numpy(np.concatenate(known))
+    return read_decoded(root, manifest, domain, split, stop=min(rows.rows, ROWS), labels=labels, threads=0) if rows else iter(())
 
 
 @torch.no_grad()
 def collect_outputs(method: Method, root: Path, manifest: Manifest, source: str, target: str) -> Outputs:
     """Codes and probabilities of the first rows of each split."""
-    encoder = method.encoder().eval()
+    encoder, device = method.encoder().eval(), method.device
 
-    def encoded(x: Tensor) -> Tensor:
-        return torch.cat([encoder(part) for part in x.split(512)]) if len(x) else torch.empty(0, method.bits)
+    def outputs(split: str, domain: str, labels: bool, classify: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        codes, known, guesses = [torch.empty(0, method.bits)], [torch.empty(0, dtype=torch.int64)], [torch.empty(0, method.classes)]
+        for part in _read(root, manifest, domain, split, labels):
+            x = part.x.to(device)
+            codes.append(encoder(x).cpu())
+            known += [] if part.label is None else [torch.from_numpy(part.label)]
+            guesses += [method.classify(x).cpu()] if classify else []
+        return torch.cat(codes), torch.cat(known), torch.cat(guesses)
 
-    x, labels = _read(root, manifest, source, "train", True)
-    held, held_labels = _read(root, manifest, source, "test", True)
-    of_target, _ = _read(root, manifest, target, "train", False)
-    codes, probabilities = encoded(x), torch.empty(0)
+    codes, labels, _ = outputs("train", source, True)
+    held, held_labels, _ = outputs("test", source, True)
     if method.can_classify:
-        method.set_references(torch.where(codes > 0, 1.0, -1.0), labels)
-        probabilities = torch.cat([method.classify(part) for part in of_target.split(512)])
-    return Outputs(codes, labels, encoded(held), held_labels, encoded(of_target), probabilities)
+        method.set_references(torch.where(codes > 0, 1.0, -1.0).to(device), labels.to(device))
+    of_target, _, probabilities = outputs("train", target, False, method.can_classify)
+    return Outputs(codes, labels, held, held_labels, of_target, probabilities)
 
 
 def objectives(seen: Outputs) -> dict[str, float]:

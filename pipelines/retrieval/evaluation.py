@@ -6,26 +6,45 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from data.decoding import read_decoded, split_name
 from data.manifest import Manifest
-from data.shards import read_rows, to_arrays
 from models.encoder import HashEncoder, encode_all
 from models.method import Method
 from pipelines.retrieval import metrics, plots
 from pipelines.retrieval.metrics import Encoded
 from pipelines.training import runs
-from pipelines.training.restore import load_method
+from pipelines.training.restore import device_for, load_method
 
 Encode = Callable[[np.ndarray], np.ndarray]
+Map = Callable[[Tensor], Tensor]  # of rows as stored, (n, ...) on any device
 PROTOCOLS = ("cross", "target")
 
 
-def encode_split(encode: Encode, root: Path, manifest: Manifest, domain: str, split: str) -> Encoded:
-    """Encode a split; returns codes, labels and rows."""
-    batches = list(read_rows(root, manifest, domain, split))
-    x = np.concatenate([to_arrays(batch, manifest) for batch in batches])
-    labels = np.concatenate([batch.column("label").to_numpy() for batch in batches]).astype(np.int64)
-    return Encoded(encode(x), labels, x, f"{domain}/{split}")
+def encode_split(encode: Encode, root: Path, manifest: Manifest, name: str, **also: Map) -> Encoded:
+    """Encode a split batch by batch; its images are never in memory at once.
+
+    Args:
+        name: DOMAIN/SPLIT.
+        also: what else to compute of the rows; the results are ``more`` of the returned value, by name.
+    """
+    codes: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    more: dict[str, list[Tensor]] = {each: [] for each in also}
+    with torch.no_grad():
+        for part in read_decoded(root, manifest, *split_name(name)):
+            codes.append(encode(part.x.numpy()))
+            labels.append(part.labels)
+            for each, compute in also.items():
+                more[each].append(compute(part.x).cpu())
+    return Encoded(np.concatenate(codes), np.concatenate(labels), name, {each: torch.cat(parts).numpy() for each, parts in more.items()})
+
+
+def method_encoder(method: Method) -> Encode:
+    """Rows as stored to the packed codes of a method's encoder, on the method's device."""
+    encoder = HashEncoder(method.encoder()).eval()
+    return lambda x: encode_all(encoder, torch.from_numpy(x)).numpy()
 
 
 def protocol_splits(manifest: Manifest, source: str, target: str, protocol: str) -> tuple[str, str]:
@@ -73,40 +92,41 @@ def trained_labels(trained: list[str], classes: list[str], labels: np.ndarray) -
     return np.array([places.get(name, -1) for name in classes] + [-1], np.int64)[labels]
 
 
-def accuracy(method: Method, source: Encoded, query: Encoded) -> float:
-    """Fraction of the labelled queries that the method classifies correctly; labels are indices of the method's classes."""
+def accuracy(guesses: np.ndarray, labels: np.ndarray) -> float:
+    """Fraction of the labelled queries that a method classifies correctly; both are indices of the method's classes."""
+    labelled = labels >= 0
+    return float((guesses == labels)[labelled].mean())
+
+
+def set_references(method: Method, source: Encoded, labels: np.ndarray) -> None:
+    """Give a method the labelled codes of the source; labels are indices of the method's classes."""
     codes = torch.from_numpy(np.unpackbits(source.codes, axis=1, bitorder="little").astype(np.float32) * 2 - 1)
-    known = source.labels >= 0
-    method.set_references(codes[known], torch.from_numpy(source.labels[known]))
-    with torch.no_grad():
-        guesses = torch.cat([method.classify(part).argmax(1) for part in torch.from_numpy(query.x).split(512)]).numpy()
-    labelled = query.labels >= 0
-    return float((guesses == query.labels)[labelled].mean())
+    known = labels >= 0
+    method.set_references(codes[known].to(method.device), torch.from_numpy(labels[known]).to(method.device))
 
 
-@torch.no_grad()
-def features_of(method: Method, x: np.ndarray) -> np.ndarray:
-    """The features (n, width) that a method makes its codes of."""
-    return torch.cat([method.features(part) for part in torch.from_numpy(x).split(512)]).numpy()
+def features_of(method: Method) -> dict[str, Map]:
+    """How to compute the features that a method makes its codes of, as an argument of ``encode_split``; nothing if it has none."""
+    return {"features": lambda x: method.features(x.to(method.device))} if method.has_features else {}
 
 
-def cosines(query: Encoded, of_query: np.ndarray, database: Encoded, of_database: np.ndarray, leave_one_out: bool = False) -> dict[str, float]:
-    """P@k with ranking by cosine similarity of features, named ``cosine_precision_at_k``."""
-    found = metrics.cosine_precisions(of_query, query.labels, of_database, database.labels, leave_one_out)
+def cosines(query: Encoded, database: Encoded, leave_one_out: bool = False) -> dict[str, float]:
+    """P@k with ranking by cosine similarity of features, named ``cosine_precision_at_k``; nothing if there are no features."""
+    if "features" not in query.more:
+        return {}
+    found = metrics.cosine_precisions(query.more["features"], query.labels, database.more["features"], database.labels, leave_one_out)
     return {f"cosine_{name}": value for name, value in found.items()}
 
 
 def evaluate_run(
     folder: Path, root: Path, manifest: Manifest, protocols: tuple[str, ...] = PROTOCOLS, ties: str = "expected", plots: bool = True,
-    out: Path | None = None,
+    out: Path | None = None, gpu: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Metrics of a run by protocol, its classification accuracy, and its plots."""
-    method = load_method(folder, manifest)
-    encoder = HashEncoder(method.encoder()).eval()
-    config = runs.read_config(folder)
+    method, config = load_method(folder, manifest, device_for(gpu)), runs.read_config(folder)
     return evaluate(
-        lambda x: encode_all(encoder, torch.from_numpy(x)).numpy(), root, manifest, config["source"], config["target"], protocols,
-        ties, method, (out or folder / "plots") if plots else None, config.get("classes"),
+        method_encoder(method), root, manifest, config["source"], config["target"], protocols, ties, method,
+        (out or folder / "plots") if plots else None, config.get("classes"),
     )  # fmt: skip
 
 
@@ -119,25 +139,28 @@ def evaluate(
     Args:
         trained: class names that the method was trained on, in order; the dataset's if None.
     """
+    queries = protocol_splits(manifest, source, target, "cross")[0]
+    known = any(manifest.split(*split_name(queries)).labels)
+    classified = method if method is not None and method.can_classify and known else None
     splits: dict[str, Encoded] = {}
+
+    def class_labels(split: Encoded) -> np.ndarray:
+        return trained_labels(trained or manifest.classes, manifest.classes, split.labels)
 
     def encoded(name: str) -> Encoded:
         if name not in splits:
-            splits[name] = encode_split(encode, root, manifest, *name.rsplit("/", 1))
+            also = features_of(method) if method is not None else {}
+            if name == queries and classified is not None:
+                references = splits.get(f"{source}/train") or encode_split(encode, root, manifest, f"{source}/train", **also)
+                set_references(classified, references, class_labels(references))
+                splits[references.name] = references
+                also["guesses"] = lambda x: classified.classify(x.to(classified.device)).argmax(1)
+            splits[name] = encode_split(encode, root, manifest, name, **also)
         return splits[name]
-
-    embedded: dict[str, np.ndarray] = {}
-
-    def features(name: str) -> np.ndarray:
-        if name not in embedded:
-            assert method is not None
-            embedded[name] = features_of(method, encoded(name).x)
-        return embedded[name]
 
     figures: dict[str, float] = {}
     notes: list[str] = []
     last: tuple[Encoded, Encoded] | None = None
-    known = bool((encoded(protocol_splits(manifest, source, target, "cross")[0]).labels >= 0).any())
     if not known:
         notes.append(f"target {target!r} has no labels: no metrics")
     for protocol in protocols:
@@ -149,7 +172,8 @@ def evaluate(
         if alone and protocol == "cross":
             notes.append(f"cross: left out, as query and database are both {query}")
             continue
-        last = last or (encoded(query), encoded(database))
+        if last is None and (known or out is not None):
+            last = encoded(query), encoded(database)
         if not known:
             continue
         if alone:
@@ -159,23 +183,20 @@ def evaluate(
         except ValueError as error:
             notes.append(f"{protocol}: not measured: {error}")
             continue
-        if method is not None and method.has_features:
-            measured |= cosines(encoded(query), features(query), encoded(database), features(database), alone)
+        measured |= cosines(encoded(query), encoded(database), alone)
         figures |= {f"{protocol}/{name}": value for name, value in measured.items()}
         notes += [f"{protocol}: {each}" for each in left_out]
-    if method is not None and method.can_classify and known:
-        query = protocol_splits(manifest, source, target, "cross")[0]
-        known_classes = trained or manifest.classes
-        rows = [each._replace(labels=trained_labels(known_classes, manifest.classes, each.labels)) for each in (encoded(f"{source}/train"), encoded(query))]
-        unknown = int(((rows[1].labels < 0) & (encoded(query).labels >= 0)).sum())
+    if classified is not None:
+        labels, guesses = class_labels(encoded(queries)), encoded(queries).more["guesses"]
+        unknown = int(((labels < 0) & (encoded(queries).labels >= 0)).sum())
         if unknown:
             notes.append(f"accuracy: {unknown:,} queries of classes that the run was not trained on are left out")
-        if (rows[1].labels >= 0).any():
-            figures["accuracy"] = accuracy(method, rows[0], rows[1])
-        if source == target and query.endswith("/train"):
+        if (labels >= 0).any():
+            figures["accuracy"] = accuracy(guesses, labels)
+        if source == target and queries.endswith("/train"):
             notes.append("accuracy: the queries were trained on")
     if out is not None and last is not None:
-        plots.draw_all(*last, manifest, out)
+        plots.draw_all(*last, root, manifest, out)
     return {"metrics": figures, "notes": notes}
 
 

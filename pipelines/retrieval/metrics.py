@@ -5,7 +5,9 @@ Codes at equal distance are ties; their order is taken as random, and the metric
 Najork, ECIR 2008).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numba
@@ -56,12 +58,12 @@ def _words(packed: Array) -> Array:
 
 
 class Encoded(NamedTuple):
-    """A split in memory: packed codes (n, bits / 8) uint8, labels (n,), stored rows (n, ...), and its name."""
+    """An encoded split: packed codes (n, bits / 8) uint8, labels (n,), its name, and what else was computed of its rows, each (n, ...)."""
 
     codes: Array
     labels: Array
-    x: Array
     name: str
+    more: Mapping[str, Array] = MappingProxyType({})
 
 
 @dataclass

@@ -6,6 +6,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import to_rgba
 
+from data.decoding import read_pictures
 from data.filesystem import atomic_write
 from data.manifest import Manifest
 from pipelines.retrieval.metrics import Encoded, distance_histograms, precision_recall
@@ -16,13 +17,13 @@ import matplotlib.pyplot as plt  # noqa: E402
 RIGHT, WRONG = "#1a9850", "#d73027"
 
 
-def draw_all(query: Encoded, database: Encoded, manifest: Manifest, out: Path) -> None:
-    """Draw all plots that the query and database sets allow, into a folder."""
+def draw_all(query: Encoded, database: Encoded, root: Path, manifest: Manifest, out: Path) -> None:
+    """Draw all plots that the query and database sets allow, into a folder; reads only the images that it shows."""
     if (query.labels >= 0).any():
         pr_curve(query, database, out / "precision_recall.png")
     code_map(query, database, manifest.classes, out / "codes_tsne.png")
     if manifest.store != "feature":
-        retrieval_grid(query, database, out / "retrievals.png")
+        retrieval_grid(query, database, root, manifest, out / "retrievals.png")
 
 
 def pr_curve(query: Encoded, database: Encoded, path: Path) -> None:
@@ -74,7 +75,9 @@ def picture(x: np.ndarray) -> np.ndarray:
     return np.repeat(x, 3, 0).transpose(1, 2, 0) if x.shape[0] == 1 else x.transpose(1, 2, 0)
 
 
-def retrieval_grid(query: Encoded, database: Encoded, path: Path, rows: int = 10, neighbours: int = 10) -> None:
+def retrieval_grid(
+    query: Encoded, database: Encoded, root: Path, manifest: Manifest, path: Path, rows: int = 10, neighbours: int = 10
+) -> None:  # fmt: skip
     """One query of each class with its nearest database images, framed green if right and red if wrong.
 
     The queries are the first of each class in the split's (shuffled) order, or the first of all without labels; none is selected
@@ -85,9 +88,11 @@ def retrieval_grid(query: Encoded, database: Encoded, path: Path, rows: int = 10
     bits = np.unpackbits(database.codes, axis=1).astype(np.float32) * 2 - 1
     wanted = np.unpackbits(query.codes[chosen], axis=1).astype(np.float32) * 2 - 1
     nearest = np.argsort(-(wanted @ bits.T), axis=1, kind="stable")[:, :neighbours]
+    asked = read_pictures(root, manifest, query.name, chosen)
+    answers = read_pictures(root, manifest, database.name, nearest.flatten().tolist())
     grid(
-        [picture(query.x[q]) for q in chosen],
-        [[picture(database.x[n]) for n in row] for row in nearest],
+        [picture(asked[q]) for q in chosen],
+        [[picture(answers[int(n)]) for n in row] for row in nearest],
         [[bool(database.labels[n] == query.labels[q]) if query.labels[q] >= 0 else None for n in row] for q, row in zip(chosen, nearest, strict=True)],
         f"{query.name}  →  {database.name}",
         path,

@@ -3,13 +3,14 @@
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
+from data.decoding import read_decoded
 from data.filesystem import to_path
 from data.images import decode
 from data.manifest import Manifest
 from data.readers.base import printable
 from data.readers.folder import image_files
-from data.shards import read_rows, to_arrays
 
 
 class Queries(NamedTuple):
@@ -71,9 +72,9 @@ def _dataset_queries(images: str, shape: tuple[int, ...]) -> Queries:
         raise ValueError(f"the model takes rows of shape {list(shape)}, dataset {manifest.dataset!r} has {manifest.shape}")
     if not 0 <= start < stop <= manifest.split(domain, split).rows:
         raise ValueError(f"rows {rows} are outside {name}, which has {manifest.split(domain, split).rows}")
-    batches = list(read_rows(folder, manifest, domain, split, start, stop))
-    labels = [int(label) for batch in batches for label in batch.column("label").to_pylist()]
-    x = np.concatenate([to_arrays(batch, manifest) for batch in batches])
+    parts = list(read_decoded(folder, manifest, domain, split, start, stop))
+    labels = [int(label) for part in parts for label in part.labels]
+    x = torch.cat([part.x for part in parts]).numpy()
     return Queries([f"{name}#{row}" for row in range(start, stop)], x, labels, [class_name(label, manifest.classes) for label in labels])
 
 

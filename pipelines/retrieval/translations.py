@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data.decoding import read_decoded
 from data.manifest import Manifest
-from data.shards import read_rows, to_arrays
 from models.method import Method
 from pipelines.retrieval.plots import pairs_grid
 
@@ -15,9 +15,8 @@ PER_CLASS, MOST = 8, 200  # pairs of a grid: per class, and in total
 
 def translate_all(method: Method, x: np.ndarray, batch: int = 256) -> np.ndarray:
     """Translate source images into the target domain; both (n, channels, h, w) uint8."""
-    device = next(method.state_modules().parameters()).device
     with torch.no_grad():
-        return torch.cat([method.translate(part.to(device)).cpu() for part in torch.from_numpy(x).split(batch)]).numpy()
+        return torch.cat([method.translate(part.to(method.device)).cpu() for part in torch.from_numpy(x).split(batch)]).numpy()
 
 
 def draw(x: np.ndarray, made: np.ndarray, labels: np.ndarray, title: str, path: Path) -> None:
@@ -39,11 +38,13 @@ class Sampler:
         """
         self.method, self.folder, self.source = method, folder, source
         split = "test" if "test" in manifest.domains[source].splits else "train"
-        batches = list(read_rows(root, manifest, source, split, 0, min(2000, manifest.split(source, split).rows)))
-        x = np.concatenate([to_arrays(batch, manifest) for batch in batches])
-        labels = np.concatenate([batch.column("label").to_numpy() for batch in batches]).astype(np.int64)
-        chosen = np.concatenate([np.flatnonzero(labels == label)[:PER_CLASS] for label in np.unique(labels)[: MOST // PER_CLASS]])
-        self.x, self.labels = x[chosen], labels[chosen]
+        found: dict[int, list[np.ndarray]] = {}
+        for part in read_decoded(root, manifest, source, split, 0, min(2000, manifest.split(source, split).rows)):
+            for image, label in zip(part.x.numpy(), part.labels.tolist(), strict=True):
+                if len(found.setdefault(label, [])) < PER_CLASS:
+                    found[label].append(image)
+        kept = sorted(found)[: MOST // PER_CLASS]
+        self.x, self.labels = np.stack([image for label in kept for image in found[label]]), np.repeat(kept, [len(found[label]) for label in kept])
 
     def __call__(self, epoch: int) -> Path:
         """Draw the picture of an epoch; returns its path."""

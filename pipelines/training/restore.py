@@ -2,15 +2,24 @@
 
 from pathlib import Path
 
+import torch
+
 from data.manifest import Manifest
 from models.method import Method
 from models.registry import find_method
 from pipelines.console.config import build
 from pipelines.training import checkpoint, runs
 
+CPU = torch.device("cpu")
 
-def load_method(folder: Path, manifest: Manifest | None = None) -> Method:
-    """Load the trained method of a run.
+
+def device_for(gpu: bool) -> torch.device:
+    """The first GPU if one is asked for and this machine has one, otherwise the CPU."""
+    return torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
+
+
+def load_method(folder: Path, manifest: Manifest | None = None, device: torch.device = CPU) -> Method:
+    """Load the trained method of a run onto a device.
 
     Args:
         manifest: a dataset that the method must fit.
@@ -28,6 +37,6 @@ def load_method(folder: Path, manifest: Manifest | None = None) -> Method:
     kind = find_method(state["method"])
     if "pretrained" in config["own"]:
         config["own"]["pretrained"] = "none"  # the weights are in the checkpoint
-    method = kind(build(kind.Config, config["own"]), tuple(state["shape"]), state["classes"], state["bits"])
+    method: Method = kind(build(kind.Config, config["own"]), tuple(state["shape"]), state["classes"], state["bits"])
     checkpoint.load(place, method, optimizers=False)
-    return method.train(False)
+    return method.to(device).train(False)

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from data.manifest import Manifest
-from models.encoder import HashEncoder, encode_all
 from models.methods.idr_ae import IDRAE
 from pipelines import ablate, train
 from pipelines.console.cli import set_default_environment
@@ -50,8 +48,8 @@ def measured(name: str, given: argparse.Namespace, bits: int, seed: int) -> dict
         result = ablate.result_of(config)
     root = Path(given.dataset)
     manifest = Manifest.read(root)
-    encoder = HashEncoder(load_method(Path(given.storage) / result["run_id"], manifest).encoder()).eval()
-    codes = evaluation.encode_split(lambda x: encode_all(encoder, torch.from_numpy(x)).numpy(), root, manifest, given.target, "train").codes
+    encode = evaluation.method_encoder(load_method(Path(given.storage) / result["run_id"], manifest))
+    codes = evaluation.encode_split(encode, root, manifest, f"{given.target}/train").codes
     low, high, correlation = balance(np.unpackbits(codes, axis=1).astype(np.float32))
     figures = result["metrics"]
     return {

@@ -25,9 +25,8 @@ BATCH, BITS = 128, 128
 
 
 def rows(root: Path, manifest: Manifest, name: str) -> Encoded:
-    """Images and labels of DOMAIN/SPLIT."""
-    domain, _, split = name.rpartition("/")
-    return encode_split(lambda x: x, root, manifest, domain, split)
+    """Labels of DOMAIN/SPLIT and, as codes, its images."""
+    return encode_split(lambda x: x, root, manifest, name)
 
 
 def train_judge(x: np.ndarray, labels: np.ndarray, classes: int, steps: int, seed: int) -> nn.Module:
@@ -74,12 +73,12 @@ def judge_run(folder: Path, given: argparse.Namespace, judges: dict[str, nn.Modu
     if target not in judges:
         print(f"training the judge of {target}", file=sys.stderr)
         labelled = rows(root, manifest, f"{target}/train")
-        judges[target] = train_judge(labelled.x, labelled.labels, classes, given.steps, given.seed)
+        judges[target] = train_judge(labelled.codes, labelled.labels, classes, given.steps, given.seed)
     print(f"\n{folder.name}: share of images that the judge of {target} (trained with its labels: oracle) gives their label")
     shown = {
-        f"{target} test images": (real.x, real.labels),
-        f"{config['source']} test images as they are": (source.x, source.labels),
-        f"{config['source']} test images, translated": (translate_all(method, source.x), source.labels),
+        f"{target} test images": (real.codes, real.labels),
+        f"{config['source']} test images as they are": (source.codes, source.labels),
+        f"{config['source']} test images, translated": (translate_all(method, source.codes), source.labels),
     }
     for what, (x, labels) in shown.items():
         share, each = agreement(judges[target], x, labels, classes)

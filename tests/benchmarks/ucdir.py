@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from data.manifest import Manifest
-from models.encoder import HashEncoder, encode_all
 from models.methods.ucdir import UCDIR
 from pipelines import ablate, train
 from pipelines.console.cli import set_default_environment
@@ -51,16 +49,18 @@ def unit_rows(x: np.ndarray) -> np.ndarray:
     return flat / np.linalg.norm(flat, axis=1, keepdims=True).clip(1e-9)
 
 
-def measured(folder: Path, manifest: Manifest, splits: dict[str, Encoded], pairs: list[tuple[str, str]]) -> dict[str, Figures]:
+def measured(folder: Path, root: Path, manifest: Manifest, splits: dict[str, Encoded], pairs: list[tuple[str, str]]) -> dict[str, Figures]:
     """A run's figures by features, by the head's codes, and by ITQ's."""
     method = load_method(folder, manifest)
     assert isinstance(method, UCDIR)
-    features = {name: evaluation.features_of(method, each.x) for name, each in splits.items()}
-    found = {"features": by_features(features, splits, pairs)}
+    found: dict[str, Figures] = {}
     for kind in ("head", "itq"):
         method.config = replace(method.config, codes=kind)
-        encoder = HashEncoder(method.encoder()).eval()
-        codes = {name: encode_all(encoder, torch.from_numpy(each.x)).numpy() for name, each in splits.items()}
+        encode, also = evaluation.method_encoder(method), {} if found else evaluation.features_of(method)
+        encoded = {name: evaluation.encode_split(encode, root, manifest, name, **also) for name in splits}
+        if also:
+            found["features"] = by_features({name: each.more["features"] for name, each in encoded.items()}, splits, pairs)
+        codes = {name: each.codes for name, each in encoded.items()}
         found[f"{method.bits}-bit codes, {kind}"] = by_codes(codes, splits, pairs)
     return found
 
@@ -85,10 +85,11 @@ def main() -> None:
     set_default_environment()
     manifest = Manifest.read(Path(given.dataset))
     names = [f"{domain}/{split}" for domain in (given.source, given.target) for split in ("test", "train")]
-    splits = {name: evaluation.encode_split(lambda x: x, Path(given.dataset), manifest, *name.split("/")) for name in names}
+    root = Path(given.dataset)
+    splits = {name: evaluation.encode_split(lambda x: x, root, manifest, name) for name in names}  # the codes are the rows themselves
     pairs = [(f"{given.source}/test", f"{given.target}/train"), (f"{given.target}/test", f"{given.source}/train")]
     print(f"{'P@50, 100, 200':<46}" + "".join(f"{name:>26}" for name in [*(f"{a} in {b}" for a, b in pairs), "mean"]))
-    show("raw pixels", [{"cosine": by_features({name: unit_rows(each.x) for name, each in splits.items()}, splits, pairs)}])
+    show("raw pixels", [{"cosine": by_features({name: unit_rows(each.codes) for name, each in splits.items()}, splits, pairs)}])
     for row in (UCDIR.ablation[int(number)] for number in given.rows.split(",")):
         found = []
         for seed in map(int, given.seeds.split(",")):
@@ -99,7 +100,7 @@ def main() -> None:
             }  # fmt: skip
             with contextlib.redirect_stdout(sys.stderr):
                 result = ablate.result_of(train.make_config(options | row.changes))
-            found.append(measured(Path(given.storage) / result["run_id"], manifest, splits, pairs))
+            found.append(measured(Path(given.storage) / result["run_id"], root, manifest, splits, pairs))
         show(row.name, found)
 
 

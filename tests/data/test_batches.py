@@ -228,7 +228,7 @@ def test_rows_are_decoded_in_batches_of_one_size(photographs: Path, monkeypatch:
     assert [len(part.x) for part in parts] == [12] * 6 + [5] and [row for part in parts for row in part.row] == list(range(3, 80))
     everything = photos(photographs).cached_rows()
     assert torch.equal(torch.cat([part.x for part in parts]), everything.x[3:80])
-    found = read_pictures(photographs, manifest, "photo", "train", [5, 77, 5])
+    found = read_pictures(photographs, manifest, "photo/train", [5, 77, 5])
     assert list(found) == [5, 77] and all(np.array_equal(image, everything.x[row]) for row, image in found.items())
 
 

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
+from data.decoding import read_decoded
 from data.manifest import Manifest
 from pipelines import encode, evaluate, index, ingest, promote, register, search, train
 from pipelines.console.cli import main
 from pipelines.retrieval.code_files import read_codes
-from pipelines.retrieval.evaluation import encode_split
 from pipelines.training.restore import load_method
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -85,8 +86,8 @@ def test_a_fresh_process_gives_the_codes_that_encode_wrote(trained: dict[str, An
     digits, out = trained["digits"], tmp_path / "codes"
     encode.run(encode.Config(champion, str(digits), out=str(out), domain="handwritten", split="test", storage=trained["storage"]))
     manifest = Manifest.read(digits)
-    codes = encode_split(lambda x: x, digits, manifest, "handwritten", "test")
-    np.save(tmp_path / "x.npy", codes.x)
+    x = torch.cat([part.x for part in read_decoded(digits, manifest, "handwritten", "test")])
+    np.save(tmp_path / "x.npy", x.numpy())
     script = (
         "import sys, numpy as np, mlflow; "
         f"mlflow.set_tracking_uri('sqlite:///{trained['storage']}/mlflow.db'); "

@@ -16,7 +16,7 @@ CLASSES = [str(name) for name in range(10)]
 
 def encoded(labels: np.ndarray, name: str, seed: int = 0) -> Encoded:
     codes = np.random.default_rng(seed).integers(0, 256, (len(labels), 2), dtype=np.uint8)
-    return Encoded(codes, labels, codes, name)
+    return Encoded(codes, labels, name)
 
 
 def digits(root: Path, split: dict[str, tuple[np.ndarray, np.ndarray]], name: str, classes: list[str] = CLASSES) -> None:
