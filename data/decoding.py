@@ -6,7 +6,7 @@ Pillow decodes outside Python's global lock, so threads scale with the cores, an
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from data.images import decode_rows
+from data.images import decode, decode_rows
 from data.manifest import Manifest
 from data.shards import read_rows
 
@@ -193,6 +193,35 @@ def _rebatched(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Tabl
             held = held.slice(size)
     if held is not None and len(held):
         yield held
+
+
+def decode_files(paths: Iterable[Path], shape: tuple[int, ...], threads: int | None = None) -> Iterator[np.ndarray | ValueError]:
+    """Decode image files in parallel, some ahead of their use; in place of one that cannot be read, the error.
+
+    Args:
+        shape: (channels, height, width) of the images made.
+        threads: 0 decodes in the calling thread; one a core if None.
+    """
+
+    def load(path: Path) -> np.ndarray | ValueError:
+        try:
+            return decode(path.read_bytes(), shape[0], shape[1])
+        except ValueError as error:
+            return error
+        except OSError as error:
+            return ValueError(error.strerror or str(error))
+
+    threads = usable_cores() if threads is None else threads
+    if not threads:
+        yield from map(load, paths)
+        return
+    waiting: deque[Future[np.ndarray | ValueError]] = deque()
+    for path in paths:
+        waiting.append(_pool(threads).submit(load, path))
+        if len(waiting) > AHEAD * TASK * threads:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def read_pictures(root: Path, manifest: Manifest, name: str, rows: Iterable[int]) -> dict[int, np.ndarray]:

@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data.filesystem import open_parquet
-from data.images import decode
 from data.layout import Layout
 from data.manifest import Manifest
 
@@ -82,12 +81,3 @@ def _wrong(batch: pa.RecordBatch, manifest: Manifest, first: int) -> str:
 def _both(length: int) -> pa.StructScalar:
     return pa.scalar({"min": length, "max": length}, pa.struct([("min", pa.int32()), ("max", pa.int32())]))
 
-
-def to_arrays(batch: pa.RecordBatch, manifest: Manifest) -> np.ndarray:
-    """Images (n, channels, h, w) uint8 or features (n, d) float32 of a record batch."""
-    if manifest.store == "feature":
-        return batch.column("feature").flatten().to_numpy().reshape(-1, manifest.shape[0])
-    images = batch.column("image").to_pylist()
-    if manifest.store == "raw":
-        return np.frombuffer(b"".join(images), np.uint8).reshape(-1, *manifest.shape)
-    return np.stack([decode(each, manifest.shape[0], manifest.shape[1]) for each in images])

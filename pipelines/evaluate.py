@@ -98,7 +98,7 @@ def _run_model(config: Config, protocols: tuple[str, ...]) -> dict[str, Any]:
         raise ValueError("--dataset is missing: a registered model does not carry its data")
     root = to_path(config.dataset)
     manifest = Manifest.read(root)
-    encoder = RegisteredEncoder(config.model, config.tracking or default_uri(config.storage))
+    encoder = RegisteredEncoder(config.model, config.tracking or default_uri(config.storage), config.gpu)
     if list(encoder.shape) != manifest.shape:
         raise ValueError(f"{config.model} takes rows of shape {list(encoder.shape)}, dataset {manifest.dataset!r} has {manifest.shape}")
     if config.query:

@@ -6,10 +6,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from models.encoder import HashEncoder
+from models.encoder import HashEncoder, encode_all
 from pipelines.registry.connection import connect, default_uri, one_line_errors
 from pipelines.training import runs
-from pipelines.training.restore import load_method
+from pipelines.training.restore import device_for, load_method
 
 
 class Encoder(Protocol):
@@ -25,22 +25,22 @@ class Encoder(Protocol):
 class RunEncoder:
     """The encoder of a run's last checkpoint."""
 
-    def __init__(self, folder: Path) -> None:
-        method = load_method(folder)
+    def __init__(self, folder: Path, gpu: bool = False) -> None:
+        method = load_method(folder, device=device_for(gpu))
         self.encoder, self.shape, self.bits = HashEncoder(method.encoder()).eval(), method.shape, method.bits
 
-    @torch.no_grad()
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        return self.encoder(torch.from_numpy(rows)).numpy()
+        return encode_all(self.encoder, torch.from_numpy(rows)).numpy()
 
 
 class RegisteredEncoder:
     """A registered encoder as a function of numpy arrays."""
 
-    def __init__(self, model: str, uri: str) -> None:
+    def __init__(self, model: str, uri: str, gpu: bool = False) -> None:
         """Args:
         model: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
         uri: tracking URI of the registry.
+        gpu: whether to encode on a GPU.
 
         Raises:
             ValueError: there is no such model.
@@ -53,14 +53,14 @@ class RegisteredEncoder:
             loader = info.flavors.get("python_function", {}).get("loader_module")
             if loader != "mlflow.pytorch" or info.signature is None:  # other loaders could run code of their own
                 raise ValueError(f"{model} was not registered by `hashbridge register`")
-            self.loaded = mlflow.pyfunc.load_model(model)
+            self.loaded = mlflow.pyfunc.load_model(model, model_config={"device": str(device_for(gpu))})
         spec = info.signature.inputs.inputs[0]
         self.shape = tuple(spec.shape[1:])
         self.bits = int(info.signature.outputs.inputs[0].shape[-1]) * 8
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         """Encode rows (n, ...) as stored to (n, bits / 8) uint8 codes."""
-        return np.asarray(self.loaded.predict(rows)).astype(np.uint8, copy=False)
+        return np.asarray(self.loaded.predict(np.ascontiguousarray(rows))).astype(np.uint8, copy=False)
 
     def tags(self, model: str) -> dict[str, str]:
         """The tags of the version that a model URI refers to."""
@@ -80,12 +80,12 @@ def registry_uri(model: str, storage: str, tracking: str) -> str:
     return tracking or default_uri(storage)
 
 
-def open_encoder(model: str, storage: str, tracking: str) -> Encoder:
-    """Open the encoder of ``models:/NAME@ALIAS`` (or ``/VERSION``), or of a run's id.
+def open_encoder(model: str, storage: str, tracking: str, gpu: bool = False) -> Encoder:
+    """Open the encoder of ``models:/NAME@ALIAS`` (or ``/VERSION``), or of a run's id, on a GPU or on the CPU.
 
     Raises:
         ValueError: it does not exist.
     """
     if model.startswith("models:/"):
-        return RegisteredEncoder(model, registry_uri(model, storage, tracking))
-    return RunEncoder(runs.find_run(model, storage))
+        return RegisteredEncoder(model, registry_uri(model, storage, tracking), gpu)
+    return RunEncoder(runs.find_run(model, storage), gpu)

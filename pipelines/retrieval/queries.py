@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from data.decoding import read_decoded
+from data.decoding import decode_files, read_decoded
 from data.filesystem import to_path
 from data.images import decode
 from data.manifest import Manifest
@@ -44,15 +44,14 @@ def load_queries(images: str, shape: tuple[int, ...]) -> Queries:
     if not files:
         raise ValueError(f"{path} contains no image file")
     decoded, names = [], []
-    for file in files:
-        try:
-            decoded.append(decode(file.read_bytes(), shape[0], shape[1]))
+    for file, image in zip(files, decode_files(files, shape), strict=True):
+        if isinstance(image, np.ndarray):
+            decoded.append(image)
             names.append(printable(str(file)))
-        except (ValueError, OSError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            if len(files) == 1:
-                raise ValueError(f"{file} cannot be read: {reason}") from None
-            print(f"  left out {printable(str(file))}: {reason}")
+        elif len(files) == 1:
+            raise ValueError(f"{file} cannot be read: {image}")
+        else:
+            print(f"  left out {printable(str(file))}: {image}")
     if not decoded:
         raise ValueError(f"no image in {path} can be read")
     return Queries(names, np.stack(decoded), [-1] * len(names), [""] * len(names))

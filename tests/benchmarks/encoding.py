@@ -13,8 +13,8 @@ import numpy as np
 import psutil
 import torch
 
+from data.decoding import batch_rows, read_decoded
 from data.manifest import Manifest
-from data.shards import read_rows, to_arrays
 from pipelines import encode, ingest, train
 from pipelines.registry.encoders import RunEncoder
 from pipelines.retrieval.code_files import read_codes
@@ -25,8 +25,9 @@ def alone(encoder: RunEncoder, x: np.ndarray) -> float:
     """Seconds that the encoder takes for rows in memory, in batches, with as many threads as the cluster has CPUs."""
     torch.set_num_threads(2)
     begun = time.perf_counter()
-    for start in range(0, len(x), encode.BATCH):
-        encoder(x[start : start + encode.BATCH])
+    size = batch_rows(x.shape[1:])
+    for start in range(0, len(x), size):
+        encoder(x[start : start + size])
     return time.perf_counter() - begun
 
 
@@ -47,7 +48,7 @@ def main() -> None:
             "tracking": "none", "plots": False, "storage": str(root / "runs"),
         }))  # fmt: skip
         manifest = Manifest.read(root / "set")
-        x = np.concatenate([to_arrays(batch, manifest) for batch in read_rows(root / "set", manifest, "mnist", "train")])
+        x = torch.cat([part.x for part in read_decoded(root / "set", manifest, "mnist", "train")]).numpy()
         encoder = RunEncoder(root / "runs" / made["run_id"])
         nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         nodes.add_node(num_cpus=1)

@@ -12,11 +12,12 @@ from PIL import Image
 
 from data import ingestion
 from data.catalog import open_source
+from data.decoding import read_decoded
 from data.digits import typeset
 from data.ingestion import write_domain
 from data.layout import Layout
 from data.manifest import Manifest
-from data.shards import read_rows, to_arrays
+from data.shards import read_rows
 from tests.servers import ROOT
 
 
@@ -59,8 +60,8 @@ def test_the_parquet_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         index = int(identity.split("/")[1])
         assert image == x[index].tobytes() and label == index % 5
     assert [int(each.split("/")[1]) for each in table["id"].to_pylist()] != list(range(90))
-    ranged = np.concatenate([to_arrays(batch, manifest) for batch in read_rows(tmp_path / "set", manifest, "a", "train", 35, 85)])
-    whole = np.concatenate([to_arrays(batch, manifest) for batch in read_rows(tmp_path / "set", manifest, "a", "train")])
+    ranged = np.concatenate([part.x.numpy() for part in read_decoded(tmp_path / "set", manifest, "a", "train", 35, 85)])
+    whole = np.concatenate([part.x.numpy() for part in read_decoded(tmp_path / "set", manifest, "a", "train")])
     assert np.array_equal(ranged, whole[35:85])
 
 
@@ -91,7 +92,7 @@ def test_encoded_images_keep_their_bytes(tmp_path: Path) -> None:
     for batch in read_rows(tmp_path / "set", manifest, "pets", "train", ids=True):
         for identity, content in zip(batch.column("id").to_pylist(), batch.column("image").to_pylist(), strict=True):
             assert content == (folder / identity).read_bytes()
-        assert to_arrays(batch, manifest).shape == (6, 3, 96, 96)
+    assert [part.x.shape for part in read_decoded(tmp_path / "set", manifest, "pets", "train")] == [(6, 3, 96, 96)]
 
 
 def test_nested_folders_are_domains_and_a_share_becomes_the_test_split(tmp_path: Path) -> None:
@@ -151,7 +152,8 @@ def test_features_are_stored_as_vectors(tmp_path: Path) -> None:
     assert (manifest.store, manifest.shape, manifest.classes) == ("feature", [7], ["a", "b", "c"])
     batch = next(iter(read_rows(tmp_path / "set", manifest, "f", "train", ids=True)))
     order = [int(each.split("/")[1]) for each in batch.column("id").to_pylist()]
-    assert np.array_equal(to_arrays(batch, manifest), x[order].astype(np.float32))
+    (part,) = read_decoded(tmp_path / "set", manifest, "f", "train")
+    assert np.array_equal(part.x.numpy(), x[order].astype(np.float32))
 
 
 def test_an_interrupted_ingest_leaves_nothing_that_a_reader_takes_for_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

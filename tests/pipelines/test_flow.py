@@ -171,6 +171,24 @@ def test_a_folder_of_images_is_encoded_and_searched(trained: dict[str, Any], tmp
     assert answer["distance"] == 0
 
 
+def test_parts_decoded_elsewhere_give_the_same_codes(trained: dict[str, Any], tmp_path: Path) -> None:
+    """What decoding tasks hand to encoding actors on GPU nodes."""
+    for number in range(3):
+        Image.fromarray(np.full((40, 30, 3), number * 40, np.uint8)).save(tmp_path / f"{number}.png")
+    (tmp_path / "torn.png").write_bytes(b"\x89PNG")
+    for path, item in (
+        (str(trained["digits"]), {"part": 3, "split": "typeset/test", "start": 100, "stop": 900, "files": ""}),
+        (str(tmp_path), {"part": 3, "split": "", "start": 0, "stop": 0, "files": json.dumps(["0.png", "torn.png", "2.png"])}),
+    ):
+        told = []
+        for name in ("here", "apart"):
+            coder = encode._Encode(encode.Config(trained["run_id"], path, out="", storage=trained["storage"]), str(tmp_path / name))
+            told.append(coder(encode._Decode(path, coder.encoder.shape)(item) if name == "apart" else item))
+        here, apart = (pq.read_table(tmp_path / name / "part-00003.parquet") for name in ("here", "apart"))
+        assert told[0] == told[1] and here.equals(apart) and len(here) == told[0]["codes"] > 0
+    assert "torn.png" in told[0]["lost"]
+
+
 def test_promotion_refuses_the_worse_and_the_incomparable(trained: dict[str, Any], champion: str) -> None:
     from pipelines.registry.connection import connect
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.decoding import read_decoded
 from data.ingestion import write_domain
 from data.manifest import Manifest
 from data.readers.folder import folder_readers
 from data.readers.npz import npz_reader
-from data.shards import read_rows, to_arrays
 
 X = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
 
@@ -23,7 +23,7 @@ def saved(path: Path, **arrays: Any) -> Path:
 
 def pixels(root: Path, manifest: Manifest) -> np.ndarray:
     (domain,) = manifest.domains
-    return np.concatenate([to_arrays(batch, manifest) for batch in read_rows(root, manifest, domain, "train")])
+    return np.concatenate([part.x.numpy() for part in read_decoded(root, manifest, domain, "train")])
 
 
 @pytest.mark.parametrize(
