@@ -11,6 +11,8 @@ import torch.distributed as dist
 import torch.distributed.nn.functional as dist_nn
 from torch import Tensor, nn
 
+from models.clock import part
+
 
 def world_size() -> int:
     """Number of ranks in the process group; 1 outside one."""
@@ -45,11 +47,12 @@ def gather(x: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return x
-    if x.requires_grad:
-        return torch.cat(dist_nn.all_gather(x.contiguous()))
-    parts = [torch.empty_like(x) for _ in range(world_size())]
-    dist.all_gather(parts, x.contiguous())
-    return torch.cat(parts)
+    with part("gathering"):
+        if x.requires_grad:
+            return torch.cat(dist_nn.all_gather(x.contiguous()))
+        parts = [torch.empty_like(x) for _ in range(world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
 
 
 def mean_over_ranks(x: Tensor) -> Tensor:
@@ -81,6 +84,8 @@ class BatchNorm(nn.BatchNorm2d):
         """Normalise ``input``; same shape."""
         if not self.training or world_size() == 1:
             return super().forward(input)
+        if input.dtype in (torch.bfloat16, torch.float16):
+            return self.forward(input.float()).to(input.dtype)
         axes = [0] if input.dim() == 2 else [0, 2, 3]
         means, variances = gather(torch.stack([input.mean(axes), input.var(axes, unbiased=False)]).unsqueeze(0)).unbind(1)
         mean = means.mean(0)

@@ -75,6 +75,11 @@ class Wants:
     view: dict[str, Any] = field(default_factory=dict)
 
 
+def chosen_view(kind: str, crop: float, flip: float = 0.5) -> dict[str, Any]:
+    """``Wants.view`` of a kind of views: ``affine`` with its defaults, or ``crop`` or ``contrastive`` with the given smallest area and mirror images."""
+    return {} if kind == "affine" else {"kind": kind, "crop": crop, "flip": flip}
+
+
 class AblationRow(NamedTuple):
     """A row of a paper's ablation table.
 

@@ -15,7 +15,9 @@ NAME = "hashbridge-demo"
 SIZE = 20  # pixels: larger images train longer and end no better here
 SMALL = {"per_class": 5}  # a batch of 50 images of each domain
 SETTINGS: dict[str, dict[str, Any]] = {  # chosen with the labels of the handwritten digits: an oracle's choice, for show
-    "igan": {"adversarial_weight": 0.0, "l1_weight": 0.0, "balance_weight": 1.0},  # without its generators, which cost time and add nothing here
+    "igan": {  # without its generators, which cost time and add nothing here
+        "adversarial_weight": 0.0, "l1_weight": 0.0, "balance_weight": 3.0, "threshold": 0.95, "average": 0.97,
+    },
 }
 BASELINES = {  # baseline by whether the method needs source labels
     True: ("source-only", "dpsh", "the hash loss on typeset digits alone"), False: ("itq", "itq", "principal components, rotated"),

@@ -21,7 +21,7 @@ from models.distributed import gather, world_size
 from models.itq import fit_itq
 from models.losses.contrastive import attraction, cluster_probabilities, contrast, distance_of_distance, neighbour_loss, self_entropy
 from models.losses.hashing import quantisation_loss
-from models.method import AblationRow, Batch, Method, Player, Preset, RowSource, Wants, hyperparameter
+from models.method import AblationRow, Batch, Method, Player, Preset, RowSource, Wants, chosen_view, hyperparameter
 from models.networks.extractors import Backbone
 from models.networks.layers import HashLayer
 from models.optimisers import MomentumEncoder, build_optimizer, set_learning_rate
@@ -164,7 +164,7 @@ class UCDIR(Method):
     @property
     def wants(self) -> Wants:
         c = self.config
-        view = {"kind": "contrastive", "crop": c.crop, "flip": c.flip} if c.views == "contrastive" else {}
+        view = chosen_view(c.views, c.crop, c.flip)
         return Wants(source_labels=False, target=True, per_class=0, batch_size=c.batch, views=2, view=view)
 
     @property

@@ -7,10 +7,11 @@ from torch.nn.functional import interpolate, normalize
 from models.distributed import BatchNorm
 from models.networks.backbones import FC7, fc7_network, resnet
 from models.networks.layers import unit
+from models.networks.precision import HeavyModule, reducible
 from models.networks.small import conv4, lenet
 
 
-class Extractor(nn.Module):
+class Extractor(HeavyModule):
     """Frozen extractor: input -> vectors (batch, features). Pixels are scaled to [0, 1]; vectors and fc7 to a mean square of 1, if ``normalised``.
 
     Images below 63 pixels, the least that the networks take, are enlarged to their 224.
@@ -38,6 +39,7 @@ class Extractor(nn.Module):
         self.trunk = None if name == "none" else fc7_network(name, weights)
         self.features = FC7 if self.trunk else int(torch.Size(shape).numel())
 
+    @reducible
     def forward(self, x: Tensor) -> Tensor:
         x = unit(x, self.images)
         if self.trunk is None and self.images:
@@ -47,7 +49,7 @@ class Extractor(nn.Module):
         return normalize(x) * self.features**0.5 if self.normalised else x
 
 
-class Backbone(nn.Module):
+class Backbone(HeavyModule):
     """Trainable backbone: input -> vectors (batch, features), by a ResNet, the trunk of LeNet or conv4, or one layer on vectors.
 
     Attributes:
@@ -84,6 +86,7 @@ class Backbone(nn.Module):
             self.trunk, self.features, self.head = resnet(name, weights)
         self.to(memory_format=torch.channels_last)
 
+    @reducible
     def forward(self, x: Tensor) -> Tensor:
         x = unit(x, self.images)
         return self.trunk(x.contiguous(memory_format=torch.channels_last) if self.images else x)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from models.distributed import BatchNorm
+from models.networks.precision import HeavyModule, reducible
 
 
 def stored(x: Tensor) -> Tensor:
@@ -29,7 +30,7 @@ def halvings(shape: tuple[int, ...], most: int = 4) -> int:
     return steps
 
 
-class Generator(nn.Module):
+class Generator(HeavyModule):
     """Codes to images in [-1, 1] by transposed convolutions of stride 2, or to feature vectors by two linear layers.
 
     It starts from the smallest side that halving reaches exactly, at most four times: 28 from 7, 32 from 2.
@@ -55,12 +56,13 @@ class Generator(nn.Module):
             layers += [nn.ConvTranspose2d(2 * less, less, 4, 2, 1), BatchNorm(less), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.ConvTranspose2d(width, channels, 4, 2, 1), nn.Tanh())
 
+    @reducible
     def forward(self, codes: Tensor) -> Tensor:
         """(batch, inputs) to (batch, *shape)."""
         return self.layers(codes)
 
 
-class Discriminator(nn.Module):
+class Discriminator(HeavyModule):
     """Images or feature vectors to logits, by convolutions of stride 2 or one hidden layer, without batch-norm."""
 
     def __init__(self, shape: tuple[int, ...], outputs: int, width: int, spectral: bool) -> None:
@@ -87,6 +89,7 @@ class Discriminator(nn.Module):
         normed = [spectral_norm(layer) if spectral and isinstance(layer, nn.Linear | nn.Conv2d) else layer for layer in layers]
         self.layers = nn.Sequential(*normed)
 
+    @reducible
     def forward(self, x: Tensor) -> Tensor:
         """(batch, *shape) to (batch, outputs)."""
         return self.layers(x)

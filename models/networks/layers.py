@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.distributed import BatchNorm
+from models.networks.precision import HeavyModule, reducible
 
 Output = tuple[list[Tensor], Tensor]
 
@@ -35,8 +36,8 @@ class HashLayer(nn.Module):
         return linear, torch.tanh(self.norm(linear))
 
 
-class HashNetwork(nn.Module):
-    """A trunk, its fully connected layers and a hash layer."""
+class HashNetwork(HeavyModule):
+    """A trunk, its fully connected layers, which are the heavy part, and a hash layer."""
 
     def __init__(
         self, trunk: nn.Module, layers: Sequence[nn.Module], features: int, bits: int, images: bool, pretrained: bool = False
@@ -52,6 +53,13 @@ class HashNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Output:
         """Outputs of the layers, each (batch, width), and the code (batch, bits)."""
+        outputs, activated = self._body(x)
+        linear, code = self.hash(activated)
+        return [*outputs, linear], code
+
+    @reducible
+    def _body(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Outputs of the fully connected layers, and what the hash layer takes."""
         x = unit(x, self.images)
         x = self.trunk(x.contiguous(memory_format=torch.channels_last) if self.images else x)
         outputs = []
@@ -59,8 +67,7 @@ class HashNetwork(nn.Module):
             x = layer(x)
             outputs.append(x)
             x = torch.relu(x)
-        linear, code = self.hash(x)
-        return [*outputs, linear], code
+        return outputs, x
 
     def parameter_groups(self, share: float) -> list[dict[str, Any]]:
         """Parameter groups for an optimiser; pretrained layers get ``share`` of the learning rate, the hash layer all of it."""

@@ -10,6 +10,7 @@ from torch.nn.functional import interpolate
 
 from models.distributed import BatchNorm
 from models.networks.layers import unit
+from models.networks.precision import HeavyModule, reducible
 
 SIDE = 32
 FEATURES = 128  # length of h
@@ -37,7 +38,7 @@ def _block(layer: nn.Conv2d | nn.ConvTranspose2d) -> nn.Sequential:
     return nn.Sequential(layer, BatchNorm(layer.out_channels), nn.ReLU())
 
 
-class Encoder(nn.Module):
+class Encoder(HeavyModule):
     """E: conv3x3/2 of w, 2w, 4w, then conv4x4, batch-norm, tanh to h."""
 
     def __init__(self, channels: int, width: int) -> None:
@@ -46,6 +47,7 @@ class Encoder(nn.Module):
         self.to_4 = _block(nn.Conv2d(2 * width, 4 * width, 3, 2, 1))
         self.to_1 = nn.Sequential(nn.Conv2d(4 * width, FEATURES, 4), BatchNorm(FEATURES), nn.Tanh(), nn.Flatten())
 
+    @reducible
     def forward(self, x: Tensor) -> Activations:
         """(batch, channels, 32, 32) in [-1, 1] to features (batch, 128)."""
         at_8 = self.to_8(x)
@@ -53,7 +55,7 @@ class Encoder(nn.Module):
         return Activations(self.to_1(at_4), at_8, at_4)
 
 
-class Decoder(nn.Module):
+class Decoder(HeavyModule):
     """G: deconv4x4 of 8w, deconv3x3/2 of 4w and 2w, then to the image, tanh."""
 
     def __init__(self, channels: int, width: int) -> None:
@@ -63,6 +65,7 @@ class Decoder(nn.Module):
         to_16 = _block(nn.ConvTranspose2d(4 * width, 2 * width, 3, 2, 1, 1))
         self.to_32 = nn.Sequential(to_16, nn.ConvTranspose2d(2 * width, channels, 3, 2, 1, 1), nn.Tanh())
 
+    @reducible
     def forward(self, h: Tensor) -> Activations:
         """Features (batch, 128) to (batch, channels, 32, 32) in [-1, 1]."""
         at_4 = self.to_4(h)
@@ -70,7 +73,7 @@ class Decoder(nn.Module):
         return Activations(self.to_32(at_8), at_8, at_4)
 
 
-class Critic(nn.Module):
+class Critic(HeavyModule):
     """D: conv3x3/2 of 2w, 4w, 8w, then conv4x4 to its scores; no batch-norm, because a gradient penalty excludes it."""
 
     def __init__(self, channels: int, width: int, scores: int = 1) -> None:
@@ -80,6 +83,7 @@ class Critic(nn.Module):
             layers += [nn.Conv2d(inputs, outputs, 3, 2, 1), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(8 * width, scores, 4), nn.Flatten(0 if scores == 1 else 1))
 
+    @reducible
     def forward(self, x: Tensor) -> Tensor:
         """(batch, channels, 32, 32) to (batch,), or (batch, scores) of several."""
         return self.layers(x)

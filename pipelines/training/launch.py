@@ -13,6 +13,7 @@ import torch
 from data.batches import DomainLoader, Rows
 from data.filesystem import remove, to_path, write_text
 from models.distributed import broadcast_from_rank_0, rank, world_size
+from models.networks.precision import compile_heavy, set_precision
 from pipelines.console import cluster
 from pipelines.training import runs
 from pipelines.training.loop import Trainer
@@ -46,6 +47,10 @@ def train(plan: Plan, setup: Setup | None = None, listen: Listener | None = None
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()) if options.gpu else torch.device("cpu")
     setup = setup or prepare(options)
     method, folder, wants = setup.method, to_path(plan.folder), setup.method.wants
+    networks = method.state_modules()
+    set_precision(networks, options.precision)
+    if options.compile:
+        compile_heavy(networks)
     source = _batches(plan, setup, "source", wants.source_labels, wants.per_class, held) if options.source else None
     target = _batches(plan, setup, "target", False, 0, held) if wants.target else None
     if rank() == 0 and setup.manifest.compressed:
@@ -61,7 +66,7 @@ def train(plan: Plan, setup: Setup | None = None, listen: Listener | None = None
 
     Trainer(
         method, source, target, options.epochs, plan.steps, options.seed, folder / "checkpoints", asdict(options), report, device,
-        options.checkpoint_steps, options.checkpoint_seconds,
+        options.checkpoint_steps, options.checkpoint_seconds, profile=options.profile,
     ).fit()  # fmt: skip
 
 

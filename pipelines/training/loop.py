@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,11 +14,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from data.batches import DomainBatch, DomainLoader
+from data.batches import DomainLoader
 from data.transforms import seeded_generator
+from models.clock import part
 from models.distributed import gather, mean_over_ranks, rank, world_size
 from models.method import Batch, Method
 from pipelines.training import checkpoint
+from pipelines.training.profiling import profiled
+from pipelines.training.transfer import on_device
 
 LOOK = 5  # steps between checks of the clock
 Reporter = Callable[[dict[str, Any]], None]
@@ -52,6 +55,7 @@ class Trainer:
         checkpoint_steps: steps between checkpoints within an epoch, written in the background; 0 for none.
         checkpoint_seconds: seconds between checkpoints within an epoch, checked every ``LOOK`` steps; 0 for none.
         keep_checkpoints: number of checkpoints kept.
+        profile: whether to print how each epoch's time divides, and to write a trace of its first steps.
     """
 
     method: Method
@@ -67,6 +71,7 @@ class Trainer:
     checkpoint_steps: int = 0
     checkpoint_seconds: float = 0
     keep_checkpoints: int = 2
+    profile: bool = False
 
     def __post_init__(self) -> None:
         self.method.to(self.device)  # before loading: optimisers take their state to where the parameters are
@@ -129,8 +134,14 @@ class Trainer:
         """The remaining steps of the epoch with their batches, on the device, with their views."""
         loaders, rest = (self.source, self.target), self.steps - self.first
         drawn = [each.epoch(self.epoch, self.steps, self.first) if each else [None] * rest for each in loaders]
-        for step, parts in enumerate(on_device(zip(*drawn, strict=True), self.device), self.first):
-            yield step, Batch(*(each.with_views(part, self.epoch, step) if each and part else None for each, part in zip(loaders, parts, strict=True)))
+        for step, pair in enumerate(on_device(zip(*drawn, strict=True), self.device), self.first):
+            with part("views"):
+                batch = Batch(*(each.with_views(rows, self.epoch, step) if each and rows else None for each, rows in zip(loaders, pair, strict=True)))
+            yield step, batch
+
+    def _profiled(self) -> Iterator[tuple[int, Batch]]:
+        place = self.folder.parent / "profile" / f"epoch-{self.epoch + 1:05d}.json"
+        return profiled(self._batches(), self.device, place) if self.profile else self._batches()
 
     def _epoch(self) -> dict[str, Any]:
         """Train one epoch, or the rest of one; returns its mean terms, time and speed."""
@@ -143,12 +154,13 @@ class Trainer:
         else:
             self.method.start_epoch(self.epoch, self.epochs, self.source, self.target)
         start = time.perf_counter()
-        for step, batch in self._batches():
+        for step, batch in self._profiled():
             self.method.begin_step((self.epoch + step / self.steps) / self.epochs)
             for name in filter(self.method.is_active, self.steppers):
                 for term, value in self.step(name, batch).items():
                     sums[term] = sums.get(term, torch.zeros((), device=self.device)) + value
-            self.method.end_step()
+            with part("optimiser"):
+                self.method.end_step()
             images += sum(len(part.x) for part in batch if part is not None)
             if step + 1 < self.steps and self._due(step + 1):
                 self._checkpoint(step + 1, sums, images, before + time.perf_counter() - start)
@@ -208,38 +220,13 @@ class Trainer:
         optimizer = self.method.players[name].optimizer
         with frozen(others) if others else nullcontext():
             optimizer.zero_grad(set_to_none=True)
-            loss, terms = self.steppers[name](batch)
-            loss.backward()
-            optimizer.step()
+            with part("forward"):
+                loss, terms = self.steppers[name](batch)
+            with part("backward"):
+                loss.backward()
+            with part("optimiser"):
+                optimizer.step()
         return {term: value.detach() for term, value in terms.items()} | {f"{name} loss": loss.detach()}
-
-
-def on_device(batches: Iterable[tuple[DomainBatch | None, ...]], device: torch.device) -> Iterator[tuple[DomainBatch | None, ...]]:
-    """Copy batches to a device: to a GPU one batch ahead of its use, on a stream of its own."""
-    if device.type != "cuda":
-        for parts in batches:
-            yield tuple(part and part.to(device) for part in parts)
-        return
-    copying, before = torch.cuda.Stream(device), None
-    for parts in batches:
-        with torch.cuda.stream(copying):
-            moved = tuple(part and part.to(device) for part in parts), copying.record_event()
-        if before:
-            yield _arrived(*before)
-        before = moved
-    if before:
-        yield _arrived(*before)
-
-
-def _arrived(parts: tuple[DomainBatch | None, ...], copied: torch.cuda.Event) -> tuple[DomainBatch | None, ...]:
-    """Batches whose copy the current stream waits for, and whose memory stays theirs until it has used them."""
-    here = torch.cuda.current_stream()
-    here.wait_event(copied)
-    for part in parts:
-        for tensor in (part.x, part.label, part.row) if part else ():
-            if tensor is not None:
-                tensor.record_stream(here)
-    return parts
 
 
 class frozen:  # noqa: N801  reads as a statement: with frozen(parameters)
