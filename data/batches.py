@@ -61,27 +61,33 @@ class Rows(NamedTuple):
 
 
 class StoredRows(NamedTuple):
-    """Rows as they are stored: ``content`` (n,) bytes objects or (n, features) float32, ``label`` (n,) int64 or None, ``row`` (n,) int64."""
+    """Rows as they are stored: ``content`` (n,) bytes objects or (n, features) float32, ``label`` (n,) int64 or None, ``row`` (n,) int64.
+
+    All are numpy arrays: they are drawn in another thread, and an operation of torch there that starts OpenMP threads, as indexing does,
+    makes each small operation of the training thread three times as slow from then on.
+    """
 
     content: np.ndarray
-    label: Tensor | None
-    row: Tensor
+    label: np.ndarray | None
+    row: np.ndarray
 
     def take(self, index: Tensor) -> "StoredRows":
         """Select rows by position; the bytes are not copied."""
-        return StoredRows(self.content[index.numpy()], None if self.label is None else self.label[index], self.row[index])
+        chosen = index.numpy()
+        return StoredRows(self.content[chosen], None if self.label is None else self.label[chosen], self.row[chosen])
+
+    def batch(self, x: Tensor) -> DomainBatch:
+        """The batch of these rows, of which ``x`` was decoded."""
+        return DomainBatch(x, (), None if self.label is None else torch.from_numpy(self.label), torch.from_numpy(self.row))
 
 
 AnyRows = TypeVar("AnyRows", Rows, StoredRows)
 
 
-def concatenate(parts: list[AnyRows]) -> AnyRows:
+def concatenate(parts: list[StoredRows]) -> StoredRows:
     """Concatenate rows."""
-    label = None if parts[0].label is None else torch.cat([part.label for part in parts if part.label is not None])
-    row = torch.cat([part.row for part in parts])
-    if isinstance(parts[0], Rows):
-        return Rows(torch.cat([part.x for part in parts]), label, row)  # type: ignore[union-attr, return-value]
-    return StoredRows(np.concatenate([part.content for part in parts]), label, row)  # type: ignore[union-attr]
+    label = None if parts[0].label is None else np.concatenate([part.label for part in parts if part.label is not None])
+    return StoredRows(np.concatenate([part.content for part in parts]), label, np.concatenate([part.row for part in parts]))
 
 
 @dataclass
@@ -167,8 +173,8 @@ class DomainLoader:
                 x = rows.x.pin_memory() if self.pinned else rows.x
                 yield DomainBatch(x, (), rows.label, rows.row)
         else:
-            for rows, x in self.decoder.ahead(drawn, lambda rows: (rows.content, rows.row.numpy())):
-                yield DomainBatch(x, (), rows.label, rows.row)
+            for rows, x in self.decoder.ahead(drawn, lambda rows: (rows.content, rows.row)):
+                yield rows.batch(x)
 
     def with_views(self, batch: DomainBatch, epoch: int, step: int) -> DomainBatch:
         """Add the augmented views of a step, made where the batch lies. The draws are those of the global batch."""
@@ -180,9 +186,8 @@ class DomainLoader:
             self.root, self.manifest, self.domain, self.split, self.start, self.stop, labels=self.labels, order=order
         )
         for batch in batches:
-            label = torch.from_numpy(batch.column("label").to_numpy().astype(np.int64)) if self.labels else None
-            row = torch.from_numpy(batch.column("row").to_numpy().copy())
-            yield StoredRows(stored_content(batch, self.manifest), label, row)
+            label = batch.column("label").to_numpy().astype(np.int64) if self.labels else None
+            yield StoredRows(stored_content(batch, self.manifest), label, batch.column("row").to_numpy().copy())
 
     @property
     def total(self) -> int:
@@ -202,14 +207,15 @@ class DomainLoader:
                 yield DomainBatch(taken.x, (), taken.label, taken.row)
             return
         parts = (rows.take(part) for rows in self._read() for part in torch.arange(len(rows.row)).split(size))
-        for rows, x in self.decoder.ahead(parts, lambda rows: (rows.content, rows.row.numpy())):
-            yield DomainBatch(x, (), rows.label, rows.row)
+        for rows, x in self.decoder.ahead(parts, lambda rows: (rows.content, rows.row)):
+            yield rows.batch(x)
 
     def cached_rows(self) -> Rows:
         """This worker's rows, decoded once and kept."""
         if self.held is None:
-            decoded = self.decoder.ahead(self._read(), lambda rows: (rows.content, rows.row.numpy()))
-            self.held = concatenate([Rows(x, rows.label, rows.row) for rows, x in decoded])
+            parts = [rows.batch(x) for rows, x in self.decoder.ahead(self._read(), lambda rows: (rows.content, rows.row))]
+            label = torch.cat([part.label for part in parts if part.label is not None]) if self.labels else None
+            self.held = Rows(torch.cat([part.x for part in parts]), label, torch.cat([part.row for part in parts]))
         return self.held
 
     @cached_property
@@ -232,7 +238,7 @@ class DomainLoader:
     def _from_memory(self, rows: AnyRows, epoch: int, steps: int) -> Iterator[AnyRows]:
         if self.per_class:
             assert rows.label is not None
-            members = [torch.nonzero(rows.label == label).flatten() for label in self.present]
+            members = [torch.from_numpy(np.flatnonzero(np.asarray(rows.label) == label)) for label in self.present]
             missing = [label for label, each in zip(self.present, members, strict=True) if not len(each)]
             if missing:
                 raise self._lacks(missing)
@@ -293,8 +299,8 @@ class DomainLoader:
     @staticmethod
     def _keep(latest: dict[int, deque[StoredRows]], row: StoredRows) -> None:
         assert row.label is not None
-        if int(row.label) >= 0:
-            latest[int(row.label)].append(row)
+        if row.label[0] >= 0:
+            latest[int(row.label[0])].append(row)
 
 
 def _endless(members: Tensor, generator: torch.Generator, batch: int) -> Iterator[Tensor]:

@@ -4,6 +4,8 @@ Pillow decodes outside Python's global lock, so threads scale with the cores, an
 """
 
 import os
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +23,7 @@ from data.manifest import Manifest
 from data.shards import read_rows
 
 AHEAD, TASK = 4, 8  # batches that are decoded before they are asked for; images that a thread decodes at a time
+NICE = 10  # how much lower the priority of decoding threads is
 VALUES, ROWS = 2**23, 512  # values and rows of a batch of ``read_decoded`` at most
 Item = TypeVar("Item")
 
@@ -53,8 +56,14 @@ def usable_cores() -> int:
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """The process's decoding threads, which all readers share."""
-    return ThreadPoolExecutor(threads, "decoder")
+    """The process's decoding threads, which all readers share. They yield to the training's threads, which wait for each other."""
+    return ThreadPoolExecutor(threads, "decoder", initializer=_yield_to_others)
+
+
+def _yield_to_others() -> None:
+    """Lower this thread's priority, where the system has one for each thread."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICE))
 
 
 class Decoder:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, grid_sample, pad
 
-BLOCK = 2**18  # values of a block of images that a CPU changes at a time
+BLOCK = 2**20  # values of a block of images that a CPU changes at a time
 
 
 def seeded_generator(*numbers: int) -> torch.Generator:

@@ -20,6 +20,7 @@ from data.images import SUFFIXES
 from data.manifest import Manifest
 from data.readers.base import printable
 from data.readers.folder import image_files
+from models.allocator import keep_freed_memory
 from pipelines.console import cluster
 from pipelines.console.config import option, positional, required
 from pipelines.registry.encoders import Encoder, open_encoder, registry_uri
@@ -102,6 +103,7 @@ class _Encode:
     """
 
     def __init__(self, config: Config, staging: str, encoder: Encoder | None = None, threads: int | None = None) -> None:
+        keep_freed_memory()
         self.encoder = encoder or open_encoder(config.model, config.storage, config.tracking, config.gpu)
         self.decode, self.staging = _Decode(config.input, self.encoder.shape, threads), to_path(staging)
         self.meta = {b"bits": str(self.encoder.bits).encode(), b"model": config.model.encode()}

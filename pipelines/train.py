@@ -63,6 +63,8 @@ def _run(options: TrainOptions) -> dict[str, Any]:
     plan = make_plan(setup, lambda: _cores(options))
     for note in setup.method.notes:
         print(f"note: {note}", file=sys.stderr)
+    if options.precision == "bf16" and not options.gpu:
+        print("note: --precision bf16 is for GPUs: most CPUs compute it several times slower than float32", file=sys.stderr)
     tracking_uri(options)
     folder = _open_folder(options)
     plan = dataclasses.replace(plan, folder=str(folder.resolve()))

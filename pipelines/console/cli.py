@@ -98,7 +98,7 @@ def set_default_environment() -> None:
     """Switch off telemetry and noisy logs, and limit spinning threads; variables that the user has set are kept."""
     for name, value in {
         "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1", "RAY_DEDUP_LOGS": "1", "RAY_worker_niceness": "0",
-        "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "KINETO_LOG_LEVEL": "9",
     }.items():  # fmt: skip
         os.environ.setdefault(name, value)
     os.environ.update(cluster.spin_limit())

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from data.decoding import read_decoded, split_name
 from data.manifest import Manifest
+from models.allocator import keep_freed_memory
 from models.encoder import HashEncoder, encode_all
 from models.method import Method
 from pipelines.retrieval import metrics, plots
@@ -29,6 +30,7 @@ def encode_split(encode: Encode, root: Path, manifest: Manifest, name: str, **al
         name: DOMAIN/SPLIT.
         also: what else to compute of the rows; the results are ``more`` of the returned value, by name.
     """
+    keep_freed_memory()
     codes: list[np.ndarray] = []
     labels: list[np.ndarray] = []
     more: dict[str, list[Tensor]] = {each: [] for each in also}

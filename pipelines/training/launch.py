@@ -12,6 +12,7 @@ import torch
 
 from data.batches import DomainLoader, Rows
 from data.filesystem import remove, to_path, write_text
+from models.allocator import keep_freed_memory
 from models.distributed import broadcast_from_rank_0, rank, world_size
 from models.networks.precision import compile_heavy, set_precision
 from pipelines.console import cluster
@@ -44,6 +45,7 @@ def train(plan: Plan, setup: Setup | None = None, listen: Listener | None = None
     """
     options = plan.options
     torch.set_num_threads(plan.threads)
+    keep_freed_memory()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()) if options.gpu else torch.device("cpu")
     setup = setup or prepare(options)
     method, folder, wants = setup.method, to_path(plan.folder), setup.method.wants
