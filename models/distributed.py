@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as dist_nn
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import batch_norm
 
 from models.clock import part
 
@@ -69,6 +71,41 @@ def rank_slice(draw: Tensor) -> Tensor:
     return draw.chunk(world_size())[rank()]
 
 
+class _Normalise(torch.autograd.Function):
+    """Normalise with the moments of the global batch, with the fused kernels that torch has for fixed moments.
+
+    The gradient through the moments needs two sums over the global batch: of the output's gradient, and of its product with the
+    normalised input.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(x, weight, mean, variance)
+        ctx.eps = eps
+        return batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, variance = ctx.saved_tensors
+        given = gradient.contiguous(memory_format=_memory_format(x)), x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        of_input, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(*given)
+        sums = torch.stack([of_bias, of_weight])
+        with part("gathering"):
+            dist.all_reduce(sums)
+        mean_gradient, mean_product = sums / (x.numel() // x.shape[1] * world_size())
+        scale = torch.rsqrt(variance + ctx.eps)
+        slope = -weight * scale.square() * mean_product
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        of_input.addcmul_(x, slope.view(shape)).sub_((weight * scale * mean_gradient + slope * mean).view(shape))
+        return of_input, of_weight, of_bias, None, None, None
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
 class BatchNorm(nn.BatchNorm2d):
     """Batch-norm over (batch, features) or (batch, channels, h, w) with the moments of the global batch.
 
@@ -86,14 +123,13 @@ class BatchNorm(nn.BatchNorm2d):
             return super().forward(input)
         if input.dtype in (torch.bfloat16, torch.float16):
             return self.forward(input.float()).to(input.dtype)
-        axes = [0] if input.dim() == 2 else [0, 2, 3]
-        means, variances = gather(torch.stack([input.mean(axes), input.var(axes, unbiased=False)]).unsqueeze(0)).unbind(1)
-        mean = means.mean(0)
-        variance = (variances + (means - mean).square()).mean(0)  # centred on each rank: E[x^2] - E[x]^2 would cancel far from zero
-        self._track(mean.detach(), variance.detach(), input.numel() // input.shape[1] * world_size())
-        shape = [1, -1] + [1] * (input.dim() - 2)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        return (input - mean.view(shape)) * scale.view(shape) + self.bias.view(shape)
+        with torch.no_grad():
+            means, variances = gather(torch.stack(torch.batch_norm_update_stats(input, None, None, 0.0)).unsqueeze(0)).unbind(1)
+            mean = means.mean(0)
+            variance = (variances + (means - mean).square()).mean(0)  # centred on each rank: E[x^2] - E[x]^2 would cancel far from zero
+        self._track(mean, variance, input.numel() // input.shape[1] * world_size())
+        normalised: Tensor = _Normalise.apply(input, self.weight, self.bias, mean, variance, self.eps)  # type: ignore[no-untyped-call]
+        return normalised
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:

@@ -18,7 +18,7 @@ from models.distributed import broadcast_from_rank_0
 from pipelines.console import cluster
 from pipelines.retrieval import evaluation
 from pipelines.training import checkpoint, runs
-from pipelines.training.launch import launch, train
+from pipelines.training.launch import launch, loaders, train
 from pipelines.training.options import TrainOptions, make_options, method_fields
 from pipelines.training.plan import Plan, Setup, make_plan, prepare
 from pipelines.training.reporting import Reporter, open_tracker, tracking_uri
@@ -72,6 +72,9 @@ def _run(options: TrainOptions) -> dict[str, Any]:
     tracker = open_tracker(plan.options, folder, setup.manifest, tracked)
     runs.record(folder, asdict(plan.options), setup.manifest, tracker.tracked if tracker else "")
     print(f"run {folder.name}: {describe(plan)}", file=sys.stderr, flush=True)
+    if setup.manifest.compressed and plan.steps:
+        for loader in filter(None, loaders(plan, setup, 0, options.workers or int(os.environ.get("WORLD_SIZE", 1)))):
+            print(f"{loader.memory}{' a worker' if options.workers > 1 else ''}", file=sys.stderr, flush=True)
     reporter = Reporter(options, folder, tracker)
     try:
         with runs.Follower(folder, reporter.epoch):

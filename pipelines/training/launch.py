@@ -1,7 +1,6 @@
 """Runs a plan: in this process, as one rank of torchrun, or on Ray Train's workers."""
 
 import os
-import sys
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict
@@ -48,16 +47,12 @@ def train(plan: Plan, setup: Setup | None = None, listen: Listener | None = None
     keep_freed_memory()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()) if options.gpu else torch.device("cpu")
     setup = setup or prepare(options)
-    method, folder, wants = setup.method, to_path(plan.folder), setup.method.wants
+    method, folder = setup.method, to_path(plan.folder)
     networks = method.state_modules()
     set_precision(networks, options.precision)
     if options.compile:
         compile_heavy(networks)
-    source = _batches(plan, setup, "source", wants.source_labels, wants.per_class, held) if options.source else None
-    target = _batches(plan, setup, "target", False, 0, held) if wants.target else None
-    if rank() == 0 and setup.manifest.compressed:
-        for loader in filter(None, (source, target)):
-            print(loader.memory, file=sys.stderr, flush=True)
+    source, target = loaders(plan, setup, rank(), world_size(), held)
     progress = runs.ProgressWriter(folder)
     write = _with_pictures(progress, setup, folder) if rank() == 0 else progress
 
@@ -72,13 +67,18 @@ def train(plan: Plan, setup: Setup | None = None, listen: Listener | None = None
     ).fit()  # fmt: skip
 
 
-def _batches(plan: Plan, setup: Setup, role: str, labels: bool, per_class: int, held: dict[str, Rows] | None) -> DomainLoader:
-    """This worker's batches of one domain's training split."""
-    options, wants, world = plan.options, setup.method.wants, world_size()
-    return DomainLoader(
-        setup.root, setup.manifest, getattr(options, role), "train", plan.batch // world, per_class // world, labels, wants.views, wants.view,
-        options.seed, rank(), world, options.cache_mb, STREAMS[role], (held or {}).get(role), plan.decoders, options.gpu,
-    )  # fmt: skip
+def loaders(plan: Plan, setup: Setup, rank: int, world: int, held: dict[str, Rows] | None = None) -> tuple[DomainLoader | None, DomainLoader | None]:
+    """A worker's loaders of the source's and the target's training split; None for a domain that the method does not use."""
+    options, wants = plan.options, setup.method.wants
+
+    def loader(role: str, labels: bool, per_class: int) -> DomainLoader:
+        return DomainLoader(
+            setup.root, setup.manifest, getattr(options, role), "train", plan.batch // world, per_class // world, labels, wants.views, wants.view,
+            options.seed, rank, world, options.cache_mb, STREAMS[role], (held or {}).get(role), plan.decoders, options.gpu,
+        )  # fmt: skip
+
+    source = loader("source", wants.source_labels, wants.per_class) if options.source else None
+    return source, loader("target", False, 0) if wants.target else None
 
 
 def _with_pictures(progress: runs.ProgressWriter, setup: Setup, folder: Path) -> Callable[[dict[str, Any]], None]:

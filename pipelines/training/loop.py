@@ -55,7 +55,7 @@ class Trainer:
         checkpoint_steps: steps between checkpoints within an epoch, written in the background; 0 for none.
         checkpoint_seconds: seconds between checkpoints within an epoch, checked every ``LOOK`` steps; 0 for none.
         keep_checkpoints: number of checkpoints kept.
-        profile: whether to print how each epoch's time divides, and to write a trace of its first steps.
+        profile: whether each record says how the epoch's time divided, and a trace of its first steps is written.
     """
 
     method: Method
@@ -84,6 +84,7 @@ class Trainer:
         self.writing.set_result(self.place or self.folder)
         self.written = time.monotonic()
         self.steppers: dict[str, nn.Module] = {}
+        self.told: list[str] = []
         for name, player in self.method.players.items():
             step = PlayerStep(self.method, name)
             trained = any(p.requires_grad for p in player.networks.parameters())
@@ -141,7 +142,7 @@ class Trainer:
 
     def _profiled(self) -> Iterator[tuple[int, Batch]]:
         place = self.folder.parent / "profile" / f"epoch-{self.epoch + 1:05d}.json"
-        return profiled(self._batches(), self.device, place) if self.profile else self._batches()
+        return profiled(self._batches(), self.device, place, self.told.append) if self.profile else self._batches()
 
     def _epoch(self) -> dict[str, Any]:
         """Train one epoch, or the rest of one; returns its mean terms, time and speed."""
@@ -169,7 +170,8 @@ class Trainer:
         self._check(terms)
         seconds = before + time.perf_counter() - start
         speed = images * world_size() / seconds
-        return {"epoch": self.epoch + 1, "epochs": self.epochs, "terms": terms, "seconds": seconds, "images_per_second": speed}
+        record = {"epoch": self.epoch + 1, "epochs": self.epochs, "terms": terms, "seconds": seconds, "images_per_second": speed}
+        return record | ({"profile": self.told.pop()} if self.told else {})
 
     def _due(self, step: int) -> bool:
         """Whether a checkpoint is due after this step. Ranks agree, because they use the mean of their clocks."""

@@ -1,7 +1,6 @@
 """Profiles training steps: how their time divides, and a trace of the first."""
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,8 +14,8 @@ Item = TypeVar("Item")
 TRACED = 5  # steps of a trace
 
 
-def profiled(batches: Iterator[Item], device: torch.device, place: Path) -> Iterator[Item]:
-    """The same batches. When they end, rank 0 prints how the time of the steps divided and writes a trace of the first steps.
+def profiled(batches: Iterator[Item], device: torch.device, place: Path, tell: Callable[[str], None]) -> Iterator[Item]:
+    """The same batches. When they end, rank 0 tells how the time of the steps divided and writes a trace of the first steps.
 
     Args:
         device: where the steps run; with a GPU each part waits until it has done its work, so steps take longer than without a profile.
@@ -37,4 +36,4 @@ def profiled(batches: Iterator[Item], device: torch.device, place: Path) -> Iter
         with atomic_write(place) as file:
             profiler.export_chrome_trace(str(file))
         seconds = sum(clock.seconds.values()) / max(1, steps)
-        print(f"a step takes {1000 * seconds:.1f} ms: {clock}; trace of {min(TRACED, max(0, steps - 2))} steps: {place}", file=sys.stderr, flush=True)
+        tell(f"a step takes {1000 * seconds:.1f} ms: {clock}; trace of {min(TRACED, max(0, steps - 2))} steps: {place}")

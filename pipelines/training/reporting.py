@@ -32,6 +32,8 @@ class Reporter:
         """Show and track one finished epoch."""
         self.epochs += 1
         print(runs.epoch_line(record | {"done_here": self.epochs}, self.started), file=sys.stderr, flush=True)
+        if "profile" in record:
+            print(record["profile"], file=sys.stderr, flush=True)
         if self.tracker:
             self.queue(partial(self.tracker.epoch, record))
 

@@ -59,10 +59,14 @@ class Fixed:
         """This rank's rows."""
         yield domain_batch(0, self.domain, rank(), world_size())
 
-    def epoch(self, epoch: int, steps: int) -> Iterator[DomainBatch]:
+    def epoch(self, epoch: int, steps: int, first: int = 0) -> Iterator[DomainBatch]:
         """This rank's part of the epoch's batches."""
-        for step in range(steps):
+        for step in range(first, steps):
             yield domain_batch(epoch * steps + step, self.domain, rank(), world_size())
+
+    def with_views(self, batch: DomainBatch, epoch: int, step: int) -> DomainBatch:
+        """The batch, which has its views."""
+        return batch
 
 
 @dataclass
