@@ -71,6 +71,25 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of two domains, ``photo`` and ``art``, of 90 made photographs each, of three classes, stored as JPEG files."""
+    import numpy as np
+    from PIL import Image
+
+    from pipelines import ingest
+
+    folder, random = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
+    for domain in ("photo", "art"):
+        for i in range(90):
+            file = folder / domain / f"class{i % 3}" / f"{i}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            coarse = Image.fromarray(random.integers(0, 256, (6, 8, 3), np.uint8))
+            coarse.resize((90, 70)).save(file)
+        ingest.run(ingest.Config(str(folder / domain), domain=domain, dataset=str(folder / "set"), size=80))
+    return folder / "set"
+
+
+@pytest.fixture(scope="session")
 def undisturbed(ray_cluster: Head, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """Parameters of the short run of ``tests.pipelines.training.disturbed`` with two Ray workers."""
     return _trained(digits, tmp_path_factory.mktemp("undisturbed"))

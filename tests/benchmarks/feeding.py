@@ -205,17 +205,17 @@ def allocator(threads: int) -> None:
         print(f"  {name:<44}{found[name]:>9,.0f} images/s")
 
 
-PEAK = """import resource, sys
+PEAK = """import sys
 from pipelines.console.cli import main
 assert main(sys.argv[1:]) == 0
-print("PEAK", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"""
+print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")))"""
 
 
 def peak(arguments: list[str]) -> tuple[float, float]:
     """Peak memory in MiB, and seconds, of a command in a process of its own."""
     begun = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", PEAK, *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("PEAK")]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) / 1024, time.perf_counter() - begun
 
 

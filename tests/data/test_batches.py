@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from data import transforms
 from data.batches import DomainBatch, DomainLoader
@@ -145,20 +144,6 @@ def _recoloured_alone(image: torch.Tensor, draw: list[float]) -> torch.Tensor:
     image = change.adjust_contrast(change.adjust_brightness(image, 0.6 + 0.8 * draw[6]), 0.6 + 0.8 * draw[7])
     image = change.adjust_hue(change.adjust_saturation(image, 0.6 + 0.8 * draw[8]), 0.2 * draw[9] - 0.1)
     return change.rgb_to_grayscale(image, 3) if draw[10] < 0.2 else image
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """90 noisy photographs of three classes, stored as JPEG files."""
-    folder = tmp_path_factory.mktemp("photographs")
-    random = np.random.default_rng(0)
-    for i in range(90):
-        file = folder / "photo" / f"class{i % 3}" / f"{i}.jpg"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        coarse = Image.fromarray(random.integers(0, 256, (6, 8, 3), np.uint8))
-        coarse.resize((90, 70)).save(file)
-    ingest.run(ingest.Config(str(folder / "photo"), domain="photo", dataset=str(folder / "set"), size=80))
-    return folder / "set"
 
 
 def photos(root: Path, **options: object) -> DomainLoader:
