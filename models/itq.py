@@ -21,11 +21,12 @@ class Projection(nn.Module):
         return normalize(x - self.mean) @ self.axes.T
 
 
-def fit_itq(x: Tensor, bits: int) -> Projection:
-    """Fit ITQ with faiss.
+def fit_itq(x: Tensor, bits: int, seed: int) -> Projection:
+    """Fit ITQ: the components by numpy, with a fixed sign, so that they do not depend on the number of threads; the rotation by faiss.
 
     Args:
         x: (n, features) float32; n and features at least ``bits``.
+        seed: of the first rotation.
 
     Raises:
         ValueError: there are fewer features, or fewer vectors, than bits.
@@ -35,9 +36,14 @@ def fit_itq(x: Tensor, bits: int) -> Projection:
     n, features = x.shape
     if min(n, features) < bits:
         raise ValueError(f"ITQ makes at most one bit of a feature and of a training image: {bits} bits of {features} features, {n} images")
-    itq = faiss.ITQTransform(features, bits, True)
-    itq.train(np.ascontiguousarray(x.cpu().numpy(), np.float32))
     made = Projection(features, bits)
-    made.mean.copy_(torch.from_numpy(faiss.vector_to_array(itq.mean)))
-    made.axes.copy_(torch.from_numpy(faiss.vector_to_array(itq.pca_then_itq.A).reshape(bits, features)))
+    made.mean.copy_(x.mean(0))
+    z = normalize(x.cpu() - made.mean).double().numpy()
+    centred = z - z.mean(0)
+    axes = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :bits].T
+    axes = axes * np.sign(np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], 1))
+    itq = faiss.ITQMatrix(bits)
+    itq.seed = seed % 2**31
+    itq.train(np.ascontiguousarray(z @ axes.T, np.float32))
+    made.axes.copy_(torch.from_numpy(faiss.vector_to_array(itq.A).reshape(bits, bits) @ axes))
     return made.to(x.device)

@@ -95,7 +95,7 @@ class ITQ(Classic):
     reference: ClassVar[str] = "Gong and Lazebnik, Iterative Quantization: A Procrustean Approach to Learning Binary Codes, CVPR 2011"
 
     def fit(self, x: Tensor) -> None:
-        self.hashing.load_state_dict(fit_itq(x, self.bits).state_dict())
+        self.hashing.load_state_dict(fit_itq(x, self.bits, self.draw().initial_seed()).state_dict())
 
 
 class _Waves(nn.Module):

@@ -282,5 +282,5 @@ class UCDIR(Method):
         """The encoder that ranks, with the learned head, or with ITQ fitted on both domains' slots."""
         hashing = self._ranking["hash"]
         if self.config.codes == "itq":
-            hashing = fit_itq(torch.cat([memory.slots for memory in self.memory.values()]), self.bits)
+            hashing = fit_itq(torch.cat([memory.slots for memory in self.memory.values()]), self.bits, self.seed)
         return _Codes(self._ranking["embedding"], hashing).eval()

@@ -160,14 +160,33 @@ def clouds(n: int = 600, width: int = 24) -> torch.Tensor:
     return torch.randn(n, width, generator=torch.Generator().manual_seed(6)) * spread @ turn + 1
 
 
-def test_itq_is_faiss_s_and_lsh_is_of_its_seed() -> None:
-    x = clouds()
-    itq = ITQ(ClassicConfig(), (24,), 3, 16)
-    itq.fit(x)
+def test_itq_is_as_near_to_its_signs_as_faiss_s_and_is_of_its_seed_but_not_of_the_threads() -> None:
+    x, threads, found = clouds(), torch.get_num_threads(), []
+
+    def error(projected: torch.Tensor) -> float:
+        return float((projected.sign() * projected.abs().mean() - projected).square().mean())
+
+    try:
+        for seed, count in ((0, 1), (0, 2), (1, 2)):
+            torch.set_num_threads(count)
+            faiss.omp_set_num_threads(count)
+            torch.manual_seed(seed)
+            itq = ITQ(ClassicConfig(), (24,), 3, 16)
+            itq.fit(x)
+            found.append(itq.hashing(x))
+    finally:
+        torch.set_num_threads(threads)
+        faiss.omp_set_num_threads(threads)
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=0)
+    assert not torch.equal(found[1] > 0, found[2] > 0)
     other = faiss.ITQTransform(24, 16, True)
     other.train(x.numpy())
-    torch.testing.assert_close(itq.hashing(x), torch.from_numpy(other.apply(x.numpy())), atol=1e-5, rtol=0)
-    codes = []
+    assert all(error(each) < 1.05 * error(torch.from_numpy(other.apply(x.numpy()))) for each in found)
+    torch.testing.assert_close(itq.hashing.axes @ itq.hashing.axes.T, torch.eye(16), atol=1e-5, rtol=0)
+
+
+def test_lsh_is_of_its_seed() -> None:
+    x, codes = clouds(), []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
         lsh = LSH(ClassicConfig(), (24,), 3, 16)
