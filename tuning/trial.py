@@ -92,7 +92,7 @@ def _rows(arrays: dict[str, Any]) -> Any:
 
     import torch  # noqa: PLC0415
 
-    from data.batches import Rows  # noqa: PLC0415
+    from data.rows import Rows  # noqa: PLC0415
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # "not writable" is harmless: indexing copies

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from data.batches import DomainLoader, Rows
+from data.batches import DomainLoader
 from data.filesystem import remove, to_path, write_text
+from data.rows import Rows
 from models.allocator import keep_freed_memory
 from models.distributed import broadcast_from_rank_0, rank, world_size
 from models.networks.precision import compile_heavy, set_precision

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from data.batches import DomainBatch
+from data.rows import DomainBatch
 from models.clock import part
 
 Pair = tuple[DomainBatch | None, ...]

@@ -14,9 +14,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 from torchvision.models import mobilenet_v2
@@ -102,7 +104,7 @@ def reading(root: Path, threads: int, rounds: int, device: torch.device) -> None
     def decoder() -> int:
         made = Decoder(manifest, threads)
         for start in range(0, steps * BATCH, BATCH):
-            part = stored.take(torch.arange(start, start + BATCH))
+            part = stored.take(np.arange(start, start + BATCH))
             made(part.content, part.row)
         return steps * BATCH
 
@@ -170,7 +172,7 @@ def training(root: Path, threads: int, rounds: int, device: torch.device) -> Non
             step(batch.x, batch.label)
         return steps * BATCH / (time.perf_counter() - begun)
 
-    drawn = [(rows.content, rows.row) for rows in loader._drawn(0, steps)]
+    drawn = [(rows.content, rows.row) for rows in islice(loader._drawn(0), steps)]
 
     def decoding() -> float:
         """CPU seconds that decoding an image takes."""

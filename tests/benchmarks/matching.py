@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from data.batches import DomainBatch
+from data.rows import DomainBatch
 from models.method import Batch
 from models.methods.idr_ae import IDRAE, IDRAEConfig
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from data.batches import DomainBatch
+from data.rows import DomainBatch
 from models.method import Batch
 from models.methods.ucdir import DOMAINS, UCDIR, WIDTH, UCDIRConfig
 

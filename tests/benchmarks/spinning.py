@@ -19,7 +19,7 @@ def loop(seconds: float) -> float:
     """Images per second of DAH with LeNet on random digits, one thread per core, after a warm-up of two steps."""
     import torch
 
-    from data.batches import DomainBatch
+    from data.rows import DomainBatch
     from models.method import Batch
     from models.methods.dah import DAH, DAHConfig
 

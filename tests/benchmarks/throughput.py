@@ -14,10 +14,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from data.batches import DomainBatch, DomainLoader
+from data.batches import DomainLoader
 from data.manifest import Manifest
+from data.rows import DomainBatch
 from data.transforms import random_view
 from models.method import Batch
 from models.registry import METHODS, find_method
@@ -45,7 +47,7 @@ def bare_loop(config: train.Config, threads: int) -> float:
         for step in range(config.steps_per_epoch):
             parts: list[DomainBatch] = []
             for each in rows:
-                drawn = each.take(torch.randint(len(each.row), (size,)))
+                drawn = each.take(np.random.default_rng(step).integers(len(each.row), size=size))
                 generator = torch.Generator().manual_seed(step)
                 views = tuple(random_view(drawn.x, generator, **wants.view) for _ in range(wants.views))
                 parts.append(DomainBatch(drawn.x, views, drawn.label, drawn.row))

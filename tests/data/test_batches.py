@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from data import transforms
-from data.batches import DomainBatch, DomainLoader
+from data.batches import DomainLoader
 from data.decoding import read_decoded, read_pictures
 from data.manifest import Manifest
+from data.rows import DomainBatch
 from data.transforms import affine_view, contrastive_view, crop_view, random_view, seeded_generator
 from pipelines import ingest
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from data.batches import DomainBatch
+from data.rows import DomainBatch
 from data.transforms import random_view, seeded_generator
 from models.distributed import rank, world_size
 from models.method import Batch, Method

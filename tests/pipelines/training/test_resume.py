@@ -16,7 +16,8 @@ import psutil
 import pytest
 import torch
 
-from data.batches import DomainBatch, DomainLoader
+from data.batches import DomainLoader
+from data.rows import DomainBatch
 from models.method import Method
 from models.methods.dah import DAH, DAHConfig
 from pipelines import train
