@@ -95,6 +95,8 @@ def read_progress(folder: Path) -> list[Record]:
     try:
         found = [validation.parse_json(line) for line in path.read_text().splitlines()]
         validation.check(found, [{"epoch": int, "epochs": int, "terms": {str: float}, "images_per_second": float, "time": float}])
+        if any(abs(record["time"]) > 1e11 for record in found):
+            raise ValueError("a time is out of range")
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     return found
