@@ -31,6 +31,7 @@ bench: setup
 	$(BIN)/python -m tests.benchmarks.evaluation
 	$(BIN)/python -m tests.benchmarks.throughput
 	$(BIN)/python -m tests.benchmarks.encoding
+	$(BIN)/python -m tests.benchmarks.feeding --parts reading,training,allocator
 
 clean:
 	rm -rf .venv build dist site *.egg-info runs

@@ -132,13 +132,9 @@ class DomainLoader:
         """Number of rows in the split, over all workers."""
         return self.manifest.split(self.domain, self.split).rows
 
-    def rows(self, size: int = 0) -> Iterator[DomainBatch]:
-        """Yield each of this worker's rows once, in stored (shuffled) order, without views.
-
-        Args:
-            size: rows of a batch at most; by default as many as an encoder takes at once.
-        """
-        size = size or batch_rows(tuple(self.manifest.shape))
+    def rows(self) -> Iterator[DomainBatch]:
+        """Yield each of this worker's rows once, in stored (shuffled) order, without views, in batches of at most ``batch_rows``."""
+        size = batch_rows(tuple(self.manifest.shape))
         if self.cached:
             for part in _slices(self.stop - self.start, size):
                 taken = self.cached_rows().take(part)

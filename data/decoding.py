@@ -15,12 +15,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from data.images import decode, decode_rows
 from data.manifest import Manifest
-from data.shards import read_rows
+from data.shards import ROWS_READ, read_rows
 
 AHEAD, TASK = 4, 8  # batches that are decoded before they are asked for; images that a thread decodes at a time
 NICE = 10  # how much lower the priority of decoding threads is
@@ -234,9 +235,18 @@ def decode_files(paths: Iterable[Path], shape: tuple[int, ...], threads: int | N
 
 
 def read_pictures(root: Path, manifest: Manifest, name: str, rows: Iterable[int]) -> dict[int, np.ndarray]:
-    """Single images of DOMAIN/SPLIT by row number, (channels, h, w) uint8 each; reads no others."""
-    found = {}
-    for row in sorted(set(rows)):
-        (batch,) = read_decoded(root, manifest, *split_name(name), row, row + 1, threads=0)
-        found[row] = batch.x[0].contiguous().numpy()
+    """Single images of DOMAIN/SPLIT by row number, (channels, h, w) uint8 each; decodes no others, and reads no part of a file twice."""
+    wanted, ranges, found = sorted(set(rows)), list[list[int]](), dict[int, np.ndarray]()
+    for row in wanted:
+        if ranges and row < ranges[-1][1] + ROWS_READ:
+            ranges[-1][1] = row + 1
+        else:
+            ranges.append([row, row + 1])
+    decoder = Decoder(manifest, 0)
+    for start, stop in ranges:
+        for batch in read_rows(root, manifest, *split_name(name), start, stop, labels=False):
+            kept = batch.filter(pc.is_in(batch.column("row"), pa.array(wanted)))
+            numbers = kept.column("row").to_numpy()
+            if len(numbers):
+                found |= dict(zip(numbers.tolist(), decoder(stored_content(kept, manifest), numbers).contiguous().numpy(), strict=True))
     return found

@@ -1,7 +1,6 @@
 """Reads JSON that may be damaged or come from elsewhere, and checks its structure and types."""
 
 import json
-import math
 from typing import Any
 
 NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "an object", list: "a list"}
@@ -34,8 +33,6 @@ def check(value: Any, form: Any, where: str = "it") -> None:
     numeric = kind is float and isinstance(value, int) and abs(value) < 2**1023
     if not (isinstance(value, kind) or numeric) or (isinstance(value, bool) and kind not in (bool, object)):
         raise ValueError(f"{where} is not {NAMES[kind]}")
-    if isinstance(value, float) and math.isinf(value):
-        raise ValueError(f"{where} is infinite")
     if isinstance(form, list):
         for index, each in enumerate(value):
             check(each, form[0], f"{where}[{index}]")

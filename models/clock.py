@@ -49,11 +49,8 @@ _running: list[Clock] = []
 
 
 @contextmanager
-def running(clock: Clock | None) -> Iterator[None]:
-    """Let ``part`` count for a clock within a block; None for no clock."""
-    if clock is None:
-        yield
-        return
+def running(clock: Clock) -> Iterator[None]:
+    """Let ``part`` count for a clock within a block."""
     _running.append(clock)
     try:
         yield

@@ -5,6 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from models.components import fit_components
+
 
 class Projection(nn.Module):
     """Centres and L2-normalises vectors (batch, features) and projects them to (batch, bits); the codes are the signs."""
@@ -22,7 +24,7 @@ class Projection(nn.Module):
 
 
 def fit_itq(x: Tensor, bits: int, seed: int) -> Projection:
-    """Fit ITQ: the components by numpy, with a fixed sign, so that they do not depend on the number of threads; the rotation by faiss.
+    """Fit ITQ: the components by scikit-learn, the rotation by faiss. The result depends on the seed, and not on the number of threads.
 
     Args:
         x: (n, features) float32; n and features at least ``bits``.
@@ -39,9 +41,7 @@ def fit_itq(x: Tensor, bits: int, seed: int) -> Projection:
     made = Projection(features, bits)
     made.mean.copy_(x.mean(0))
     z = normalize(x.cpu() - made.mean).double().numpy()
-    centred = z - z.mean(0)
-    axes = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :bits].T
-    axes = axes * np.sign(np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], 1))
+    axes = fit_components(z, bits).components_
     itq = faiss.ITQMatrix(bits)
     itq.seed = seed % 2**31
     itq.train(np.ascontiguousarray(z @ axes.T, np.float32))

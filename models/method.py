@@ -42,8 +42,8 @@ class RowSource(Protocol):
     def total(self) -> int:
         """Number of training rows in the domain, over all workers."""
 
-    def rows(self, size: int = 512) -> Iterator[DomainView]:
-        """Yield each of this worker's rows once, ``size`` at a time, in stored (shuffled) order; without views, and without labels for a target."""
+    def rows(self) -> Iterator[DomainView]:
+        """Yield each of this worker's rows once, in stored (shuffled) order, in batches that an encoder takes at once; without views or a target's labels."""
 
 
 class Batch(NamedTuple):

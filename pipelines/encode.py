@@ -41,7 +41,7 @@ class Config:
     storage: str = option("runs", "folder of runs")
     tracking: str = option("", "MLflow's tracking URI of the registry (default: as in train)")
     workers: int = option(0, "encoders at a time, by Ray Data (default: one; this process alone for few rows)")
-    gpu: bool = option(False, "encode on GPUs, one per encoder; other tasks decode the images")
+    gpu: bool = option(False, "encode on the GPUs of the Ray cluster, one per encoder; other tasks decode the images")
 
     def __post_init__(self) -> None:
         if self.workers < 0:
@@ -59,16 +59,14 @@ class _Batch(NamedTuple):
 
 
 class _Decode:
-    """Decodes one part after another: returns its rows as an Arrow stream, with the images that cannot be read.
-
-    It runs in the encoder's own process, or in tasks of its own, so that CPU nodes feed GPU nodes.
+    """Decodes one part after another, in the encoder's own process, or in tasks of its own, so that CPU nodes feed GPU nodes.
     """
 
     def __init__(self, path: str, shape: tuple[int, ...], threads: int | None = None) -> None:
         self.root, self.shape, self.threads = to_path(path), shape, threads
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """A part with all its rows, for another process."""
+        """A part with all its rows as plain values, for ``_Encode`` in another process."""
         batches = list(self.batches(item))
         lost = [line for batch in batches for line in batch.lost]
         whole = [np.ascontiguousarray(batch.x) for batch in batches if len(batch.x)]
@@ -134,8 +132,8 @@ class _Encode:
 
 def _size(rows: int, workers: int, shape: tuple[int, ...]) -> int:
     """Rows of a part: small enough for several parts per encoder and for a decoded part in memory, in whole batches."""
-    batch, most = batch_rows(shape), max(1, PART // int(np.prod(shape)))
-    return max(batch, min(most, -(-rows // (4 * max(1, workers) * batch)) * batch))
+    batch = batch_rows(shape)
+    return batch * max(1, min(PART // int(np.prod(shape)) // batch, -(-rows // (4 * max(1, workers) * batch))))
 
 
 def _dataset_items(config: Config, shape: tuple[int, ...]) -> list[dict[str, Any]]:
@@ -167,7 +165,7 @@ def run(config: Config) -> dict[str, Any]:
         raise ValueError(f"no file or folder {config.input!r} to encode")
     if out.exists():
         raise ValueError(f"{out} exists already: give another --out, or remove it")
-    encoder = open_encoder(config.model, config.storage, config.tracking, config.gpu)
+    encoder = open_encoder(config.model, config.storage, config.tracking)
     dataset = (path / "manifest.json").exists()
     if not dataset and len(encoder.shape) != 3:
         raise ValueError(f"{config.model} takes feature vectors, {path} holds files: ingest the features and give the dataset")
@@ -197,7 +195,7 @@ def run(config: Config) -> dict[str, Any]:
 def _encode_all(items: list[dict[str, Any]], staging: Path, config: Config, encoder: Encoder) -> list[dict[str, Any]]:
     """Encode all parts, few rows with this process's encoder; returns what ``_Encode`` says of each."""
     rows = sum(len(json.loads(item["files"])) if item["files"] else item["stop"] - item["start"] for item in items)
-    if not config.workers and rows <= FEW:
+    if not config.workers and not config.gpu and rows <= FEW:
         return list(map(_Encode(config, str(staging.resolve()), encoder), items))
     ray = cluster.connect()
     if config.gpu and ray.cluster_resources().get("GPU", 0) < max(1, config.workers):

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from data.filesystem import to_path
@@ -136,7 +137,7 @@ def _check_dataset(folder: Path, setup: Setup) -> dict[str, Any]:
 def conclude(plan: Plan, setup: Setup, folder: Path, seconds: float) -> dict[str, Any]:
     """Evaluate the last epoch, write the run's result and show it."""
     options = plan.options
-    evaluated = evaluation.evaluate_run(folder, setup.root, setup.manifest, plots=options.plots, gpu=options.gpu)
+    evaluated = evaluation.evaluate_run(folder, setup.root, setup.manifest, plots=options.plots, gpu=options.gpu and torch.cuda.is_available())
     lines = runs.read_progress(folder)
     speeds = [line["images_per_second"] for line in lines[1:] or lines]
     oracle = options.source == options.target

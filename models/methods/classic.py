@@ -6,13 +6,13 @@ the encoder is exported and registered like any other.
 
 import math
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.components import fit_components
 from models.itq import Projection, fit_itq
 from models.method import Method, Player, Preset, RowSource, Wants, hyperparameter
 from models.networks.extractors import Extractor
@@ -59,11 +59,14 @@ class Classic(Method):
         """Fit on the rows of the given domains."""
         self.fit(torch.cat([self._first(rows) for rows in (source, target) if rows]))
 
-    def _first(self, rows: RowSource, size: int = 512) -> Tensor:
+    def _first(self, rows: RowSource) -> Tensor:
         """Feature vectors of a domain's first ``fit_rows`` rows, float32, on the CPU."""
-        most, device = self.config.fit_rows, next(self.hashing.buffers()).device
-        parts = islice(rows.rows(size), math.ceil(most / size))
-        return torch.cat([self.extractor(part.x.to(device)).float().cpu() for part in parts])[:most]
+        found: list[Tensor] = []
+        for part in rows.rows():
+            found.append(self.extractor(part.x.to(self.device)).float().cpu())
+            if sum(map(len, found)) >= self.config.fit_rows:
+                break
+        return torch.cat(found)[: self.config.fit_rows]
 
     def build(self, features: int, bits: int) -> nn.Module:
         """The module (batch, features) -> real (batch, bits); the codes are its signs."""
@@ -126,9 +129,7 @@ class SpectralHashing(Classic):
 
     def fit(self, x: Tensor) -> None:
         """Choose the ``bits`` waves of the lowest frequency over all components (section 3)."""
-        from sklearn.decomposition import PCA  # noqa: PLC0415
-
-        pca = PCA(min(self.bits, *x.shape), svd_solver="full" if min(x.shape) < 500 else "covariance_eigh").fit(x.numpy())
+        pca = fit_components(x.numpy(), self.bits)
         places = pca.transform(x.numpy())
         low, length = places.min(0), np.ptp(places, 0).clip(1e-9)
         waves = np.arange(1, self.bits + 1)[:, None] * np.pi / length  # (mode, component)

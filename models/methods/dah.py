@@ -42,8 +42,8 @@ class DAHConfig:
     pseudo_threshold: float = hyperparameter(0.9, "class probability above which a target image is taken as labelled", 0.5, 0.99)
     average: float = hyperparameter(0.99, "decay of the averaged copy that labels and encodes; 0 is the paper (no copy)", 0.9, 0.999)
     augment: bool = hyperparameter(True, "train on randomly transformed views; off in the paper")
-    view: str = hyperparameter("affine", "kind of the views: affine; crop, of photographs: random crops and mirror images", choices=("affine", "crop"))
-    crop: float = hyperparameter(0.2, "crop views: smallest share of the image's area", 0.08, 0.6, when={"view": ("crop",)})
+    views: str = hyperparameter("affine", "kind of the views: affine; crop, of photographs: random crops and mirror images", choices=("affine", "crop"))
+    crop: float = hyperparameter(0.2, "crop views: smallest share of the image's area", 0.08, 0.6, when={"views": ("crop",)})
     per_class: int = hyperparameter(20, "K, source images per class in a batch", 5, 40)
     network: str = hyperparameter("auto", "network", choices=("auto", "lenet", "conv4", "alexnet", "mlp"))
     pretrained: str = hyperparameter("IMAGENET1K_V1", "AlexNet's weights: torchvision name, file path, or none")
@@ -98,7 +98,7 @@ class DAH(Method):
     def wants(self) -> Wants:
         return Wants(
             source_labels=True, target=self.adapts, per_class=self.config.per_class, batch_size=0, views=int(self.config.augment),
-            view=chosen_view(self.config.view, self.config.crop),
+            view=chosen_view(self.config.views, self.config.crop),
         )
 
     def _optimizer(self, network: HashNetwork) -> torch.optim.Optimizer:

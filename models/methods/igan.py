@@ -52,8 +52,8 @@ class IGANConfig:
     spectral: bool = hyperparameter(True, "spectral norm in the discriminators; off in the paper")
     average: float = hyperparameter(0.99, "decay of the averaged copy that labels and encodes; 0 is the paper (no copy)", 0.9, 0.999)
     augment: bool = hyperparameter(True, "train on randomly transformed views; off in the paper")
-    view: str = hyperparameter("affine", "kind of the views: affine; crop, of photographs: random crops and mirror images", choices=("affine", "crop"))
-    crop: float = hyperparameter(0.2, "crop views: smallest share of the image's area", 0.08, 0.6, when={"view": ("crop",)})
+    views: str = hyperparameter("affine", "kind of the views: affine; crop, of photographs: random crops and mirror images", choices=("affine", "crop"))
+    crop: float = hyperparameter(0.2, "crop views: smallest share of the image's area", 0.08, 0.6, when={"views": ("crop",)})
     pretrain_epochs: int = hyperparameter(1, "epochs on the source alone before the first stage")
     stages: int = hyperparameter(1, "stages; at the start of each, all but the encoder begins anew")
     per_class: int = hyperparameter(20, "source images per class in a batch", 5, 40)
@@ -132,7 +132,7 @@ class IGAN(Method):
     @property
     def wants(self) -> Wants:
         c = self.config
-        return Wants(True, True, c.per_class, batch_size=0, views=int(c.augment), view=chosen_view(c.view, c.crop))
+        return Wants(True, True, c.per_class, batch_size=0, views=int(c.augment), view=chosen_view(c.views, c.crop))
 
     def _fresh_heads(self) -> nn.ModuleDict:
         """The classifier C and, if a term needs them, the generators G_s and G_t."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from data.filesystem import to_path
 from infra import storage
+from models.allocator import keep_freed_memory
 from pipelines.console import cluster
 from pipelines.console.config import Parser, add_fields, build, flag, mask_passwords, read_yaml, suggestion
 
@@ -108,6 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; returns its exit status."""
     argv = sys.argv[1:] if argv is None else argv
     set_default_environment()
+    keep_freed_memory()
     verbose = "--verbose" in argv
     try:
         name, config, common = parse(argv)

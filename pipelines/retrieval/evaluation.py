@@ -10,7 +10,6 @@ from torch import Tensor
 
 from data.decoding import read_decoded, split_name
 from data.manifest import Manifest
-from models.allocator import keep_freed_memory
 from models.encoder import HashEncoder, encode_all
 from models.method import Method
 from pipelines.retrieval import metrics, plots
@@ -30,7 +29,6 @@ def encode_split(encode: Encode, root: Path, manifest: Manifest, name: str, **al
         name: DOMAIN/SPLIT.
         also: what else to compute of the rows; the results are ``more`` of the returned value, by name.
     """
-    keep_freed_memory()
     codes: list[np.ndarray] = []
     labels: list[np.ndarray] = []
     more: dict[str, list[Tensor]] = {each: [] for each in also}
@@ -132,6 +130,56 @@ def evaluate_run(
     )  # fmt: skip
 
 
+class _Splits:
+    """The encoded splits of an evaluation by DOMAIN/SPLIT, each encoded when it is first asked for.
+
+    Attributes:
+        known: whether any query has a label.
+        classifies: whether the queries also have the classes that a method gives them, ``guesses``.
+    """
+
+    def __init__(
+        self, encode: Encode, root: Path, manifest: Manifest, source: str, queries: str, method: Method | None, trained: list[str]
+    ) -> None:  # fmt: skip
+        self.encode, self.root, self.manifest, self.references, self.queries, self.method = encode, root, manifest, f"{source}/train", queries, method
+        self.trained, self.made = trained, dict[str, Encoded]()
+        self.known = any(manifest.split(*split_name(queries)).labels)
+        self.classifies = method is not None and method.can_classify and self.known
+
+    def __getitem__(self, name: str) -> Encoded:
+        if name not in self.made:
+            self.made[name] = self._encoded(name, classify=name == self.queries and self.classifies)
+        return self.made[name]
+
+    def _encoded(self, name: str, classify: bool) -> Encoded:
+        method = self.method
+        also = {} if method is None else features_of(method)
+        if method is not None and classify:
+            references = self._encoded(name, classify=False) if name == self.references else self[self.references]
+            set_references(method, references, self.class_labels(references))
+            also["guesses"] = lambda x: method.classify(x.to(method.device)).argmax(1)
+        return encode_split(self.encode, self.root, self.manifest, name, **also)
+
+    def class_labels(self, split: Encoded) -> np.ndarray:
+        """A split's labels as indices of the classes that the method was trained on."""
+        return trained_labels(self.trained, self.manifest.classes, split.labels)
+
+
+def _accuracy(queries: Encoded, labels: np.ndarray, trained_on: bool) -> tuple[dict[str, float], list[str]]:
+    """The accuracy of the queries' guesses, and notes on it.
+
+    Args:
+        labels: of the queries, indices of the method's classes.
+        trained_on: whether the method was trained on the queries' domain with its labels.
+    """
+    notes, unknown = [], int(((labels < 0) & (queries.labels >= 0)).sum())
+    if unknown:
+        notes.append(f"accuracy: {unknown:,} queries of classes that the run was not trained on are left out")
+    if trained_on and queries.name.endswith("/train"):
+        notes.append("accuracy: the queries were trained on")
+    return {"accuracy": accuracy(queries.more["guesses"], labels)} if (labels >= 0).any() else {}, notes
+
+
 def evaluate(
     encode: Encode, root: Path, manifest: Manifest, source: str, target: str, protocols: tuple[str, ...], ties: str,
     method: Method | None, out: Path | None, trained: list[str] | None = None,
@@ -141,29 +189,11 @@ def evaluate(
     Args:
         trained: class names that the method was trained on, in order; the dataset's if None.
     """
-    queries = protocol_splits(manifest, source, target, "cross")[0]
-    known = any(manifest.split(*split_name(queries)).labels)
-    classified = method if method is not None and method.can_classify and known else None
-    splits: dict[str, Encoded] = {}
-
-    def class_labels(split: Encoded) -> np.ndarray:
-        return trained_labels(trained or manifest.classes, manifest.classes, split.labels)
-
-    def encoded(name: str) -> Encoded:
-        if name not in splits:
-            also = features_of(method) if method is not None else {}
-            if name == queries and classified is not None:
-                references = splits.get(f"{source}/train") or encode_split(encode, root, manifest, f"{source}/train", **also)
-                set_references(classified, references, class_labels(references))
-                splits[references.name] = references
-                also["guesses"] = lambda x: classified.classify(x.to(classified.device)).argmax(1)
-            splits[name] = encode_split(encode, root, manifest, name, **also)
-        return splits[name]
-
+    splits = _Splits(encode, root, manifest, source, protocol_splits(manifest, source, target, "cross")[0], method, trained or manifest.classes)
     figures: dict[str, float] = {}
     notes: list[str] = []
     last: tuple[Encoded, Encoded] | None = None
-    if not known:
+    if not splits.known:
         notes.append(f"target {target!r} has no labels: no metrics")
     for protocol in protocols:
         if protocol == "cross" and not source:
@@ -174,29 +204,24 @@ def evaluate(
         if alone and protocol == "cross":
             notes.append(f"cross: left out, as query and database are both {query}")
             continue
-        if last is None and (known or out is not None):
-            last = encoded(query), encoded(database)
-        if not known:
+        if last is None and (splits.known or out is not None):
+            last = splits[query], splits[database]
+        if not splits.known:
             continue
         if alone:
             notes.append(f"{protocol}: {target} has no test split; each query is left out of its own ranking")
         try:
-            measured, left_out = retrieval_metrics(encoded(query), encoded(database), ties, alone)
+            measured, left_out = retrieval_metrics(splits[query], splits[database], ties, alone)
         except ValueError as error:
             notes.append(f"{protocol}: not measured: {error}")
             continue
-        measured |= cosines(encoded(query), encoded(database), alone)
+        measured |= cosines(splits[query], splits[database], alone)
         figures |= {f"{protocol}/{name}": value for name, value in measured.items()}
         notes += [f"{protocol}: {each}" for each in left_out]
-    if classified is not None:
-        labels, guesses = class_labels(encoded(queries)), encoded(queries).more["guesses"]
-        unknown = int(((labels < 0) & (encoded(queries).labels >= 0)).sum())
-        if unknown:
-            notes.append(f"accuracy: {unknown:,} queries of classes that the run was not trained on are left out")
-        if (labels >= 0).any():
-            figures["accuracy"] = accuracy(guesses, labels)
-        if source == target and queries.endswith("/train"):
-            notes.append("accuracy: the queries were trained on")
+    if splits.classifies:
+        found, left_out = _accuracy(splits[splits.queries], splits.class_labels(splits[splits.queries]), source == target)
+        figures |= found
+        notes += left_out
     if out is not None and last is not None:
         plots.draw_all(*last, root, manifest, out)
     return {"metrics": figures, "notes": notes}

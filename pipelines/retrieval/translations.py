@@ -42,7 +42,7 @@ class Sampler:
         for part in read_decoded(root, manifest, source, split, 0, min(2000, manifest.split(source, split).rows)):
             for image, label in zip(part.x.numpy(), part.labels.tolist(), strict=True):
                 if len(found.setdefault(label, [])) < PER_CLASS:
-                    found[label].append(image)
+                    found[label].append(image.copy())  # not a view of its whole batch
         kept = sorted(found)[: MOST // PER_CLASS]
         self.x, self.labels = np.stack([image for label in kept for image in found[label]]), np.repeat(kept, [len(found[label]) for label in kept])
 

@@ -14,8 +14,14 @@ CPU = torch.device("cpu")
 
 
 def device_for(gpu: bool) -> torch.device:
-    """The first GPU if one is asked for and this machine has one, otherwise the CPU."""
-    return torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
+    """The first GPU if one is asked for, otherwise the CPU.
+
+    Raises:
+        ValueError: torch finds no GPU.
+    """
+    if gpu and not torch.cuda.is_available():
+        raise ValueError("--gpu: torch finds no GPU on this machine")
+    return torch.device("cuda" if gpu else "cpu")
 
 
 def load_method(folder: Path, manifest: Manifest | None = None, device: torch.device = CPU) -> Method:

@@ -35,6 +35,7 @@ def find_run(name: str, storage: str) -> Path:
 
 CONFIG: Record = {"method": str, "dataset": str, "source": str, "target": str, "bits": int, "own": {str: object}, "tracked": str}
 RECORDED = ("tracked", "classes", "dataset_digest")  # in config.json beside the options
+LATEST = 1e11  # seconds since 1970 that a record's time may have
 RESULT: Record = {
     "method": str, "source": str, "target": str, "bits": int, "seed": int, "dataset": str, "oracle": bool, "metrics": {str: float}, "notes": [str],
 }  # fmt: skip
@@ -95,7 +96,7 @@ def read_progress(folder: Path) -> list[Record]:
     try:
         found = [validation.parse_json(line) for line in path.read_text().splitlines()]
         validation.check(found, [{"epoch": int, "epochs": int, "terms": {str: float}, "images_per_second": float, "time": float}])
-        if any(abs(record["time"]) > 1e11 for record in found):
+        if not all(abs(record["time"]) < LATEST for record in found):
             raise ValueError("a time is out of range")
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error

@@ -84,7 +84,7 @@ def one_at_a_time(images: torch.Tensor, draws: list[list[float]]) -> torch.Tenso
     """Contrastive views by torchvision's functions, an image at a time."""
     made = []
     for image, d in zip(images, draws, strict=True):
-        side = max(1, round(224 * (0.2 + 0.8 * d[0]) ** 0.5)) * images.shape[3] // 224
+        side = max(1, round(images.shape[3] * (0.2 + 0.8 * d[0]) ** 0.5))
         image = change.resized_crop(image, int((images.shape[2] - side) * d[1]), int((images.shape[3] - side) * d[2]), side, side, list(images.shape[2:]))
         if d[3] < 0.8:
             image = change.adjust_contrast(change.adjust_brightness(image, 0.6 + 0.8 * d[4]), 0.6 + 0.8 * d[5])

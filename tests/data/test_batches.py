@@ -167,7 +167,7 @@ def test_photographs_held_decoded_or_stored_give_the_same_batches(photographs: P
     assert same(list(decoded.epoch(0, 8)), list(stored.epoch(0, 8)))
     everything = decoded.cached_rows()
     for cache_mb in (1024, 1, 0):
-        rows = list(photos(photographs, cache_mb=cache_mb).rows(40))
+        rows = list(photos(photographs, cache_mb=cache_mb).rows())
         assert torch.equal(torch.cat([part.x for part in rows]), everything.x)
         assert torch.cat([part.row for part in rows]).tolist() == list(range(90))
 
@@ -178,7 +178,6 @@ def test_an_image_that_cannot_be_decoded_is_an_error_and_no_hang(photographs: Pa
     loader._stored_rows.content[17] = b"no image"
     with pytest.raises(ValueError, match="the image of row 17 cannot be decoded"):
         list(loader.epoch(0, 12))
-    assert len(list(loader.epoch(0, 1))) <= 1
 
 
 def test_a_decoder_that_dies_is_an_error_and_no_hang(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

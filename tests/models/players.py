@@ -55,7 +55,7 @@ class Fixed:
     domain: int
     total: int = CLASSES * PER_CLASS
 
-    def rows(self, size: int = 512) -> Iterator[DomainBatch]:
+    def rows(self) -> Iterator[DomainBatch]:
         """This rank's rows."""
         yield domain_batch(0, self.domain, rank(), world_size())
 

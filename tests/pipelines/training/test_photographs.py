@@ -19,7 +19,7 @@ def trained(root: Path, storage: Path, **more: Any) -> tuple[Path, dict[str, tor
     """The folder of a short run, and its last parameters."""
     result = train.run(train.make_config({
         "method": "dah", "dataset": str(root), "source": "photo", "target": "art", "network": "conv4", "bits": 16, "per_class": 4, "epochs": 2,
-        "steps_per_epoch": 4, "view": "crop", "tracking": "none", "plots": False, "workers": 0, "threads": 1, "storage": str(storage),
+        "steps_per_epoch": 4, "views": "crop", "tracking": "none", "plots": False, "workers": 0, "threads": 1, "storage": str(storage),
     } | more))  # fmt: skip
     return storage / result["run_id"], parameters(storage / result["run_id"])
 
@@ -73,3 +73,5 @@ def test_a_run_says_where_its_rows_are_and_how_its_time_divides(photographs: Pat
     assert "bf16 is for GPUs" in told
     (trace,) = (folder / "profile").iterdir()
     assert trace.stat().st_size > 10_000
+    short, _ = trained(photographs, tmp_path, profile=True, steps_per_epoch=2)
+    assert "too few steps for a trace" in capsys.readouterr().err and not (short / "profile").exists()

@@ -1,28 +1,19 @@
-"""IDR-AE and its variants, UCDIR, the classic hashes: their terms against explicit pairs and permutations, and their state."""
+"""UCDIR: its losses, clusters, memory banks and codes, and the weights that it starts from."""
 
 import copy
-import itertools
 import math
-from dataclasses import replace
 from pathlib import Path
 
-import faiss
-import numpy as np
 import pytest
 import torch
-from sklearn.cluster import KMeans
 from torch.nn.functional import normalize
 
 from models.clustering import kmeans
-from models.codes import signs
 from models.distributed import BatchNorm
 from models.losses.contrastive import attraction, cluster_probabilities, contrast, distance_of_distance, neighbour_loss, self_entropy
-from models.losses.matching import assignment_distance, bitwise_distance
-from models.methods.classic import ITQ, LSH, ClassicConfig, KMeansHashing, SpectralHashing
-from models.methods.idr_ae import IDRAE
 from models.methods.ucdir import UCDIR, Embedding, Memory
 from models.networks.backbones import trunk_weights
-from models.networks.extractors import Backbone, Extractor
+from models.networks.extractors import Backbone
 from tests.models.players import BITS, CLASSES, PER_CLASS, Fixed, build, global_batch
 
 WIDTH = 128
@@ -30,23 +21,6 @@ WIDTH = 128
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def test_the_bitwise_distance_is_the_best_assignment_of_each_bit() -> None:
-    b, z = random(5, 3), (random(5, 3, seed=1) > 0.5).float()
-    best = [min((b[list(order), bit] - z[:, bit]).abs().mean() for order in itertools.permutations(range(5))) for bit in range(3)]
-    assert bitwise_distance(b, z).item() == pytest.approx(torch.stack(best).mean().item())
-    assert bitwise_distance(b[[4, 2, 0, 1, 3]], z).item() == pytest.approx(bitwise_distance(b, z).item())
-    assert bitwise_distance(z[[1, 0, 2, 4, 3]], z).item() == 0
-
-
-def test_the_assignment_distance_is_the_best_assignment_of_whole_codes() -> None:
-    b, z = random(5, 3).requires_grad_(), (random(5, 3, seed=1) > 0.5).float()
-    best = min(((b[list(order)] - z).norm(dim=1).mean() for order in itertools.permutations(range(5))), key=lambda each: each.item())
-    found = assignment_distance(b, z)
-    assert found.item() == pytest.approx(best.item())
-    (gradient,), (wanted,) = torch.autograd.grad(found, b), torch.autograd.grad(best, b)
-    torch.testing.assert_close(gradient, wanted)  # the assignment itself takes none
 
 
 def test_contrast_and_attraction_are_equations_1_and_2() -> None:
@@ -119,115 +93,6 @@ def test_kmeans_finds_separate_clouds_whichever_library_there_is(monkeypatch: py
         assert torch.equal(found, kmeans(x, 3, torch.Generator().manual_seed(0)))
     with pytest.raises(ValueError, match="2 images do not make 3 clusters"):
         kmeans(x[:2], 3, torch.Generator())
-
-
-@pytest.mark.parametrize("matching", ["none", "critic", "assignment", "bitwise"])
-def test_the_autoencoders_terms_and_codes(matching: str) -> None:
-    method = build("idr-ae", matching=matching)
-    assert isinstance(method, IDRAE)
-    terms = method.losses("autoencoder", global_batch(0))
-    assert set(terms) == {"reconstruction"} | ({"matching"} if matching != "none" else set())
-    features = torch.cat([part.x for part in global_batch(0) if part is not None]).flatten(1) / 255
-    b = method.networks["encoder"](features)
-    squares = (method.networks["decoder"](b) - features).square()
-    assert terms["reconstruction"].item() == pytest.approx((squares.mean() / features.var(0).mean()).item())
-    for error, wanted in (("mean", squares.mean()), ("sum", squares.sum(1).mean())):
-        method.config = replace(method.config, error=error)
-        assert method.losses("autoencoder", global_batch(0))["reconstruction"].item() == pytest.approx(wanted.item())
-    assert set(method.players) == ({"autoencoder", "critic"} if matching == "critic" else {"autoencoder"})
-    codes = method.encode(global_batch(0).target.x)  # type: ignore[union-attr]
-    assert torch.equal(codes > 0, method.ema_networks["encoder"](features[len(features) // 2 :]) > 0.5)
-
-
-def test_the_matching_balances_the_bits() -> None:
-    means = {}
-    for matching in ("none", "bitwise"):
-        method = build("idr-ae", matching=matching, matching_weight=3.0, average=0.0, width=64)
-        for step in range(300):
-            loss, _ = method.loss("autoencoder", global_batch(step))
-            method.players["autoencoder"].optimizer.zero_grad()
-            loss.backward()
-            method.players["autoencoder"].optimizer.step()
-        x = torch.cat([part.x for step in range(100, 110) for part in global_batch(step) if part is not None])
-        means[matching] = (method.encode(x) > 0).float().mean(0)
-    assert (means["bitwise"] - 0.5).abs().mean() < 0.2 < (means["none"] - 0.5).abs().mean()
-
-
-def clouds(n: int = 600, width: int = 24) -> torch.Tensor:
-    """Vectors of unlike spread along their axes, turned."""
-    spread = torch.linspace(3, 0.3, width)
-    turn = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(5)))[0]
-    return torch.randn(n, width, generator=torch.Generator().manual_seed(6)) * spread @ turn + 1
-
-
-def test_itq_is_as_near_to_its_signs_as_faiss_s_and_is_of_its_seed_but_not_of_the_threads() -> None:
-    x, threads, found = clouds(), torch.get_num_threads(), []
-
-    def error(projected: torch.Tensor) -> float:
-        return float((projected.sign() * projected.abs().mean() - projected).square().mean())
-
-    try:
-        for seed, count in ((0, 1), (0, 2), (1, 2)):
-            torch.set_num_threads(count)
-            faiss.omp_set_num_threads(count)
-            torch.manual_seed(seed)
-            itq = ITQ(ClassicConfig(), (24,), 3, 16)
-            itq.fit(x)
-            found.append(itq.hashing(x))
-    finally:
-        torch.set_num_threads(threads)
-        faiss.omp_set_num_threads(threads)
-    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=0)
-    assert not torch.equal(found[1] > 0, found[2] > 0)
-    other = faiss.ITQTransform(24, 16, True)
-    other.train(x.numpy())
-    assert all(error(each) < 1.05 * error(torch.from_numpy(other.apply(x.numpy()))) for each in found)
-    torch.testing.assert_close(itq.hashing.axes @ itq.hashing.axes.T, torch.eye(16), atol=1e-5, rtol=0)
-
-
-def test_lsh_is_of_its_seed() -> None:
-    x, codes = clouds(), []
-    for seed in (0, 0, 1):
-        torch.manual_seed(seed)
-        lsh = LSH(ClassicConfig(), (24,), 3, 16)
-        lsh.fit(x)
-        codes.append(lsh.hashing(x) > 0)
-    assert torch.equal(codes[0], codes[1]) and not torch.equal(codes[0], codes[2])
-    assert (codes[0].float().mean(0) - 0.5).abs().max() < 0.15  # through the mean
-    with pytest.raises(ValueError, match="at most one bit of a feature"):
-        ITQ(ClassicConfig(), (24,), 3, 32).fit(x)
-
-
-def test_spectral_hashing_takes_the_smoothest_waves() -> None:
-    x = torch.stack([torch.linspace(0, 8, 400), torch.linspace(0, 0.5, 400)[torch.randperm(400, generator=torch.Generator().manual_seed(0))]], 1)
-    method = SpectralHashing(ClassicConfig(), (2,), 3, 8)
-    method.fit(x)
-    # along the axis of length 8 the k-th wave has frequency k pi / 8: eight of them come before the first of length 0.5
-    assert method.hashing.frequency.sort().values.tolist() == pytest.approx([k * math.pi / 8 for k in range(1, 9)], rel=0.02)
-    first = method.hashing(x)[:, method.hashing.frequency.argmin()] > 0
-    assert first[:190].unique().numel() == 1 and first[210:].unique().numel() == 1 and first[0] != first[-1]
-
-
-def test_kmeans_hashing_lowers_its_objective_and_its_distances_follow_the_bits() -> None:
-    x = clouds(2000)
-    method = KMeansHashing(ClassicConfig(), (24,), 3, 16)
-    method.fit(x)
-    codes, module = signs(method.hashing(x)), method.hashing
-    assert set(codes.unique().tolist()) == {-1.0, 1.0}
-    part = ((x - module.mean) @ module.axes.T)[:, : module.width]
-    nearest = torch.cdist(part, module.centroids[0]).argmin(1)
-    assert torch.equal(((codes[:, :4] > 0) * torch.tensor([1, 2, 4, 8])).sum(1), nearest)
-    bits = (torch.arange(16).unsqueeze(1) // torch.tensor([1, 2, 4, 8])) % 2
-    hamming = (bits.unsqueeze(0) != bits.unsqueeze(1)).sum(2).float()
-    places = torch.triu_indices(16, 16, 1).unbind()
-
-    def followed(centroids: torch.Tensor) -> float:
-        return float(np.corrcoef(torch.cdist(centroids, centroids)[places].numpy(), hamming.sqrt()[places].numpy())[0, 1])
-
-    plain = torch.from_numpy(KMeans(16, n_init=3, random_state=0).fit(part.numpy()).cluster_centers_)
-    assert followed(module.centroids[0]) > 0.9 > followed(plain) + 0.2  # numbers of plain k-means mean nothing
-    error = torch.cdist(part, module.centroids[0]).amin(1).square().mean()
-    assert error < 0.8 * part.square().sum(1).mean()
 
 
 def started(**own: object) -> UCDIR:
@@ -347,15 +212,3 @@ def test_clusters_are_of_plain_images_encoded_anew() -> None:
     memory = method.memory["source"]
     plain = method.features(global_batch(0).source.x)  # type: ignore[union-attr]
     assert torch.equal(memory.members, (plain @ memory.centroids.T).argmax(1)) and len(memory.members.unique()) > 1
-
-
-def test_fc7_is_taken_of_small_images_too_and_as_it_is() -> None:
-    torch.manual_seed(0)
-    extractor = Extractor("alexnet", (1, 32, 32), "none", normalised=False).eval()
-    found = extractor(torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8))
-    assert found.shape == (2, 4096) and (found >= 0).all()
-    extractor.normalised = True
-    scaled = extractor(torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8))
-    assert scaled.square().mean(1).tolist() == pytest.approx([1, 1], rel=1e-3)
-    paper = IDRAE.preset("paper")
-    assert (paper.extractor, paper.normalised, paper.error, paper.matching_weight, IDRAE.presets["paper"].epochs) == ("vgg16", False, "sum", 0.01, 100)
