@@ -1,21 +1,24 @@
-"""K-means on feature vectors, with the same result on every rank."""
+"""K-means on feature vectors that are divided among the ranks, with the same result on every rank."""
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, one_hot
 
-from models.distributed import rank, world_size
+from models.distributed import gather, rank, sum_over_ranks
 
 ITERATIONS, RESTARTS = 20, 5
+PART = 16384  # vectors compared with the centroids at once
+BETTER = 1e-6  # share of the error by which a later start must be better: rounding does not choose
 
 
 def kmeans(x: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
-    """K-means with 20 iterations and the best of 5 starts. Rank 0 computes it and broadcasts the result.
+    """Lloyd's k-means with 20 iterations, the best of 5 random starts. All ranks call it together, each with its own vectors.
+
+    Only sums over clusters are exchanged. The number of ranks changes the result by rounding alone.
 
     Args:
-        x: (n, features), the same on every rank; n at least ``clusters``.
-        generator: chooses the starts.
+        x: (n, features), this rank's vectors; all ranks' together are at least ``clusters``.
+        generator: chooses the vectors that are the first centroids; the same on every rank.
 
     Returns:
         L2-normalised centroids (clusters, features), on the device of ``x``.
@@ -23,27 +26,60 @@ def kmeans(x: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
     Raises:
         ValueError: there are fewer vectors than clusters.
     """
-    if len(x) < clusters:
-        raise ValueError(f"{len(x)} images do not make {clusters} clusters: give fewer --clusters")
-    centroids = x.new_empty(clusters, x.shape[1])
-    if rank() == 0:
-        centroids.copy_(_centroids(x.detach().float().cpu(), clusters, int(torch.randint(2**31 - 1, (), generator=generator))))
-    if world_size() > 1:
-        dist.broadcast(centroids, 0)
-    return normalize(centroids)
+    counts = gather(torch.tensor([len(x)], device=x.device)).tolist()
+    total, first = sum(counts), sum(counts[: rank()])
+    if total < clusters:
+        raise ValueError(f"{total} images do not make {clusters} clusters: give fewer --clusters")
+    best, least = x.new_zeros(clusters, x.shape[1]), float("inf")
+    squares = float(sum_over_ranks(x.double().square().sum()))
+    for _ in range(RESTARTS):
+        centroids = _vectors(x, torch.randperm(total, generator=generator)[:clusters] - first)
+        for _ in range(ITERATIONS):
+            sums, sizes, _ = _cluster_sums(x, centroids)
+            centroids = _means(sums, sizes).to(x.dtype)
+        error = squares + float(_cluster_sums(x, centroids)[2])
+        if error < least * (1 - BETTER):
+            best, least = centroids, error
+    return normalize(best)
 
 
-def _centroids(x: Tensor, clusters: int, seed: int) -> Tensor:
-    """Centroids by faiss; by scikit-learn, which is slower, if faiss is not installed."""
-    try:
-        import faiss  # noqa: PLC0415
-    except ImportError:
-        from sklearn.cluster import KMeans  # noqa: PLC0415
+def nearest(x: Tensor, centroids: Tensor) -> Tensor:
+    """The centroid that each vector is nearest to: (n, features), (clusters, features) -> (n,) int64."""
+    half = centroids.square().sum(1) / 2
+    return torch.cat([(half - part @ centroids.T).argmin(1) for part in x.split(PART)])
 
-        found = KMeans(clusters, n_init=RESTARTS, max_iter=ITERATIONS, random_state=seed).fit(x.numpy())
-        return torch.from_numpy(found.cluster_centers_)
-    search = faiss.Kmeans(
-        x.shape[1], clusters, niter=ITERATIONS, nredo=RESTARTS, seed=seed, min_points_per_centroid=1, max_points_per_centroid=len(x)
-    )  # fmt: skip
-    search.train(x.numpy())
-    return torch.from_numpy(search.centroids)
+
+def _vectors(x: Tensor, places: Tensor) -> Tensor:
+    """Vectors by their places, which count from this rank's first vector; those of other ranks are negative or beyond its last."""
+    places = places.to(x.device)
+    own = (places >= 0) & (places < len(x))
+    found = x.new_zeros(len(places), x.shape[1])
+    found[own] = x[places[own]]
+    return sum_over_ranks(found)
+
+
+def _cluster_sums(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Over all ranks, float64: each cluster's sum (clusters, features) and size (clusters,), and the squared distances less the vectors' squares."""
+    clusters, width = centroids.shape
+    half = centroids.square().sum(1) / 2
+    found = torch.zeros(clusters * (width + 1) + 1, dtype=torch.float64, device=x.device)
+    sums, sizes, error = found.split([clusters * width, clusters, 1])
+    for part in x.split(PART):
+        value, member = (half - part @ centroids.T).min(1)
+        chosen = one_hot(member, clusters).to(x.dtype)
+        sums += (chosen.T @ part).flatten()
+        sizes += chosen.sum(0)
+        error += 2 * value.double().sum()
+    sums, sizes, error = sum_over_ranks(found).split([clusters * width, clusters, 1])
+    return sums.view(clusters, width), sizes, error
+
+
+def _means(sums: Tensor, sizes: Tensor) -> Tensor:
+    """Each cluster's mean; an empty one takes half of the largest, as both start from nearly its mean."""
+    means, sizes = sums / sizes.clamp(min=1).unsqueeze(1), sizes.clone()
+    apart = 1 + torch.tensor([1, -1], device=sums.device).repeat(sums.shape[1] // 2 + 1)[: sums.shape[1]] / 1024
+    for empty in (sizes == 0).nonzero().flatten().tolist():
+        largest = int(sizes.argmax())
+        means[empty], means[largest] = means[largest] * apart, means[largest] * (2 - apart)
+        sizes[empty] = sizes[largest] = sizes[largest] / 2
+    return means

@@ -57,13 +57,38 @@ def gather(x: Tensor) -> Tensor:
         return torch.cat(parts)
 
 
-def mean_over_ranks(x: Tensor) -> Tensor:
-    """Mean of a tensor over the ranks, without gradient."""
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """Sum of a tensor over the ranks, without gradient."""
     if world_size() == 1:
         return x
     total = x.detach().clone()
-    dist.all_reduce(total)
-    return total / world_size()
+    with part("gathering"):
+        dist.all_reduce(total)
+    return total
+
+
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """Mean of a tensor over the ranks, without gradient."""
+    return x if world_size() == 1 else sum_over_ranks(x) / world_size()
+
+
+def own_rows(total: int) -> tuple[int, int]:
+    """First row of this rank and the row after its last, where ``total`` rows are divided among the ranks."""
+    return total * rank() // world_size(), total * (rank() + 1) // world_size()
+
+
+def on_rank_0(x: Tensor) -> Tensor:
+    """Concatenate, on rank 0's CPU, tensors that are divided among the ranks by ``own_rows``; other ranks get their own part. All ranks call it together."""
+    counts = gather(torch.tensor([len(x)], device=x.device)).tolist()
+    if rank():
+        dist.send(x.contiguous(), 0)
+        return x
+    parts = [x]
+    for other, count in enumerate(counts[1:], 1):
+        arriving = x.new_empty(count, *x.shape[1:])
+        dist.recv(arriving, other)
+        parts.append(arriving.cpu())
+    return torch.cat([part.cpu() for part in parts]) if counts[1:] else x
 
 
 def rank_slice(draw: Tensor) -> Tensor:

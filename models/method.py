@@ -36,7 +36,7 @@ class DomainView(Protocol):
 
 
 class RowSource(Protocol):
-    """The training rows of one domain that this worker owns."""
+    """The training rows of one domain that this worker owns: ``models.distributed.own_rows`` of them, in order."""
 
     @property
     def total(self) -> int:
@@ -326,6 +326,10 @@ class Method:
         """All modules that a checkpoint saves, besides the optimisers."""
         kept: dict[str, nn.Module] = {name: player.networks for name, player in self.players.items()}
         return nn.ModuleDict(kept if self.averaged is None else kept | {"averaged": self.averaged})
+
+    def whole_state(self) -> dict[str, Tensor]:
+        """The state of ``state_modules``. On rank 0, what is divided among the ranks is whole; all ranks call it together."""
+        return dict(self.state_modules().state_dict())
 
     @property
     def device(self) -> torch.device:

@@ -4,13 +4,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from models.distributed import gather
+
 
 def contrast(queries: Tensor, slots: Tensor, temperature: float, positives: Tensor | None = None, own: Tensor | None = None) -> Tensor:
-    """Logarithm of the denominator of eq. 1 and 2: the sum of exp(x . x'_a / tau) over the memory slots.
+    """Logarithm of the denominator of eq. 1 and 2: the sum of exp(x . x'_a / tau) over all ranks' memory slots.
 
     Args:
-        queries: (n, width), L2-normalised.
-        slots: (m, width), L2-normalised; all slots of the domain, or a sample of them.
+        queries: (n, width), L2-normalised, of the whole batch.
+        slots: (m, width), L2-normalised; this rank's slots of the domain, or those of a sample; there may be none.
         positives: (n, width), with a sample: each query's own slot, which always counts exactly once.
         own: (n, m) bool, with ``positives``: where the sample contains a query's own slot.
 
@@ -18,10 +20,10 @@ def contrast(queries: Tensor, slots: Tensor, temperature: float, positives: Tens
         (n,).
     """
     logits = queries @ slots.T / temperature
-    if positives is None or own is None:
-        return logits.logsumexp(1)
-    mine = (queries * positives).sum(1, keepdim=True) / temperature
-    return torch.cat([logits.masked_fill(own, -torch.inf), mine], 1).logsumexp(1)
+    if own is not None:
+        logits = logits.masked_fill(own, torch.finfo(logits.dtype).min)  # not -inf, whose gradient is undefined where nothing else is left
+    whole = gather(logits.logsumexp(1).unsqueeze(0)).logsumexp(0)
+    return whole if positives is None else torch.logaddexp(whole, (queries * positives).sum(1) / temperature)
 
 
 def attraction(queries: Tensor, positives: Tensor, denominator: Tensor, temperature: float, counts: Tensor | None = None) -> Tensor:

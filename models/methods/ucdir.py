@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, one_hot
 
-from models.clustering import kmeans
-from models.distributed import gather, world_size
+from models.clustering import PART, kmeans, nearest
+from models.distributed import gather, on_rank_0, own_rows, sum_over_ranks, world_size
 from models.itq import fit_itq
 from models.losses.contrastive import attraction, cluster_probabilities, contrast, distance_of_distance, neighbour_loss, self_entropy
 from models.losses.hashing import quantisation_loss
@@ -71,32 +70,84 @@ class UCDIRConfig:
 
 
 class Memory(nn.Module):
-    """Memory bank of one domain: an L2-normalised feature for each image, and the centroids of its clusters."""
+    """Memory bank of one domain: an L2-normalised feature for each of this rank's images, and the clusters of all ranks' images.
+
+    Attributes:
+        total: images of the domain, over all ranks.
+        first: row number of this rank's first image.
+        slots: (own images, width); a checkpoint has all ranks' slots.
+        members: (own images,) int64, the cluster of each image; empty before the first clustering. A checkpoint has all ranks'.
+        centroids: (clusters, width), L2-normalised.
+        sums: (clusters, width), the sum of each cluster's slots.
+        sizes: (clusters,), the number of each cluster's images.
+    """
 
     slots: Tensor
-    centroids: Tensor
     members: Tensor
+    centroids: Tensor
+    sums: Tensor
+    sizes: Tensor
+    total, first = 0, 0
 
     def __init__(self, clusters: int) -> None:
         super().__init__()
+        for name in ("centroids", "sums"):
+            self.register_buffer(name, torch.zeros(clusters, WIDTH))
+        self.register_buffer("sizes", torch.zeros(clusters))
         self.register_buffer("slots", torch.zeros(0, WIDTH))
-        self.register_buffer("centroids", torch.zeros(clusters, WIDTH))
         self.register_buffer("members", torch.empty(0, dtype=torch.int64))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        device = self.centroids.device
-        self.slots, self.members = (torch.zeros_like(state_dict[prefix + name], device=device) for name in ("slots", "members"))  # sizes as saved
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        own = {name: tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
+        self.total = len(own[f"{prefix}slots"])
+        self.first, stop = own_rows(self.total)
+        if f"{prefix}sums" not in own:  # of a version that did not save them
+            own |= dict(zip((f"{prefix}sums", f"{prefix}sizes"), self._counted(own[f"{prefix}members"], own[f"{prefix}slots"]), strict=True))
+        for name in ("slots", "members"):
+            part = own[prefix + name] = own[prefix + name][self.first : stop]
+            setattr(self, name, torch.empty_like(part, dtype=getattr(self, name).dtype, device=self.centroids.device))
+        super()._load_from_state_dict(own, prefix, *rest)
+
+    def fill(self, features: Tensor, total: int) -> None:
+        """Begin with the features (own images, width) as slots, of ``total`` images of all ranks."""
+        self.slots, self.total, self.first = features, total, own_rows(total)[0]
 
     def cluster(self, features: Tensor, generator: torch.Generator) -> None:
-        """Cluster the domain's images anew by their features (images, width)."""
+        """Cluster the domain's images anew by their features (own images, width)."""
         self.centroids.copy_(kmeans(features, len(self.centroids), generator))
-        self.members = torch.cat([(part @ self.centroids.T).argmax(1) for part in features.split(65536)])
+        self.members = nearest(features, self.centroids)
+        sums, sizes = self._counted(self.members, self.slots)
+        self.sums.copy_(sum_over_ranks(sums))
+        self.sizes.copy_(sum_over_ranks(sizes))
+
+    def _counted(self, members: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums (clusters, width) of the values (n, width) of each cluster's members (n,), and their numbers (clusters,); zeros if there are no members."""
+        sums, sizes = torch.zeros_like(self.sums), torch.zeros_like(self.sizes)
+        for each, value in zip(members.split(PART), values.split(PART), strict=False):
+            if len(each):
+                chosen = one_hot(each, len(sums)).to(value.dtype)
+                sums += chosen.T @ value
+                sizes += chosen.sum(0)
+        return sums, sizes
+
+    def store(self, row: Tensor, key: Tensor) -> None:
+        """Write this rank's part of a batch, rows (n,) and features (n, width), into its slots; of a row that is there twice the last."""
+        own = row - self.first
+        position = torch.arange(len(own), device=own.device)
+        last = torch.where(own.unsqueeze(1) == own, position, -1).amax(1)
+        if len(self.members):
+            changes = (key - self.slots[own]) * (last == position).unsqueeze(1)
+            self.sums += sum_over_ranks(self._counted(self.members[own], changes)[0])
+        self.slots[own] = key[last]
+
+    def sample(self, chosen: Tensor) -> Tensor:
+        """The places in ``slots`` of those rows (n,) that are this rank's."""
+        own = chosen - self.first
+        return own[(own >= 0) & (own < len(self.slots))].to(self.slots.device)
 
     def cluster_means(self) -> Tensor:
         """Mean slot of each cluster, (clusters, width): the mean over the positives of eq. 2."""
-        sums = torch.zeros_like(self.centroids).index_add_(0, self.members, self.slots)
-        return sums / torch.bincount(self.members, minlength=len(sums)).clamp(min=1).unsqueeze(1)
+        return self.sums / self.sizes.clamp(min=1).unsqueeze(1)
 
 
 class Embedding(nn.Module):
@@ -180,21 +231,23 @@ class UCDIR(Method):
         kept["memory"] = self.memory
         return kept
 
+    def whole_state(self) -> dict[str, Tensor]:
+        state = super().whole_state()
+        divided = {f"memory.{domain}.{name}" for domain in DOMAINS for name in ("slots", "members")}
+        return {name: on_rank_0(tensor) if name in divided else tensor for name, tensor in state.items()}
+
     @torch.no_grad()
     def begin(self, source: RowSource | None, target: RowSource | None) -> None:
         """Fill each domain's slots with the momentum encoder (section 4.1)."""
         for domain, rows in zip(DOMAINS, (source, target), strict=True):
-            self.memory[domain].slots = self._encoded(rows)
+            assert rows is not None
+            self.memory[domain].fill(self._encoded(rows), rows.total)
 
     def _encoded(self, rows: RowSource | None) -> Tensor:
-        """Features of all of a domain's plain images by the momentum encoder, (images, width); each rank encodes its own rows."""
+        """Features of this rank's plain images of a domain by the momentum encoder, (own images, width)."""
         assert rows is not None
-        encode, found = self.ema_networks["embedding"].eval(), self.memory["source"].centroids.new_zeros(rows.total, WIDTH)
-        for part in rows.rows():
-            found[part.row.to(found.device)] = encode(part.x.to(found.device))
-        if world_size() > 1:
-            dist.all_reduce(found)
-        return found
+        encode, device = self.ema_networks["embedding"].eval(), self.device
+        return torch.cat([encode(part.x.to(device)) for part in rows.rows()])
 
     @torch.no_grad()
     def begin_epoch(self, epoch: int, epochs: int, source: RowSource | None = None, target: RowSource | None = None) -> None:
@@ -219,7 +272,7 @@ class UCDIR(Method):
         x = {domain: gather(each) for domain, each in zip(DOMAINS, seen.split([n, len(seen) - n]), strict=True)}
         terms: dict[str, list[Tensor]] = {}
         for domain, key in zip(DOMAINS, keys.split([n, len(seen) - n]), strict=True):
-            found = self._contrast(self.memory[domain], x[domain], gather(key), gather(parts[domain].row))
+            found = self._contrast(self.memory[domain], x[domain], key, parts[domain].row)
             if self.aligning:
                 found |= self._align(x[domain])
             for name, term in found.items():
@@ -247,18 +300,18 @@ class UCDIR(Method):
         }  # fmt: skip
 
     def _contrast(self, memory: Memory, x: Tensor, key: Tensor, row: Tensor) -> dict[str, Tensor]:
-        """Store the batch's features in their slots, then contrast with the domain's slots (eq. 1, 2)."""
-        c = self.config
-        memory.slots[row] = key
+        """Store this rank's keys of its rows in their slots, then contrast the whole batch's x with all ranks' slots (eq. 1, 2)."""
+        c, keys = self.config, gather(key)
+        memory.store(row, key)
         slots, own = memory.slots, None
-        if c.negatives and len(slots) > c.negatives:
-            chosen = torch.randperm(len(slots), generator=self.draw())[: c.negatives].to(x.device)
-            slots, own = slots[chosen], row.unsqueeze(1) == chosen
-        denominator = contrast(x, slots, c.temperature, None if own is None else key, own)
-        terms = {"instance": attraction(x, key, denominator, c.temperature)}
+        if c.negatives and memory.total > c.negatives:
+            chosen = memory.sample(torch.randperm(memory.total, generator=self.draw())[: c.negatives])
+            slots, own = slots[chosen], gather(row).unsqueeze(1) == chosen + memory.first
+        denominator = contrast(x, slots, c.temperature, None if own is None else keys, own)
+        terms = {"instance": attraction(x, keys, denominator, c.temperature)}
         if self.clustering:
-            member = memory.members[row]
-            sure = cluster_probabilities(key, memory.centroids, c.cluster_temperature).gather(1, member.unsqueeze(1)).squeeze(1)
+            member = gather(memory.members[row - memory.first])
+            sure = cluster_probabilities(keys, memory.centroids, c.cluster_temperature).gather(1, member.unsqueeze(1)).squeeze(1)
             terms["cluster"] = attraction(x, memory.cluster_means()[member], denominator, c.temperature, sure > c.cluster_filter)
         return terms
 
@@ -282,5 +335,6 @@ class UCDIR(Method):
         """The encoder that ranks, with the learned head, or with ITQ fitted on both domains' slots."""
         hashing = self._ranking["hash"]
         if self.config.codes == "itq":
+            assert world_size() == 1, "ITQ needs the slots of all ranks"
             hashing = fit_itq(torch.cat([memory.slots for memory in self.memory.values()]), self.bits, self.seed)
         return _Codes(self._ranking["embedding"], hashing).eval()

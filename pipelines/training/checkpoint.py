@@ -77,7 +77,7 @@ def snapshot(method: Method, epoch: int, config: dict[str, Any], step: int = 0, 
     """
     tensors: dict[str, Tensor] = {}
     optimizers = {name: _flatten(player.optimizer.state_dict(), name, tensors) for name, player in method.players.items()}
-    model = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in method.state_modules().state_dict().items()}
+    model = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in method.whole_state().items()}
     state = {
         "format": FORMAT, "epoch": epoch, "step": step, "loop": _flatten(loop or {}, "loop", tensors), "method": method.name,
         "shape": list(method.shape), "classes": method.classes, "bits": method.bits, "optimizers": optimizers, "config": config,

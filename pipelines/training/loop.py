@@ -125,6 +125,8 @@ class Trainer:
         if rank() == 0:
             self.writing.result()
             self.writing = self.writer.submit(self._write, checkpoint.snapshot(self.method, self.epoch, self.config, step, loop))
+        else:
+            self.method.whole_state()  # sends this rank's part to rank 0
 
     def _write(self, taken: checkpoint.Snapshot) -> Path:
         place = checkpoint.write(self.folder, taken)

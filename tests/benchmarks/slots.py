@@ -1,20 +1,23 @@
-"""What UCDIR's memory slots cost: bytes, peak memory, seconds a step and a clustering, by images per domain.
+"""What UCDIR's memory slots cost each worker: bytes, peak memory, seconds a step and a clustering, by images per domain.
 
-Run: python -m tests.benchmarks.slots [--images 10000,100000,1000000] [--batch 128] [--steps 10] [--threads 1]
+Run: python -m tests.benchmarks.slots [--images 10000,100000,1000000] [--workers 1] [--batch 128] [--steps 10] [--threads 1]
 """
 
 import argparse
-import multiprocessing
 import resource
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
+from torch import multiprocessing
 
 from data.rows import DomainBatch
+from models.distributed import own_rows
 from models.method import Batch
 from models.methods.ucdir import DOMAINS, UCDIR, WIDTH, UCDIRConfig
 
@@ -23,18 +26,18 @@ SHAPE, CLASSES, BITS = (1, 28, 28), 10, 64
 
 @dataclass
 class Made:
-    """Rows of a domain that are made as they are asked for."""
+    """A worker's rows of a domain, made as they are asked for; its encoded rows have their slots set by hand."""
 
     total: int
 
-    def rows(self, size: int = 512) -> Iterator[DomainBatch]:
-        """One batch: the slots are filled by hand."""
-        yield self.batch(size)
+    def rows(self) -> Iterator[DomainBatch]:
+        """One batch."""
+        yield self.batch(512)
 
     def batch(self, size: int) -> DomainBatch:
         """Random images with two views."""
         x = torch.randint(0, 256, (size, *SHAPE), dtype=torch.uint8)
-        return DomainBatch(x, (x.float(), x.float()), None, torch.randint(self.total, (size,)))
+        return DomainBatch(x, (x.float(), x.float()), None, torch.randint(*own_rows(self.total), (size,)))
 
 
 def peak() -> float:
@@ -42,29 +45,32 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "linux" else 1e9)
 
 
-def measure(images: int, batch: int, steps: int, threads: int) -> None:
-    """Print one line; run in a process of its own, whose peak memory is then that size's alone."""
-    torch.set_num_threads(threads)
+def measure(here: int, images: int, given: argparse.Namespace, folder: str) -> None:
+    """Print one line; run in processes of their own, whose peak memory is then that size's alone."""
+    torch.set_num_threads(given.threads)
+    if given.workers > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/{images}", rank=here, world_size=given.workers)
     torch.manual_seed(0)
     method = UCDIR(UCDIRConfig(), SHAPE, CLASSES, BITS).train()
     domain = Made(images)
     method.begin(domain, domain)
     before = peak()
+    first, stop = own_rows(images)
     centres = torch.randn(CLASSES, WIDTH)
     for name in DOMAINS:
-        slots = torch.randn(images, WIDTH)
+        slots = torch.randn(stop - first, WIDTH)
         for part in slots.split(CLASSES * 1000):
             part += centres.repeat(1000, 1)[: len(part)]
             part /= part.norm(dim=1, keepdim=True)
-        method.memory[name].slots = slots
+        method.memory[name].fill(slots, images)
     start = time.perf_counter()
     method.clustering, method.aligning = method.config.cluster_weight, True  # all terms on
     for memory in method.memory.values():
         memory.cluster(memory.slots, method.draw())
     clustered = time.perf_counter() - start
     player, times = method.players["encoder"], []
-    for _ in range(steps):
-        drawn = Batch(domain.batch(batch), domain.batch(batch))
+    for _ in range(given.steps):
+        drawn = Batch(domain.batch(given.batch // given.workers), domain.batch(given.batch // given.workers))
         start = time.perf_counter()
         player.optimizer.zero_grad(set_to_none=True)
         method.loss("encoder", drawn)[0].backward()
@@ -72,23 +78,23 @@ def measure(images: int, batch: int, steps: int, threads: int) -> None:
         method.end_step()
         times.append(time.perf_counter() - start)
     held = sum(memory.slots.nbytes for memory in method.memory.values()) / 1e9
-    print(f"{images:>16,}{held:>12.3f}{before:>14.2f}{peak():>14.2f}{clustered:>12.1f}{statistics.median(times):>12.3f}", flush=True)
+    if not here:
+        print(f"{images:>16,}{held:>12.3f}{before:>14.2f}{peak():>14.2f}{clustered:>12.1f}{statistics.median(times):>12.3f}", flush=True)
+    if given.workers > 1:
+        dist.destroy_process_group()
 
 
 def main() -> None:
-    """Print a line for each size."""
+    """Print a line for each size: the first worker's."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", default="10000,100000,1000000")
-    for option, default in {"batch": 128, "steps": 10, "threads": 1}.items():
+    for option, default in {"workers": 1, "batch": 128, "steps": 10, "threads": 1}.items():
         parser.add_argument(f"--{option}", type=int, default=default)
     given = parser.parse_args()
     print(f"{'images a domain':>16}{'slots GB':>12}{'peak before':>14}{'peak GB':>14}{'cluster s':>12}{'step s':>12}")
     for images in map(int, given.images.split(",")):
-        each = multiprocessing.get_context("spawn").Process(target=measure, args=(images, given.batch, given.steps, given.threads))
-        each.start()
-        each.join()
-        if each.exitcode:
-            sys.exit(each.exitcode)
+        with tempfile.TemporaryDirectory() as folder:
+            multiprocessing.spawn(measure, (images, given, folder), nprocs=given.workers)
 
 
 if __name__ == "__main__":

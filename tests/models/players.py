@@ -74,8 +74,11 @@ class Recorder(Trainer):
     """A trainer that records the gradients of each player's first step of each epoch."""
 
     gradients: dict[str, Tensor] = field(default_factory=dict)
+    stop: int = 0
 
     def step(self, name: str, batch: Batch) -> dict[str, Tensor]:
+        if self.stop and self.epoch == self.stop:
+            raise InterruptedError
         terms = super().step(name, batch)
         named = self.method.players[name].networks.named_parameters()
         found = {f"epoch {self.epoch}: {name}.{each}": p.grad.clone() for each, p in named if p.grad is not None}
@@ -93,13 +96,19 @@ def build(name: str, **own: Any) -> Method:
 
 
 def trained(name: str, own: dict[str, Any], folder: Path, epochs: int = 2, steps: int = 2) -> dict[str, Tensor]:
-    """Gradients of each player and the final checkpointed state, in double precision."""
+    """Gradients of each player and the final checkpointed state, in double precision; of what is divided, ranks but the first have their part.
+
+    ``own`` may have, beside the method's options, ``stop``: a first training is cut off in that epoch, and a second continues from its checkpoint.
+    """
+    sources: list[Any] = [Fixed(0), Fixed(1)]
+    options = {key: value for key, value in own.items() if key != "stop"}
     with precision(torch.float64):
-        method = build(name, **own)
-        sources: list[Any] = [Fixed(0), Fixed(1)]
-        trainer = Recorder(method, *sources, epochs, steps, 0, folder / "checkpoints", {}, lambda record: None)
-        trainer.fit()
-    return trainer.gradients | {f"kept {each}": tensor for each, tensor in copy.deepcopy(method.state_modules().state_dict()).items()}
+        for stop in (own["stop"], 0) if "stop" in own else (0,):
+            method = build(name, **options)
+            trainer = Recorder(method, *sources, epochs, steps, 0, folder / "checkpoints", {}, lambda record: None, stop=stop)
+            with contextlib.suppress(InterruptedError):
+                trainer.fit()
+    return trainer.gradients | {f"kept {each}": tensor for each, tensor in copy.deepcopy(method.whole_state()).items()}
 
 
 def _worker(here: int, world: int, folder: str, cases: dict[str, tuple[str, dict[str, Any]]]) -> None:

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from models.registry import METHODS
-from tests.models.players import build, trained, trained_by_two
+from tests.models.players import CLASSES, PER_CLASS, build, trained, trained_by_two
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dah": ("dah", {"dropout": 0.0, "pseudo_threshold": 0.34}),
@@ -26,6 +27,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "idr-ae": ("idr-ae", {}),
     "ucdir": ("ucdir", {"cluster_start": 0.0}),
     "ucdir, few slots": ("ucdir", {"cluster_start": 0.0, "negatives": 7}),
+    "ucdir, slots of one worker": ("ucdir", {"cluster_start": 0.0, "negatives": 1}),
+    "ucdir, resumed": ("ucdir", {"cluster_start": 0.0, "stop": 1}),
 }  # fmt: skip
 
 
@@ -44,9 +47,17 @@ def test_two_workers_give_the_gradients_of_one(case: str, by_two: dict[str, list
     """Including batch-norm, which uses the moments of the global batch."""
     name, own = CASES[case]
     alone = trained(name, own, tmp_path)
-    assert all(any(f": {player}." in each for each in alone) for player in build(name, **own).players)
+    assert all(any(f": {player}." in each for each in alone) for player in build(name).players)
     for found in by_two[case]:
         assert found.keys() == alone.keys()
-        for each, tensor in alone.items():
+        for each, whole in alone.items():
+            tensor = whole[-len(found[each]) :] if whole.dim() else whole  # the second worker has the last part of what is divided
             error = (found[each].double() - tensor.double()).norm() / tensor.double().norm().clamp(min=1e-3)
             assert error < 1e-6, f"{each} differs by {error:.1e}"
+
+
+def test_a_divided_memory_resumes_bit_identical(by_two: dict[str, list[dict[str, Tensor]]]) -> None:
+    whole, part = by_two["ucdir, resumed"]
+    assert len(whole["kept memory.source.slots"]) == 2 * len(part["kept memory.source.slots"]) == CLASSES * PER_CLASS
+    for found, undisturbed in zip((whole, part), by_two["ucdir"], strict=True):
+        assert all(torch.equal(tensor, undisturbed[each]) for each, tensor in found.items())

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.clustering import RESTARTS
 from models.method import Method, check_fields
 from models.registry import METHODS
 from tests.models.players import Fixed, build, global_batch
@@ -56,11 +57,16 @@ def test_what_a_method_draws_differs_by_epoch_and_seed(name: str, player: str, o
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_clusters_start_anew_each_epoch(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    seeds: list[int] = []
-    monkeypatch.setattr("models.clustering._centroids", lambda x, clusters, seed: seeds.append(seed) or x[:clusters])
+    starts: list[Tensor] = []
+
+    def kept(x: Tensor, places: Tensor) -> Tensor:
+        starts.append(places)
+        return x[places]
+
+    monkeypatch.setattr("models.clustering._vectors", kept)
     for epoch in (5, 6):
         started("ucdir", seed, epoch)
-    assert len(set(seeds)) == len(seeds) == 4  # two domains, two epochs
+    assert len({tuple(each.tolist()) for each in starts}) == len(starts) == 4 * RESTARTS  # two domains, two epochs
 
 
 @pytest.mark.parametrize(("name", "own"), [("dah", {}), ("igan", {"pretrain_epochs": 0}), ("sigan", {"pretrain_epochs": 0})])

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from sklearn.cluster import KMeans
 from torch.nn.functional import normalize
 
-from models.clustering import kmeans
+from models import distributed
+from models.clustering import _cluster_sums, _means, kmeans, nearest
 from models.distributed import BatchNorm
 from models.losses.contrastive import attraction, cluster_probabilities, contrast, distance_of_distance, neighbour_loss, self_entropy
 from models.methods.ucdir import UCDIR, Embedding, Memory
@@ -81,18 +83,30 @@ def test_the_heads_loss_is_least_where_codes_have_the_features_neighbours() -> N
     assert found < neighbour_loss(near[[0, 2, 1]], features, 2.0, 0.5)
 
 
-def test_kmeans_finds_separate_clouds_whichever_library_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kmeans_finds_separate_clouds() -> None:
     centres = normalize(torch.eye(4)[:3])
     x = normalize(centres.repeat(30, 1) + 0.05 * random(90, 4))
-    for library in ("faiss", "scikit-learn"):
-        if library == "scikit-learn":
-            monkeypatch.setitem(__import__("sys").modules, "faiss", None)
-        found = kmeans(x, 3, torch.Generator().manual_seed(0))
-        torch.testing.assert_close(found.norm(dim=1), torch.ones(3))
-        assert sorted((found @ centres.T).argmax(1).tolist()) == [0, 1, 2] and (found @ centres.T).amax(1).min() > 0.99
-        assert torch.equal(found, kmeans(x, 3, torch.Generator().manual_seed(0)))
+    found = kmeans(x, 3, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(3))
+    assert sorted((found @ centres.T).argmax(1).tolist()) == [0, 1, 2] and (found @ centres.T).amax(1).min() > 0.99
+    assert torch.equal(found, kmeans(x, 3, torch.Generator().manual_seed(0)))
     with pytest.raises(ValueError, match="2 images do not make 3 clusters"):
         kmeans(x[:2], 3, torch.Generator())
+
+
+def test_kmeans_is_as_good_as_scikit_learns() -> None:
+    x = normalize(torch.randn(400, 8, generator=torch.Generator().manual_seed(0)) + torch.eye(8).repeat(50, 1))
+    members = nearest(x, kmeans(x, 8, torch.Generator().manual_seed(0)))
+    error = sum((x[members == k] - x[members == k].mean(0)).square().sum() for k in range(8))
+    assert error < 1.03 * KMeans(8, n_init=5, max_iter=20, random_state=0).fit(x.numpy()).inertia_
+
+
+def test_an_empty_cluster_takes_half_of_the_largest() -> None:
+    x = normalize(torch.eye(3)[[0] * 40 + [1] * 30 + [2] * 20] + 0.2 * random(90, 3))
+    first = torch.stack([x[0], x[0], x[50], x[80]])  # the second is empty: the first is as near
+    centroids = _means(*_cluster_sums(x, first)[:2]).float()
+    assert sorted(torch.bincount(nearest(x, first), minlength=4).tolist()) == [0, 20, 30, 40]
+    assert nearest(x, centroids).unique().tolist() == [0, 1, 2, 3]
 
 
 def started(**own: object) -> UCDIR:
@@ -141,17 +155,38 @@ def test_ucdirs_codes_are_of_the_head_or_of_itq_on_the_slots() -> None:
     torch.testing.assert_close(trained.encode(x), trained.networks["hash"](trained.features(x))[1])
     torch.testing.assert_close(head.encode(x), head.ema_networks["hash"](head.features(x))[1])
     for memory in itq.memory.values():
-        memory.slots = normalize(torch.randn(60, WIDTH, generator=torch.Generator().manual_seed(1)))
+        memory.fill(normalize(torch.randn(60, WIDTH, generator=torch.Generator().manual_seed(1))), 60)
     made = itq.encoder()
     assert made(x).shape == (5, BITS) and not torch.equal(made(x) > 0, head.encode(x) > 0)
 
 
-def test_a_memory_loads_as_many_slots_as_were_saved() -> None:
+def test_a_memory_keeps_the_sums_of_its_clusters_and_of_a_row_seen_twice_the_last() -> None:
+    memory, keys = Memory(2), normalize(random(5, WIDTH, seed=1))
+    memory.fill(normalize(random(7, WIDTH)), 7)
+    memory.cluster(memory.slots, torch.Generator().manual_seed(0))
+    memory.store(torch.tensor([3, 0, 3, 6, 3]), keys)
+    assert torch.equal(memory.slots[3], keys[4]) and torch.equal(memory.slots[0], keys[1])
+    means = torch.stack([memory.slots[memory.members == k].mean(0) for k in range(2)])
+    torch.testing.assert_close(memory.cluster_means(), means)
+
+
+@pytest.mark.parametrize("sums", [True, False])
+def test_each_rank_loads_its_part_of_a_memory_also_of_one_saved_without_sums(sums: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = Memory(3)
-    saved.slots = random(7, WIDTH)
-    fresh = Memory(3)
-    fresh.load_state_dict(saved.state_dict())
-    assert torch.equal(fresh.slots, saved.slots)
+    saved.fill(random(7, WIDTH), 7)
+    saved.cluster(saved.slots, torch.Generator().manual_seed(0))
+    state = {name: tensor for name, tensor in saved.state_dict().items() if sums or name not in ("sums", "sizes")}
+    parts = []
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    for each in range(2):
+        monkeypatch.setattr(distributed, "rank", lambda each=each: each)
+        parts.append(Memory(3))
+        parts[-1].load_state_dict(state)
+        assert (parts[-1].total, parts[-1].first) == (7, 3 * each)
+        torch.testing.assert_close(parts[-1].cluster_means(), saved.cluster_means())
+        assert parts[-1].sample(torch.tensor([6, 2, 3])).tolist() == [[2], [3, 0]][each]
+    assert torch.equal(torch.cat([part.slots for part in parts]), saved.slots)
+    assert torch.equal(torch.cat([part.members for part in parts]), saved.members)
 
 
 def test_mocos_checkpoint_initialises_a_resnet(tmp_path: Path) -> None:
