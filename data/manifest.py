@@ -5,17 +5,23 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from data import validation
 from data.filesystem import write_text
 
 FORMAT = 1
 NAME = "manifest.json"
+LARGEST = 4096  # height and width of images
 STORES = ("raw", "encoded", "jpeg", "feature")
 SPLIT: dict[str, Any] = {"rows": int, "labels": [int], "unlabelled": int, "files": [{"path": str, "rows": int, "sha256": str}]}
 DOMAIN = {"origin": {str: str}, "splits": {str: SPLIT}, "rejected": [{"id": str, "reason": str}]}
 FORM = {"dataset": str, "classes": [str], "store": str, "shape": [int], "seed": int, "domains": {str: DOMAIN}, "format": int}
+
+
+def _is_image(shape: list[int]) -> bool:
+    """Whether a shape is (channels, height, width) of images."""
+    return len(shape) == 3 and shape[0] in (1, 3) and all(0 < side <= LARGEST for side in shape[1:])
 
 
 def _notes(domain: dict[str, Any]) -> list[str]:
@@ -56,6 +62,49 @@ class Domain:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Embedding:
+    """How the features of a dataset were made.
+
+    Attributes:
+        backbone: name of the network, as ``models.networks.pretrained.open_backbone`` takes it.
+        weights: digest of its weights, which lie in the dataset's ``backbone.safetensors``.
+        size: side of its input in pixels.
+        pool: pooling of its last features; "" for its own.
+        preprocessing: what is done to an image before it, in words.
+        images: path of the dataset of images.
+        digest: of that dataset.
+        shape: of its images.
+    """
+
+    backbone: str
+    weights: str
+    size: int
+    pool: str
+    preprocessing: str
+    images: str
+    digest: str
+    shape: list[int]
+
+    FORM: ClassVar[dict[str, Any]] = {
+        "backbone": str, "weights": str, "size": int, "pool": str, "preprocessing": str, "images": str, "digest": str, "shape": [int],
+    }  # fmt: skip
+
+    @classmethod
+    def of(cls, values: Any) -> Self | None:
+        """An embedding from a JSON object; None from None.
+
+        Raises:
+            ValueError: the object is not a valid embedding; says why.
+        """
+        if values is None:
+            return None
+        validation.check(values, cls.FORM, "embedding")
+        if not _is_image(values["shape"]) or not 0 < values["size"] <= LARGEST:
+            raise ValueError(f"embedding.shape is {values['shape'][:5]}, embedding.size is {values['size']}")
+        return cls(**{name: values[name] for name in cls.FORM})
+
+
 @dataclass
 class Manifest:
     """Everything a reader needs to know about a dataset before it opens a shard.
@@ -63,6 +112,7 @@ class Manifest:
     Attributes:
         shape: (channels, height, width) of images, (features,) of feature vectors.
         store: ``raw`` (uint8 CHW), ``encoded`` (file bytes), ``jpeg`` (encoded anew at the dataset's size) or ``feature``.
+        embedding: how ``hashbridge embed`` made the features; None for other datasets.
     """
 
     dataset: str
@@ -72,6 +122,7 @@ class Manifest:
     seed: int
     domains: dict[str, Domain] = field(default_factory=dict)
     format: int = FORMAT
+    embedding: Embedding | None = None
 
     @property
     def compressed(self) -> bool:
@@ -88,6 +139,8 @@ class Manifest:
         values = asdict(self)
         for domain in values["domains"].values():
             del domain["notes"]  # they follow from the rest
+        if not self.embedding:
+            del values["embedding"]  # digests of earlier versions stay the same
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def split(self, domain: str, split: str) -> Split:
@@ -140,7 +193,7 @@ class Manifest:
             name: Domain(d["origin"], {s: Split(*(v[each] for each in SPLIT)) for s, v in d["splits"].items()}, d["rejected"], _notes(d))
             for name, d in values["domains"].items()
         }
-        manifest = cls(**{name: values[name] for name in FORM} | {"domains": domains})
+        manifest = cls(**{name: values[name] for name in FORM} | {"domains": domains, "embedding": Embedding.of(values.get("embedding"))})
         manifest._check()
         return manifest
 
@@ -150,8 +203,8 @@ class Manifest:
         Raises:
             ValueError: it is not; says where.
         """
-        sizes = (range(1, 1 << 20),) if self.store == "feature" else ((1, 3), range(1, 4097), range(1, 4097))
-        if self.store not in STORES or len(self.shape) != len(sizes) or any(n not in of for n, of in zip(self.shape, sizes, strict=True)):
+        fits = len(self.shape) == 1 and 0 < self.shape[0] < 1 << 20 if self.store == "feature" else _is_image(self.shape)
+        if self.store not in STORES or not fits or (self.embedding and self.store != "feature"):
             raise ValueError(f"store {self.store[:20]!r} does not allow shape {self.shape[:5]}")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("a class is named twice")

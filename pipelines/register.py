@@ -38,13 +38,15 @@ def run(config: Config) -> dict[str, Any]:
     if manifest.digest() != result["dataset"]:
         raise ValueError(f"dataset {saved['dataset']} has changed since run {folder.name}: train again, so that the figures belong to it")
     uri = config.tracking or default_uri(str(folder.parent))
-    encoder = HashEncoder(load_method(folder, manifest).encoder()).eval()
-    shape = (4, *manifest.shape)
-    example = torch.rand(shape) if manifest.store == "feature" else torch.randint(0, 256, shape, dtype=torch.uint8)
+    method = load_method(folder, images=True)
+    encoder, shape = HashEncoder(method.encoder()).eval(), (4, *method.shape)
+    example = torch.randint(0, 256, shape, dtype=torch.uint8) if len(method.shape) == 3 else torch.rand(shape)
+    embedded = manifest.embedding  # then the registered model takes images, and is compared on them
+    path, digest = (embedded.images, embedded.digest) if embedded else (str(to_path(saved["dataset"]).resolve()), result["dataset"])
     tags = versions.dump({
         "method": result["method"], "bits": result["bits"], "source": result["source"], "target": result["target"], "seed": result["seed"],
-        "run_id": folder.name, "dataset": manifest.dataset, "dataset_digest": result["dataset"],
-        "dataset_path": str(to_path(saved["dataset"]).resolve()), "oracle": result["oracle"],
+        "run_id": folder.name, "dataset": manifest.dataset, "dataset_digest": digest, "dataset_path": path, "oracle": result["oracle"],
+        "backbone": f"{embedded.backbone} {embedded.weights}" if embedded else "",
         "protocol": "+".join(sorted({name.split("/")[0] for name in result["metrics"] if "/" in name})),
     } | {f"metric.{name.replace('/', '.')}": f"{value:.6f}" for name, value in result["metrics"].items()})  # fmt: skip
     version = versions.register(uri, saved["tracked"], encoder, example.numpy(), config.name, tags)

@@ -9,7 +9,7 @@ from pipelines.console.config import option, positional
 from pipelines.registry.encoders import open_encoder
 from pipelines.retrieval import search_index
 from pipelines.retrieval.plots import grid, picture
-from pipelines.retrieval.queries import class_name, load_origin, load_queries
+from pipelines.retrieval.queries import class_name, load_origin, load_queries, queried_dataset
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Config:
 def run(config: Config) -> dict[str, Any]:
     """Search; returns each query with its answers: id, label, class name, Hamming distance."""
     index, rows, meta = search_index.read(to_path(config.index))
-    encoder = open_encoder(config.model or meta["model"], config.storage, config.tracking)
+    encoder = open_encoder(config.model or meta["model"], config.storage, config.tracking, rows=queried_dataset(config.images))
     if encoder.bits != int(meta["bits"]):
         raise ValueError(f"the model gives {encoder.bits} bits, the index holds {meta['bits']}: search with the model that encoded it")
     queries = load_queries(config.images, encoder.shape)

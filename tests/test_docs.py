@@ -63,7 +63,7 @@ def test_the_readme_leads_from_photographs_to_a_search(elsewhere: Path) -> None:
                 Image.fromarray(image).convert("RGB").save(path)
     (elsewhere / "shop" / "street" / "mug" / "1.jpg").write_bytes(path.read_bytes())
     lines = [line for block in blocks("README.md", "sh") for line in block.splitlines() if line.startswith("hashbridge ")]
-    assert [line.split()[1] for line in lines] == ["ingest", "train", "register", "encode", "index", "search"]
+    assert [line.split()[1] for line in lines] == ["ingest", "embed", "train", "register", "encode", "index", "search"]
     run_id = ""
     for line in lines:
         shown = run(RUN.sub(run_id or "none", line))

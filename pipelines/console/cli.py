@@ -19,6 +19,7 @@ from pipelines.console.config import Parser, add_fields, build, flag, mask_passw
 COMMANDS = {
     "demo": "the whole way on the embedded digits, in minutes",
     "ingest": "images or features to sharded Parquet and a manifest",
+    "embed": "features of a dataset's images by a pretrained backbone",
     "train": "train a method and evaluate it",
     "tune": "search a method's hyper-parameters without target labels",
     "evaluate": "metrics and plots of a run or a registered model",

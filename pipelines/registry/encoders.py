@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from data.manifest import Manifest
 from models.encoder import HashEncoder, encode_all
 from pipelines.registry.connection import connect, default_uri, one_line_errors
 from pipelines.training import runs
@@ -23,10 +24,13 @@ class Encoder(Protocol):
 
 
 class RunEncoder:
-    """The encoder of a run's last checkpoint."""
+    """The encoder of a run's last checkpoint; with its backbone, if it was trained on embedded images and rows are not given."""
 
-    def __init__(self, folder: Path, gpu: bool = False) -> None:
-        method = load_method(folder, device=device_for(gpu))
+    def __init__(self, folder: Path, gpu: bool = False, rows: Manifest | None = None) -> None:
+        """Args:
+        rows: the dataset whose rows are encoded; None for images.
+        """
+        method = load_method(folder, rows, device_for(gpu), images=True)
         self.encoder, self.shape, self.bits = HashEncoder(method.encoder()).eval(), method.shape, method.bits
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
@@ -80,12 +84,15 @@ def registry_uri(model: str, storage: str, tracking: str) -> str:
     return tracking or default_uri(storage)
 
 
-def open_encoder(model: str, storage: str, tracking: str, gpu: bool = False) -> Encoder:
+def open_encoder(model: str, storage: str, tracking: str, gpu: bool = False, rows: Manifest | None = None) -> Encoder:
     """Open the encoder of ``models:/NAME@ALIAS`` (or ``/VERSION``), or of a run's id, on a GPU or on the CPU.
 
+    Args:
+        rows: the dataset whose rows are encoded; None for images.
+
     Raises:
-        ValueError: it does not exist.
+        ValueError: it does not exist, or does not fit the dataset.
     """
     if model.startswith("models:/"):
         return RegisteredEncoder(model, registry_uri(model, storage, tracking), gpu)
-    return RunEncoder(runs.find_run(model, storage), gpu)
+    return RunEncoder(runs.find_run(model, storage), gpu, rows)

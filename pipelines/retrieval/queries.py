@@ -57,6 +57,12 @@ def load_queries(images: str, shape: tuple[int, ...]) -> Queries:
     return Queries(names, np.stack(decoded), [-1] * len(names), [""] * len(names))
 
 
+def queried_dataset(images: str) -> Manifest | None:
+    """The dataset that queries are rows of; None if they are image files."""
+    root = to_path(images.rsplit("#", 2)[0])
+    return Manifest.read(root) if "#" in images and not to_path(images).exists() and (root / "manifest.json").exists() else None
+
+
 def _dataset_queries(images: str, shape: tuple[int, ...]) -> Queries:
     try:
         root, name, rows = images.rsplit("#", 2)

@@ -9,12 +9,13 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from data import validation
 from data.filesystem import append_text, is_local, to_path, write_text
-from data.manifest import Manifest
+from data.manifest import Embedding, Manifest
 
 Record = dict[str, Any]
 
@@ -34,7 +35,7 @@ def find_run(name: str, storage: str) -> Path:
 
 
 CONFIG: Record = {"method": str, "dataset": str, "source": str, "target": str, "bits": int, "own": {str: object}, "tracked": str}
-RECORDED = ("tracked", "classes", "dataset_digest")  # in config.json beside the options
+RECORDED = ("tracked", "classes", "dataset_digest", "embedding")  # in config.json beside the options
 LATEST = 1e11  # seconds since 1970 that a record's time may have
 RESULT: Record = {
     "method": str, "source": str, "target": str, "bits": int, "seed": int, "dataset": str, "oracle": bool, "metrics": {str: float}, "notes": [str],
@@ -64,7 +65,9 @@ def read_config(folder: Path) -> Record:
     Raises:
         ValueError: they are missing or damaged.
     """
-    return read_json(folder / "config.json", CONFIG)
+    saved = read_json(folder / "config.json", CONFIG)
+    Embedding.of(saved.get("embedding"))
+    return saved
 
 
 def options(saved: Record) -> Record:
@@ -73,8 +76,9 @@ def options(saved: Record) -> Record:
 
 
 def record(folder: Path, chosen: Record, manifest: Manifest, tracked: str) -> None:
-    """Write ``config.json``: the run's options, its id in MLflow, and what identifies its dataset."""
-    write_json(folder / "config.json", chosen | {"tracked": tracked, "classes": manifest.classes, "dataset_digest": manifest.digest()})
+    """Write ``config.json``: the run's options, its id in MLflow, and what identifies its dataset and the backbone that embedded it."""
+    embedding = {"embedding": asdict(manifest.embedding)} if manifest.embedding else {}
+    write_json(folder / "config.json", chosen | {"tracked": tracked, "classes": manifest.classes, "dataset_digest": manifest.digest()} | embedding)
 
 
 def read_result(folder: Path) -> Record:

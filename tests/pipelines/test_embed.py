@@ -1,0 +1,150 @@
+"""Photographs embedded by a pretrained backbone: the whole way, and what is refused."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from data.manifest import Manifest
+from models.networks.pretrained import open_backbone
+from pipelines import embed, encode, evaluate, index, ingest, register, search, train
+from pipelines.console.cli import main
+from pipelines.retrieval.code_files import read_codes
+
+SIDE = 96
+
+
+@pytest.fixture(scope="module")
+def sample(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """PACS's sample: the dataset of photographs and sketches."""
+    root = tmp_path_factory.mktemp("pacs")
+    for domain in ("photo", "sketch"):
+        ingest.run(ingest.Config(str(shared_data / "pacs_sample"), dataset=str(root / "images"), domain=domain, size=SIDE))
+    return root / "images"
+
+
+@pytest.fixture(scope="module")
+def features(sample: Path) -> Path:
+    """The same as features of EfficientNet-Lite0."""
+    out = sample.with_name("features")
+    embed.run(embed.Config(str(sample), out=str(out), size=SIDE))
+    return out
+
+
+def trained(root: Path, storage: Path, **more: Any) -> str:
+    return str(train.run(train.make_config({
+        "method": "dah", "dataset": str(root), "source": "photo", "target": "sketch", "workers": 0, "threads": 1, "epochs": 4, "steps_per_epoch": 20,
+        "tracking": "none", "plots": False, "storage": str(storage),
+    } | more))["run_id"])  # fmt: skip
+
+
+def test_sketches_find_photographs_of_their_class_without_a_hub(sample: Path, features: Path, shared_data: Path, tmp_path: Path) -> None:
+    storage = tmp_path / "runs"
+    run = trained(features, storage, tracking="")
+    register.run(register.Config(run, name="sketches", storage=str(storage)))
+    model = "models:/sketches@challenger"
+    found = {}
+    for name, (encoder, rows) in {"features": (run, features), "images": (run, sample), "registered": (model, sample)}.items():
+        encode.run(encode.Config(encoder, str(rows), out=str(tmp_path / name), domain="photo", storage=str(storage)))
+        table, codes, _ = read_codes(tmp_path / name)
+        found[name] = dict(zip(table["id"].to_pylist(), map(bytes, codes), strict=True))
+    assert len(found["features"]) == 168 and found["features"] == found["images"] == found["registered"]
+    figures = [evaluate.run(evaluate.Config(run, dataset=str(root), storage=str(storage), out=str(tmp_path)))["metrics"] for root in (features, sample)]
+    assert figures[0] == figures[1] and figures[0]["cross/map"] > 0.3  # chance is 0.15
+    index.run(index.Config(str(tmp_path / "registered"), out=str(tmp_path / "index.faiss")))
+    folder = shared_data / "pacs_sample" / "sketch" / "test"
+    answers = search.run(search.Config(str(tmp_path / "index.faiss"), str(folder), k=5, storage=str(storage), grid=str(tmp_path / "grid.png")))["queries"]
+    right = [near["class"] == Path(each["query"]).parent.name for each in answers for near in each["answers"]]
+    assert len(answers) == 42 and np.mean(right) > 2 / 7 and (tmp_path / "grid.png").stat().st_size > 10_000
+
+
+def test_features_are_the_backbones_in_the_images_order(sample: Path, features: Path) -> None:
+    images, made = Manifest.read(sample), Manifest.read(features)
+    assert made.shape == [1280] and made.classes == images.classes and made.embedding is not None
+    assert (made.embedding.backbone, made.embedding.digest, made.embedding.shape) == ("efficientnet_lite0", images.digest(), [3, SIDE, SIDE])
+    assert {name: of.splits["train"].labels for name, of in made.domains.items()} == {name: of.splits["train"].labels for name, of in images.domains.items()}
+    (shard,) = images.split("sketch", "test").files
+    (other,) = made.split("sketch", "test").files
+    stored, table = pq.read_table(sample / shard["path"]), pq.read_table(features / other["path"])
+    assert table["id"].to_pylist() == stored["id"].to_pylist() and table["label"].to_pylist() == stored["label"].to_pylist()
+    backbone = open_backbone("efficientnet_lite0", size=SIDE)
+    from data.decoding import read_decoded  # noqa: PLC0415
+
+    x = torch.cat([part.x for part in read_decoded(sample, images, "sketch", "test")])
+    with torch.no_grad():
+        wanted = backbone(x[:8])
+    torch.testing.assert_close(torch.tensor(table["feature"].to_pylist()[:8]), wanted, atol=1e-3, rtol=1e-3)
+
+
+def digests(root: Path) -> dict[str, str]:
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def test_an_embedding_that_was_cut_off_goes_on_where_it_was(sample: Path, features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    work = embed._Embed.__call__
+
+    def counted(self: Any, item: dict[str, Any]) -> dict[str, Any]:
+        called.append(item["path"])
+        if len(called) == 3:
+            raise KeyboardInterrupt
+        return work(self, item)
+
+    config = embed.Config(str(sample), out=str(tmp_path / "features"), size=SIDE)
+    monkeypatch.setattr(embed._Embed, "__call__", counted)
+    with pytest.raises(KeyboardInterrupt):
+        embed.run(config)
+    assert not (tmp_path / "features").exists()
+    with pytest.raises(ValueError, match="unfinished embedding of other images or by another backbone"):
+        embed.run(embed.Config(str(sample), out=str(tmp_path / "features"), size=64))
+    embed.run(config)
+    assert len(called) == 5 and called[2] == called[3]  # the first two of four were kept
+    assert digests(tmp_path / "features") == digests(features) and [each.name for each in tmp_path.iterdir()] == ["features"]
+
+
+def test_features_of_another_backbone_are_refused(sample: Path, features: Path, tmp_path: Path) -> None:
+    run = trained(features, tmp_path, epochs=1, steps_per_epoch=1)
+    embed.run(embed.Config(str(sample), out=str(tmp_path / "other"), size=64))
+    with pytest.raises(ValueError, match="takes features of efficientnet_lite0 .* has those of efficientnet_lite0 .*to 64x64"):
+        evaluate.run(evaluate.Config(run, dataset=str(tmp_path / "other"), storage=str(tmp_path)))
+    (features / "backbone.safetensors").rename(features / "away")
+    try:
+        with pytest.raises(ValueError, match="has lost backbone.safetensors"):
+            encode.run(encode.Config(run, str(sample), out=str(tmp_path / "c"), storage=str(tmp_path)))
+    finally:
+        (features / "away").rename(features / "backbone.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("{features} --out {out}", "holds features, not images"),
+        ("{images} --out {features}", "exists already"),
+        ("{images} --out {out} --backbone resnet50", "no backbone 'resnet50': give efficientnet_lite0, timm:NAME or torchvision:NAME"),
+        ("{images} --out {out} --backbone timm:resnet5", "timm 1.0.31 has no network 'resnet5': did you mean"),
+        ("{images} --out {out} --backbone torchvision:mobilenetv2", "did you mean mobilenet_v2"),
+        ("{images} --out {out} --backbone torchvision:resnet18 --weights {out}.pth", "weights '{out}.pth' of torchvision:resnet18 cannot be loaded"),
+        ("{images} --out {out} --workers -1", "--workers is -1, but must not be negative"),
+        ("{images} --out .", "--out is '.', but must name a folder"),
+    ],
+)
+def test_what_cannot_be_embedded_is_one_line(
+    arguments: str, message: str, sample: Path, features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"images": sample, "features": features, "out": tmp_path / "out"}
+    assert main(["embed", *arguments.format(**places).split()]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert message.format(**places) in said[-1] and not (tmp_path / "out").exists()
+
+
+def test_damaged_embeddings_of_a_manifest_are_refused(features: Path, tmp_path: Path) -> None:
+    values = json.loads((features / "manifest.json").read_text())
+    for wrong in ({"size": "big"}, {"shape": [3, 96]}, {"size": 10**9}, {"weights": None}):
+        (tmp_path / "manifest.json").write_text(json.dumps(values | {"embedding": values["embedding"] | wrong}))
+        with pytest.raises(ValueError, match=r"damaged \(embedding"):
+            Manifest.read(tmp_path)
