@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
 from itertools import chain
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
@@ -118,10 +119,15 @@ def hyperparameter(
     Args:
         low, high: bounds of the search; None excludes it from the search.
         log: search on a logarithmic scale.
-        choices: the allowed values, if they are few.
+        choices: the allowed values, if they are few; ``*`` stands for any text in one.
         when: values of other fields that this field depends on; it is only searched if they hold.
     """
     return field(default=default, metadata={"help": help, "low": low, "high": high, "log": log, "choices": choices, "when": when or {}})
+
+
+def is_choice(value: Any, choices: tuple[Any, ...]) -> bool:
+    """Whether a value is among the choices of a field, or is a text that matches one with ``*``."""
+    return value in choices or any(isinstance(each, str) and "*" in each and fnmatchcase(str(value), each) for each in choices)
 
 
 def check_fields(config: Any) -> None:
@@ -132,7 +138,7 @@ def check_fields(config: Any) -> None:
     """
     for each in fields(config):
         value, choices = getattr(config, each.name), each.metadata.get("choices")
-        if choices is not None and value not in choices:
+        if choices is not None and not is_choice(value, choices):
             raise ValueError(f"{each.name} is {value!r}, but must be one of {', '.join(map(str, choices))}")
         if isinstance(value, int | float) and not value >= 0:
             raise ValueError(f"{each.name} is {value}, but must not be negative")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models.components import fit_components
 from models.itq import Projection, fit_itq
 from models.method import Method, Player, Preset, RowSource, Wants, hyperparameter
-from models.networks.extractors import Extractor
+from models.networks.extractors import EXTRACTORS, Extractor
 
 SUBSPACE_BITS = 4  # b, bits of a k-means codebook: 16 centroids
 AFFINITY_WEIGHT = 10.0  # lambda of k-means hashing
@@ -27,8 +27,8 @@ class ClassicConfig:
     """Settings of a fitted hash."""
 
     fit_rows: int = hyperparameter(50_000, "training images of each domain, at most, that it is fitted on: the first of the shuffled rows")
-    extractor: str = hyperparameter("auto", "what makes feature vectors of images: none takes the pixels", choices=("auto", "none", "alexnet", "vgg16"))
-    pretrained: str = hyperparameter("IMAGENET1K_V1", "the extractor's weights: torchvision name, file path, or none")
+    extractor: str = hyperparameter("auto", "what makes vectors of images: none takes the pixels; auto: EfficientNet-Lite0 from 64 pixels", choices=EXTRACTORS)
+    pretrained: str = hyperparameter("default", "the extractor's weights: default, torchvision name, file path, or none")
 
 
 class Classic(Method):

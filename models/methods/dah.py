@@ -17,7 +17,7 @@ from models.losses.alignment import confident_classes
 from models.losses.hashing import class_log_probabilities, entropy_loss, pairwise_hash_loss, quantisation_loss
 from models.losses.mmd import linear_mmd, quadratic_mmd
 from models.method import AblationRow, Batch, Method, Player, Preset, Wants, chosen_view, hyperparameter
-from models.networks.build import build_network
+from models.networks.build import NETWORKS, build_network
 from models.networks.layers import CodesOnly, HashNetwork
 from models.optimisers import build_optimizer, set_learning_rate
 
@@ -45,8 +45,9 @@ class DAHConfig:
     views: str = hyperparameter("affine", "kind of the views: affine; crop, of photographs: random crops and mirror images", choices=("affine", "crop"))
     crop: float = hyperparameter(0.2, "crop views: smallest share of the image's area", 0.08, 0.6, when={"views": ("crop",)})
     per_class: int = hyperparameter(20, "K, source images per class in a batch", 5, 40)
-    network: str = hyperparameter("auto", "network", choices=("auto", "lenet", "conv4", "alexnet", "mlp"))
-    pretrained: str = hyperparameter("IMAGENET1K_V1", "AlexNet's weights: torchvision name, file path, or none")
+    network: str = hyperparameter("auto", "network; auto: EfficientNet-Lite0 from 64 pixels, AlexNet there with papers", choices=NETWORKS)
+    pretrained: str = hyperparameter("default", "weights of AlexNet or a pretrained backbone: default, file path, or none")
+    freeze: float = hyperparameter(0.0, "share of a pretrained backbone's layers, from the input on, that stay as they are")
     norm: bool = hyperparameter(True, "batch-norm in the trunk; off in the paper")
     dropout: float = hyperparameter(0.3, "dropout before the last trunk layer; 0 in the paper's LeNet", 0.0, 0.6)
     optimizer: str = hyperparameter("adam", "optimiser", choices=("adam", "sgd"))
@@ -59,7 +60,7 @@ class DAHConfig:
 OFFICE = {
     "quantisation_weight": 1.0, "mmd_weight": 5e3, "mmd_estimate": "linear", "entropy_weight": 1.0, "entropy_scale": 1.0, "sums": True,
     "self_pairs": False, "activated": True, "pseudo_weight": 0.0, "average": 0.0, "augment": False, "per_class": 5, "norm": False, "dropout": 0.0,
-    "optimizer": "sgd", "learning_rate": 1e-4, "final_rate": 0.1,
+    "optimizer": "sgd", "learning_rate": 1e-4, "final_rate": 0.1, "network": "papers",
 }  # fmt: skip
 
 
@@ -81,7 +82,7 @@ class DAH(Method):
 
     def __init__(self, config: DAHConfig, shape: tuple[int, ...], classes: int, bits: int) -> None:
         super().__init__(config, shape, classes, bits)
-        network = build_network(config.network, shape, bits, config.norm, config.dropout, config.pretrained)
+        network = build_network(config.network, shape, bits, config.norm, config.dropout, config.pretrained, config.freeze)
         self.network = network
         self.players = {"encoder": Player(nn.ModuleDict({"network": network}), self._optimizer(network))}
         self.track_average(network, config.average)

@@ -19,7 +19,7 @@ from models.distributed import gather
 from models.losses.adversarial import critic_loss, generator_loss, gradient_penalty
 from models.losses.matching import assignment_distance, bitwise_distance
 from models.method import AblationRow, Batch, Method, Player, Preset, Wants, hyperparameter
-from models.networks.extractors import Extractor
+from models.networks.extractors import EXTRACTORS, Extractor
 from models.optimisers import build_optimizer, set_learning_rate
 
 CIFAR = "CIFAR10, 64 bits"
@@ -46,9 +46,9 @@ class IDRAEConfig:
         choices=("relative", "mean", "sum"),
     )  # fmt: skip
     penalty_weight: float = hyperparameter(10.0, "weight of the critic's gradient penalty", 1.0, 30.0, log=True, when={"matching": ("critic",)})
-    extractor: str = hyperparameter("auto", "h: none takes the input as it is", choices=("auto", "none", "alexnet", "vgg16"))
+    extractor: str = hyperparameter("auto", "h: none takes the input as it is; auto: EfficientNet-Lite0 from 64 pixels", choices=EXTRACTORS)
     normalised: bool = hyperparameter(True, "feature vectors of h are scaled to a mean square of 1; off in the paper")
-    pretrained: str = hyperparameter("IMAGENET1K_V1", "h's weights: torchvision name, file path, or none")
+    pretrained: str = hyperparameter("default", "h's weights: default, torchvision name, file path, or none")
     train_extractor: bool = hyperparameter(False, "train h too")
     width: int = hyperparameter(1024, "units of the encoder's first hidden layer, half as many in its second")
     batch: int = hyperparameter(256, "images in a batch of a domain; 128 in the paper", 64, 512)

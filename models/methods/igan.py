@@ -21,7 +21,7 @@ from models.losses.adversarial import deceiving_loss, generated_loss, real_class
 from models.losses.alignment import centroid_distance, confident_classes, imbalance_loss, pseudo_label_loss
 from models.losses.hashing import entropy_loss, quantisation_loss, similarity_loss
 from models.method import AblationRow, Batch, Method, Player, Preset, RowSource, Wants, chosen_view, hyperparameter
-from models.networks.build import build_network
+from models.networks.build import NETWORKS, build_network
 from models.networks.generative import Discriminator, Generator, stored
 from models.networks.layers import CodesOnly, unit
 from models.optimisers import build_optimizer, reset_network, set_learning_rate
@@ -57,14 +57,16 @@ class IGANConfig:
     pretrain_epochs: int = hyperparameter(1, "epochs on the source alone before the first stage")
     stages: int = hyperparameter(1, "stages; at the start of each, all but the encoder begins anew")
     per_class: int = hyperparameter(20, "source images per class in a batch", 5, 40)
-    network: str = hyperparameter("auto", "network", choices=("auto", "lenet", "conv4", "alexnet", "mlp"))
-    pretrained: str = hyperparameter("IMAGENET1K_V1", "AlexNet's weights: torchvision name, file path, or none")
+    network: str = hyperparameter("auto", "network; auto: EfficientNet-Lite0 from 64 pixels, AlexNet there with papers", choices=NETWORKS)
+    pretrained: str = hyperparameter("default", "weights of AlexNet or a pretrained backbone: default, file path, or none")
+    freeze: float = hyperparameter(0.0, "share of a pretrained backbone's layers, from the input on, that stay as they are")
     norm: bool = hyperparameter(True, "batch-norm in the trunk; off in the paper")
     dropout: float = hyperparameter(0.3, "dropout before the last trunk layer; 0 in the paper's LeNet", 0.0, 0.6)
     hash_norm: bool = hyperparameter(True, "batch-norm before the codes' tanh; off in the paper")
     made: str = hyperparameter(
-        "input", "what the generators make: the input, or the output of the first fully connected layer (the paper's fc6 on Office)", choices=("input", "layer")
-    )
+        "auto", "what the generators make: the input, or the output of the first fully connected layer (the paper's fc6 on Office); auto: layer from 64 pixels",
+        choices=("auto", "input", "layer"),
+    )  # fmt: skip
     width: int = hyperparameter(8, "channels of the outermost hidden layers of generators and discriminators")
     optimizer: str = hyperparameter("adam", "optimiser", choices=("adam", "sgd"))
     learning_rate: float = hyperparameter(2e-3, "first learning rate of encoder, classifier and generators", 1e-4, 1e-2, log=True)
@@ -101,12 +103,14 @@ class IGAN(Method):
         super().__init__(config, shape, classes, bits)
         c, self.pretraining = config, config.pretrain_epochs > 0
         self.images = len(shape) == 3
-        self.network = build_network(c.network, shape, bits, c.norm, c.dropout, c.pretrained)
+        self.network = build_network(c.network, shape, bits, c.norm, c.dropout, c.pretrained, c.freeze)
         if not c.hash_norm:
             self.network.hash.norm = nn.Identity()
-        if c.made == "layer" and not self.network.widths:
-            raise ValueError("--made layer needs a network with a hidden fully connected layer: alexnet, lenet or mlp")
-        self.output = shape if c.made == "input" else (self.network.widths[0],)
+        large = self.images and min(shape[1:]) >= 64 and bool(self.network.widths)
+        self.makes_input = c.made == "input" or (c.made == "auto" and not large)
+        if not self.makes_input and not self.network.widths:
+            raise ValueError("--made layer needs a network with a hidden fully connected layer: alexnet, lenet, mlp or a pretrained backbone")
+        self.output = shape if self.makes_input else (self.network.widths[0],)
         self.heads = self._fresh_heads()
         groups = [*self.network.parameter_groups(c.pretrained_rate), {"params": [*self.heads.parameters()], "share": 1.0}]
         optimizer = build_optimizer(c.optimizer, groups, c.learning_rate, c.weight_decay)
@@ -127,7 +131,7 @@ class IGAN(Method):
     @property
     def can_translate(self) -> bool:
         """Whether there are generators, and they make input."""
-        return self.generates and self.config.made == "input"
+        return self.generates and self.makes_input
 
     @property
     def wants(self) -> Wants:
@@ -192,7 +196,7 @@ class IGAN(Method):
         guess = self._pseudo_labels(batch.target.x)
         terms |= self._align(all_s, labels, gather(u_t), gather(guess))
         if self.generates:
-            both = unit(torch.cat([x_s, x_t]), self.images) if self.config.made == "input" else torch.relu(layers[0]).detach()
+            both = unit(torch.cat([x_s, x_t]), self.images) if self.makes_input else torch.relu(layers[0]).detach()
             self.made = {"real source": both[: len(x_s)], "real target": both[len(x_s) :], "guess": guess}
             terms |= self._generate(u_s, u_t, batch.source.label, guess)
         return terms

@@ -21,8 +21,9 @@ from models.itq import fit_itq
 from models.losses.contrastive import attraction, cluster_probabilities, contrast, distance_of_distance, neighbour_loss, self_entropy
 from models.losses.hashing import quantisation_loss
 from models.method import AblationRow, Batch, Method, Player, Preset, RowSource, Wants, chosen_view, hyperparameter
-from models.networks.extractors import Backbone
+from models.networks.extractors import BACKBONES, Backbone
 from models.networks.layers import HashLayer
+from models.networks.pretrained import is_backbone
 from models.optimisers import MomentumEncoder, build_optimizer, set_learning_rate
 
 WIDTH = 128
@@ -55,8 +56,12 @@ class UCDIRConfig:
     crop: float = hyperparameter(0.2, "contrastive views: smallest share of the image's area", 0.08, 0.6, when={"views": ("contrastive",)})
     flip: float = hyperparameter(0.5, "contrastive views: probability of a mirror image; 0 for digits")
     batch: int = hyperparameter(128, "images of each domain in a batch; 64 in the paper", 32, 512)
-    network: str = hyperparameter("auto", "network", choices=("auto", "lenet", "conv4", "resnet18", "resnet50", "mlp"))
-    pretrained: str = hyperparameter("none", "a ResNet's weights: file of MoCo v2 or of a state dict, torchvision name, or none; moco asks for the file")
+    network: str = hyperparameter("auto", "network; auto: EfficientNet-Lite0 from 64 pixels", choices=BACKBONES)
+    pretrained: str = hyperparameter(
+        "default", "weights of a ResNet or a pretrained backbone: default, a file, MoCo v2's too, torchvision name, or none; moco asks for that file"
+    )
+    freeze: float = hyperparameter(0.0, "share of a pretrained backbone's layers, from the input on, that stay as they are")
+    pretrained_rate: float = hyperparameter(0.1, "share of the learning rate for the pretrained backbone")
     codes: str = hyperparameter("head", "what makes the codes of the features", choices=("head", "itq"))
     code_temperature: float = hyperparameter(0.2, "temperature of a code's neighbours in the head's loss", 0.05, 1.0, log=True, when={"codes": ("head",)})
     neighbour_temperature: float = hyperparameter(
@@ -201,12 +206,15 @@ class UCDIR(Method):
     def __init__(self, config: UCDIRConfig, shape: tuple[int, ...], classes: int, bits: int) -> None:
         super().__init__(config, shape, classes, bits)
         c = config
-        backbone = Backbone(c.network, shape, c.pretrained)
+        backbone = Backbone(c.network, shape, c.pretrained, c.freeze)
         self.backbone = backbone.name
         self.networks = nn.ModuleDict({"embedding": Embedding(backbone), "hash": HashLayer(WIDTH, bits)})
-        groups: list[dict[str, Any]] = [
-            {"params": [*self.networks["embedding"].parameters()], "share": 1.0}, {"params": [*self.networks["hash"].parameters()], "share": c.head_rate},
-        ]  # fmt: skip
+        embedding, top = self.networks["embedding"], {"params": [*self.networks["hash"].parameters()], "share": c.head_rate}
+        groups: list[dict[str, Any]] = [{"params": [*embedding.parameters()], "share": 1.0}, top]
+        if is_backbone(backbone.name):
+            pretrained = [*backbone.parameters()]
+            groups[0]["params"] = [*embedding.parameters()][len(pretrained) :]  # the head's
+            groups.append({"params": pretrained, "share": c.pretrained_rate})
         self.players = {"encoder": Player(self.networks, build_optimizer(c.optimizer, groups, c.learning_rate, c.weight_decay))}
         self.moving, self.averaged = self.networks, MomentumEncoder(self.networks, c.average)
         self.memory: Any = nn.ModuleDict({domain: Memory(c.clusters or c.clusters_per_class * classes) for domain in DOMAINS})

@@ -32,7 +32,7 @@ def alexnet(shape: tuple[int, ...], bits: int, weights: str) -> HashNetwork:
 
     Args:
         shape: (channels, height, width), at least 63 by 63.
-        weights: a torchvision name (``IMAGENET1K_V1``, downloaded), the path of a .safetensors or weights-only .pth file, or
+        weights: a torchvision name (``IMAGENET1K_V1``, downloaded, is the default), the path of a .safetensors or weights-only .pth file, or
             ``none`` for random weights.
     """
     from torchvision.models import alexnet as build  # noqa: PLC0415  torchvision is slow to import
@@ -48,7 +48,7 @@ def alexnet(shape: tuple[int, ...], bits: int, weights: str) -> HashNetwork:
 
 
 def pretrained_weights(network: str, weights: str) -> dict[str, Tensor]:
-    """Load a state dict by torchvision name or file path. Only tensors are unpickled.
+    """Load a state dict by torchvision name, ``default`` for its first ImageNet weights, or by file path. Only tensors are unpickled.
 
     Raises:
         ValueError: the weights cannot be loaded; says what was tried.
@@ -64,7 +64,7 @@ def pretrained_weights(network: str, weights: str) -> dict[str, Tensor]:
             return torch.load(path, map_location="cpu", weights_only=True)
         from torchvision.models import get_model_weights  # noqa: PLC0415
 
-        return get_model_weights(network)[weights].get_state_dict(progress=False, check_hash=True)
+        return get_model_weights(network)["IMAGENET1K_V1" if weights == "default" else weights].get_state_dict(progress=False, check_hash=True)
     except Exception as error:  # downloads, files and names can fail in many ways, and all mean the same to the user
         raise ValueError(f"weights {weights!r} of {network} cannot be loaded ({type(error).__name__}: {error}): {advice}") from error
 

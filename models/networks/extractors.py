@@ -8,7 +8,11 @@ from models.distributed import BatchNorm
 from models.networks.backbones import FC7, fc7_network, resnet
 from models.networks.layers import unit
 from models.networks.precision import HeavyModule, reducible
+from models.networks.pretrained import BUNDLED, NAMES, Trunk, is_backbone
 from models.networks.small import conv4, lenet
+
+EXTRACTORS = ("auto", "none", "alexnet", "vgg16", *NAMES)  # patterns of an extractor's names
+BACKBONES = ("auto", "lenet", "conv4", "resnet18", "resnet50", "mlp", *NAMES)  # of a backbone's
 
 
 class Extractor(HeavyModule):
@@ -22,9 +26,9 @@ class Extractor(HeavyModule):
 
     def __init__(self, name: str, shape: tuple[int, ...], weights: str, normalised: bool = True) -> None:
         """Args:
-            name: ``none``, ``alexnet``, ``vgg16``; ``auto`` is VGG-16 for images from 64 pixels, otherwise none.
+            name: ``none``, ``alexnet``, ``vgg16`` or a pretrained backbone; ``auto`` is EfficientNet-Lite0 for images from 64 pixels, otherwise none.
             shape: (features,) or (channels, height, width).
-            weights: see ``models.networks.backbones.pretrained_weights``; ``none`` for random weights.
+            weights: see ``models.networks.pretrained`` and ``models.networks.backbones.pretrained_weights``; ``none`` for random weights.
 
         Raises:
             ValueError: the network does not support this shape.
@@ -32,12 +36,17 @@ class Extractor(HeavyModule):
         super().__init__()
         self.images = len(shape) == 3
         if name == "auto":
-            name = "vgg16" if self.images and min(shape[1:]) >= 64 else "none"
+            name = BUNDLED if self.images and min(shape[1:]) >= 64 else "none"
         if name != "none" and not self.images:
             raise ValueError(f"extractor {name} needs images, not data of shape {list(shape)}: take --extractor none")
         self.normalised, self.enlarged = normalised, self.images and min(shape[1:]) < 63
-        self.trunk = None if name == "none" else fc7_network(name, weights)
-        self.features = FC7 if self.trunk else int(torch.Size(shape).numel())
+        self.trunk: nn.Module | None = None
+        self.features = int(torch.Size(shape).numel()) if name == "none" else FC7
+        if is_backbone(name):
+            trunk = Trunk(name, shape, weights)
+            self.trunk, self.features = trunk, trunk.features
+        elif name != "none":
+            self.trunk = fc7_network(name, weights)
 
     @reducible
     def forward(self, x: Tensor) -> Tensor:
@@ -58,12 +67,13 @@ class Backbone(HeavyModule):
         head: state dict of the projection head of two layers that came with the weights; empty if none did.
     """
 
-    def __init__(self, name: str, shape: tuple[int, ...], weights: str) -> None:
+    def __init__(self, name: str, shape: tuple[int, ...], weights: str, freeze: float = 0.0) -> None:
         """Args:
-            name: ``lenet``, ``conv4``, ``resnet18``, ``resnet50`` or ``mlp``; ``auto`` is mlp for vectors, ResNet-50 from 64 pixels,
-                and below that conv4 for colour or LeNet for grey.
+            name: ``lenet``, ``conv4``, ``resnet18``, ``resnet50``, ``mlp`` or a pretrained backbone; ``auto`` is mlp for vectors, EfficientNet-Lite0
+                from 64 pixels, and below that conv4 for colour or LeNet for grey.
             shape: (features,) or (channels, height, width).
-            weights: of a ResNet: a torchvision name, the path of a state dict or of a MoCo checkpoint, or ``none``; ``moco`` asks for that path.
+            weights: of a ResNet or a backbone: ``default``, the path of a state dict or of a MoCo checkpoint, or ``none``; ``moco`` asks for that path.
+            freeze: share of a pretrained backbone's layers, from the input on, that stay as they are.
 
         Raises:
             ValueError: the network does not support this shape.
@@ -72,7 +82,7 @@ class Backbone(HeavyModule):
         self.images = len(shape) == 3
         if name == "auto":
             small = "conv4" if shape[0] == 3 else "lenet"
-            name = "mlp" if not self.images else "resnet50" if min(shape[1:]) >= 64 else small
+            name = "mlp" if not self.images else BUNDLED if min(shape[1:]) >= 64 else small
         if (name == "mlp") == self.images:
             raise ValueError(f"network {name!r} does not take data of shape {list(shape)}: mlp takes features, the others images")
         self.name = name
@@ -82,6 +92,9 @@ class Backbone(HeavyModule):
             self.trunk, self.features = nn.Sequential(nn.Linear(shape[0], 512), BatchNorm(512), nn.ReLU()), 512
         elif name in ("lenet", "conv4"):
             self.trunk, self.features = _small(name, shape)
+        elif is_backbone(name):
+            trunk = Trunk(name, shape, weights, freeze)
+            self.trunk, self.features = trunk, trunk.features
         else:
             self.trunk, self.features, self.head = resnet(name, weights)
         self.to(memory_format=torch.channels_last)

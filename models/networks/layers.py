@@ -40,10 +40,15 @@ class HashNetwork(HeavyModule):
     """A trunk, its fully connected layers, which are the heavy part, and a hash layer."""
 
     def __init__(
-        self, trunk: nn.Module, layers: Sequence[nn.Module], features: int, bits: int, images: bool, pretrained: bool = False
-    ) -> None:
+        self, trunk: nn.Module, layers: Sequence[nn.Module], features: int, bits: int, images: bool, pretrained: bool = False,
+        fresh_layers: bool = False,
+    ) -> None:  # fmt: skip
+        """Args:
+            features: width of what the hash layer takes.
+            pretrained: whether the trunk trains at a lower rate, and the layers too unless they are ``fresh_layers``.
+        """
         super().__init__()
-        self.pretrained = pretrained  # applies to trunk and layers, which then train at a lower rate
+        self.pretrained, self.fresh_layers = pretrained, fresh_layers
         self.trunk = trunk
         self.layers = nn.ModuleList(layers)
         self.widths = [[part for part in layer.modules() if isinstance(part, nn.Linear)][-1].out_features for layer in layers]
@@ -71,11 +76,9 @@ class HashNetwork(HeavyModule):
 
     def parameter_groups(self, share: float) -> list[dict[str, Any]]:
         """Parameter groups for an optimiser; pretrained layers get ``share`` of the learning rate, the hash layer all of it."""
-        body = [*self.trunk.parameters(), *self.layers.parameters()]
-        return [
-            {"params": body, "share": share if self.pretrained else 1.0},
-            {"params": [*self.hash.parameters()], "share": 1.0},
-        ]
+        body, top = [*self.trunk.parameters()], [*self.hash.parameters()]
+        (top if self.fresh_layers else body).extend(self.layers.parameters())
+        return [{"params": body, "share": share if self.pretrained else 1.0}, {"params": top, "share": 1.0}]
 
 
 class CodesOnly(nn.Module):

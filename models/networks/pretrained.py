@@ -9,15 +9,17 @@ import difflib
 import hashlib
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.networks.backbones import pretrained_weights
 
 BUNDLED = "efficientnet_lite0"
+NAMES = (BUNDLED, "timm:*", "torchvision:*")  # patterns of the names
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CONTAINERS = ("state_dict", "model_state_dict", "model", "teacher")  # where checkpoints keep the weights of a network; DINO's teacher is the better one
 PREFIXES = ("", "module.", "module.encoder_q.", "module.base_encoder.", "backbone.", "module.backbone.", "visual.", "model.", "encoder.")
@@ -30,19 +32,20 @@ class PretrainedBackbone(nn.Module):
     Attributes:
         name: the network's name with its library.
         size: side of its input in pixels.
+        fixed: whether the network takes no other size, as most transformers.
         features: width of the features.
     """
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, name: str, network: nn.Module, size: int, mean: tuple[float, ...], deviation: tuple[float, ...]) -> None:
+    def __init__(self, name: str, network: nn.Module, size: int, mean: tuple[float, ...], deviation: tuple[float, ...], fixed: bool) -> None:
         """Args:
             network: (batch, 3, size, size) to (batch, width).
             mean, deviation: of the input, of three channels of values in [0, 1].
         """
         super().__init__()
-        self.name, self.network, self.size = name, network, size
+        self.name, self.network, self.size, self.fixed = name, network, size, fixed
         for key, value in (("mean", mean), ("deviation", deviation)):
             self.register_buffer(key, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
         with torch.no_grad():
@@ -70,6 +73,52 @@ class PretrainedBackbone(nn.Module):
             found.update(key.encode())
             found.update(tensor.cpu().contiguous().numpy().tobytes())
         return found.hexdigest()[:16]
+
+
+class Trunk(nn.Module):
+    """A pretrained backbone that is trained on, or stays as it is: images in [-1, 1] -> features (batch, width).
+
+    Its batch-norms keep the statistics of the weights, in training too: small batches of two domains would spoil them. Images are not enlarged.
+    """
+
+    def __init__(self, name: str, shape: tuple[int, ...], weights: str, freeze: float = 0.0) -> None:
+        """Args:
+            name, weights: as in ``open_backbone``.
+            shape: (channels, height, width) of the images.
+            freeze: share of the layers, from the input on, whose parameters stay as they are.
+
+        Raises:
+            ValueError: as ``open_backbone``.
+        """
+        super().__init__()
+        if not 0 <= freeze <= 1:
+            raise ValueError(f"freeze is {freeze}, but must be from 0 to 1, a share of the backbone's layers")
+        self.backbone = open_backbone(name, weights)
+        if not self.backbone.fixed:
+            self.backbone.size = min(self.backbone.size, *shape[1:])
+        self.features = self.backbone.features
+        layers = [layer for layer in self.backbone.modules() if [*layer.parameters(recurse=False)]]
+        for layer in layers[: round(freeze * len(layers))]:
+            for parameter in layer.parameters(recurse=False):
+                parameter.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode of all but batch-norm."""
+        super().train(mode)
+        for layer in self.modules():
+            if isinstance(layer, _BatchNorm):
+                layer.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.backbone((x + 1) * 127.5)
+        return made
+
+
+def is_backbone(name: str) -> bool:
+    """Whether ``open_backbone`` takes a name of this form."""
+    return name == BUNDLED or name.startswith(("timm:", "torchvision:"))
 
 
 def open_backbone(name: str, weights: str = "default", size: int = 0, pool: str = "") -> PretrainedBackbone:
@@ -119,8 +168,8 @@ def _timm(name: str, network: str, weights: str, size: int, pool: str) -> Pretra
     elif not hub and weights != "none":
         convert = getattr(sys.modules[type(made).__module__], "checkpoint_filter_fn", None)
         _load(made, name, weights, convert)
-    config = resolve_model_data_config(made)
-    return PretrainedBackbone(name, made, size or config["input_size"][1], config["mean"], config["std"])
+    config = resolve_model_data_config(made) | {"fixed_input_size": getattr(made, "pretrained_cfg", {}).get("fixed_input_size", False)}
+    return PretrainedBackbone(name, made, size or config["input_size"][1], config["mean"], config["std"], bool(config.get("fixed_input_size")))
 
 
 def _torchvision(name: str, network: str, weights: str, size: int) -> PretrainedBackbone:
@@ -142,7 +191,7 @@ def _torchvision(name: str, network: str, weights: str, size: int) -> Pretrained
     made.set_submodule(last[-1], nn.Identity())
     if not hub and weights != "none":
         _load(made, name, weights, None, last[-1])
-    return PretrainedBackbone(name, made, size or 224, *IMAGENET)
+    return PretrainedBackbone(name, made, size or 224, *IMAGENET, hasattr(made, "image_size"))
 
 
 def _line(error: Exception) -> str:

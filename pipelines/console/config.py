@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import yaml
 
 from data.filesystem import to_path
+from models.method import is_choice
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -112,7 +113,7 @@ def convert(each: Field, value: Any) -> Any:
     if kind is float and not math.isfinite(converted):
         raise wrong
     choices = each.metadata.get("choices")
-    if choices and converted not in choices:
+    if choices and not is_choice(converted, choices):
         raise ValueError(f"{flag(each.name)} is {value!r}, but must be one of {', '.join(choices)}{suggestion(str(value), choices)}")
     return converted
 

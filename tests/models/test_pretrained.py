@@ -1,5 +1,6 @@
 """Pretrained backbones: the installed weights, and checkpoints of the usual forms."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.networks.pretrained import open_backbone
+from data.rows import DomainBatch
+from models.method import Batch
+from models.networks.pretrained import Trunk, open_backbone
+from models.registry import find_method
 
 
 def test_the_installed_weights_know_what_a_photograph_shows(shared_data: Path) -> None:
@@ -73,3 +77,38 @@ def test_images_of_other_sizes_and_grey_ones_are_brought_to_the_networks_input()
         open_backbone("torchvision:resnet18", "none", pool="avg")
     with pytest.raises(ValueError, match="does not end in a fully connected layer"):
         open_backbone("torchvision:squeezenet1_1", "none")
+
+
+@pytest.mark.parametrize("method", ["dah", "igan", "ucdir", "itq", "idr-ae"])
+def test_photographs_get_the_installed_backbone_by_default(method: str) -> None:
+    built = find_method(method)(find_method(method).Config(), (3, 64, 64), 3, 16)
+    trunks = [each for each in built.state_modules().modules() if isinstance(each, Trunk)]
+    assert trunks and {each.backbone.name for each in trunks} == {"efficientnet_lite0"}
+    digest = open_backbone("efficientnet_lite0").digest()
+    assert {each.backbone.digest() for each in trunks} == {digest} and trunks[0].backbone.size == 64
+
+
+def test_a_trunk_keeps_its_statistics_and_its_frozen_layers() -> None:
+    torch.manual_seed(0)
+    method: Any = find_method("dah")(find_method("dah").Config(freeze=0.5, augment=False, per_class=2), (3, 64, 64), 2, 16)
+    method.train()
+    before = {key: value.clone() for key, value in method.network.trunk.state_dict().items()}
+    x = torch.randint(0, 256, (4, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    batch = Batch(DomainBatch(x, (), torch.tensor([0, 0, 1, 1]), torch.arange(4)), DomainBatch(x.flip(3), (), None, torch.arange(4)))
+    loss, _ = method.loss("encoder", batch)
+    loss.backward()
+    method.players["encoder"].optimizer.step()
+    moved = [key for key, value in method.network.trunk.state_dict().items() if not torch.equal(value, before[key])]
+    assert moved and not any("running" in key or "num_batches" in key for key in moved)
+    frozen = [key for key, value in method.network.trunk.named_parameters() if not value.requires_grad]
+    assert "backbone.network.conv_stem.weight" in frozen and "backbone.network.conv_head.weight" in moved and not set(frozen) & set(moved)
+    rates = [group["lr"] for group in method.players["encoder"].optimizer.param_groups]
+    assert rates[0] == pytest.approx(0.1 * rates[1])
+
+
+def test_the_papers_presets_keep_the_papers_networks() -> None:
+    for name, preset in (("dah", "paper"), ("igan", "paper-office")):
+        config = replace(find_method(name).preset(preset), pretrained="none")
+        assert find_method(name)(config, (3, 64, 64), 3, 16).network.layers[0].out_features == 4096  # AlexNet's fc6
+    with pytest.raises(ValueError, match="network is 'resnet', but must be one of auto, papers, .*timm:"):
+        find_method("dah")(find_method("dah").Config(network="resnet"), (3, 64, 64), 3, 16)

@@ -209,7 +209,7 @@ def test_mocos_checkpoint_initialises_a_resnet(tmp_path: Path) -> None:
         assert torch.equal(embedding.head[place].weight, head[f"module.encoder_q.fc.{place}.weight"])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="starts from MoCo v2's resnet50: give its checkpoint's path by --pretrained, or none"):
         UCDIR(UCDIR.preset("paper"), (3, 64, 64), 7, 64)
-    (note,) = UCDIR(UCDIR.Config(network="resnet18"), (3, 64, 64), 7, 64).notes
+    (note,) = UCDIR(UCDIR.Config(network="resnet18", pretrained="none"), (3, 64, 64), 7, 64).notes
     assert "resnet18 starts from random weights" in note and not started().notes
     with pytest.raises(ValueError, match="not those of a resnet18: they lack layer"):
         torch.save({"state_dict": {key: value for key, value in state.items() if "layer" not in key}}, path)
