@@ -17,7 +17,7 @@ from pipelines.console import cluster
 from pipelines.console.config import Parser, add_fields, build, flag, mask_passwords, read_yaml, suggestion
 
 COMMANDS = {
-    "demo": "the whole way on the embedded digits, in minutes",
+    "demo": "the whole way on the embedded digits or on photographs, in minutes",
     "ingest": "images or features to sharded Parquet and a manifest",
     "embed": "features of a dataset's images by a pretrained backbone",
     "train": "train a method and evaluate it",

@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
 
-from pipelines import encode, train
+from data.manifest import Manifest
+from pipelines import embed, encode, train
 from pipelines.console import cluster
 from pipelines.console.cli import main
 from pipelines.retrieval.code_files import read_codes
@@ -105,3 +108,19 @@ def test_a_node_lost_in_encoding(second: Second, digits: Path, tmp_path: Path) -
     again, same = coded("disturbed")
     thread.join()
     assert "ray::" in second.lost and again == whole and len(set(again)) == len(again) and (codes == same).all()
+
+
+def test_a_node_lost_in_embedding(second: Second, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embed, "batch_rows", lambda shape: 1)  # parts of 16 images
+
+    def embedded(name: str) -> list[pa.Table]:
+        embed.run(embed.Config(str(photographs), out=str(tmp_path / name), size=32, workers=2))
+        return [pq.read_table(path) for path in sorted((tmp_path / name).rglob("*.parquet"))]
+
+    whole = embedded("whole")
+    thread = second.remove_when(lambda: list(tmp_path.glob(".disturbed.embedding/*/*/*.parquet")))
+    again = embedded("disturbed")
+    thread.join()
+    rows = sum(part.rows for of in Manifest.read(photographs).domains.values() for part in of.splits.values())
+    assert "ray::" in second.lost and sum(map(len, again)) == rows and len(again) > 10
+    assert all(one.equals(other) for one, other in zip(whole, again, strict=True))
