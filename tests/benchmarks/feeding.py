@@ -25,10 +25,12 @@ from torchvision.models import mobilenet_v2
 from torchvision.transforms.v2 import functional as change
 
 from data.batches import DomainLoader
-from data.decoding import Decoder
+from data.decoding import Decoder, batch_rows
 from data.manifest import Manifest
 from models.allocator import keep_freed_memory
-from pipelines import ingest, train
+from models.encoder import encode_all
+from models.networks.pretrained import open_backbone
+from pipelines import embed, ingest, train
 from pipelines.console.cli import set_default_environment
 from pipelines.training.transfer import on_device
 from tests.servers import ROOT
@@ -191,6 +193,29 @@ def training(root: Path, threads: int, rounds: int, device: torch.device) -> Non
     side_by_side(rounds, lambda: rate(bare), {"streamed": fed, "streamed, less the decoders' CPU time": without_decoding})
 
 
+def embedding(root: Path, rounds: int, device: torch.device) -> None:
+    """``embed`` in this process, without its start, beside its backbone alone on images in memory."""
+    manifest, backbone = Manifest.read(root), open_backbone("efficientnet_lite0").to(device)
+    items, size = embed._items(manifest), batch_rows(tuple(manifest.shape))
+    rows = sum(item["stop"] - item["start"] for item in items)
+    x = torch.randint(0, 256, (size, *manifest.shape), dtype=torch.uint8)
+
+    def alone() -> int:
+        for _ in range(rows // size):
+            encode_all(backbone, x)
+        return rows // size * size
+
+    def whole() -> int:
+        with tempfile.TemporaryDirectory() as folder:
+            work = embed._Embed(embed.Config(str(root), out="-", gpu=device.type == "cuda"), folder, backbone)
+            for item in items:
+                work(item)
+        return rows
+
+    print(f"\nembedding {rows:,} photographs of {manifest.shape} by {backbone.name}; alone: the backbone")
+    side_by_side(rounds, lambda: rate(alone), {"embed": lambda: rate(whole)})
+
+
 def allocator(threads: int) -> None:
     """Training steps of MobileNetV2 at 96 pixels in two processes: one keeps the memory that it has freed."""
     script = (
@@ -243,7 +268,7 @@ def memory(source: Path, folder: Path, few: int, many: int, size: int, gpu: bool
 
 
 def _compare_codes(folder: Path, root: Path, storage: Path) -> None:
-    from models.encoder import HashEncoder, encode_all  # noqa: PLC0415
+    from models.encoder import HashEncoder  # noqa: PLC0415
     from pipelines.retrieval.evaluation import encode_split, method_encoder  # noqa: PLC0415
     from pipelines.training.restore import load_method  # noqa: PLC0415
 
@@ -259,7 +284,7 @@ def main() -> None:
     """Run the parts that are asked for, and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photographs", type=Path, default=ROOT.parent / "shared" / "data" / "pacs_sample")
-    parser.add_argument("--parts", default="reading,training,memory,allocator")
+    parser.add_argument("--parts", default="reading,training,embedding,memory,allocator")
     parser.add_argument("--gpu", action="store_true")
     for name, default in {"size": 224, "rows": 1000, "rounds": 3, "memory-few": 500, "memory-rows": 10_000, "threads": len(os.sched_getaffinity(0))}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -276,6 +301,8 @@ def main() -> None:
             reading(dataset(given.photographs, folder, "large", given.rows, given.size), given.threads, given.rounds, device)
         if "training" in wanted:
             training(dataset(given.photographs, folder, "small", given.rows, 96), given.threads, given.rounds, device)
+        if "embedding" in wanted:
+            embedding(dataset(given.photographs, folder, "embedded", given.rows // 4, given.size), given.rounds, device)
         if "allocator" in wanted:
             allocator(given.threads)
         if "memory" in wanted:
