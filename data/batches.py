@@ -69,6 +69,7 @@ class DomainLoader:
         self.cached = self.held is not None or self._fits(self.manifest.row_bytes)
         present = {label: self.manifest.classes[label] for label, count in enumerate(split.labels) if count}
         place = f"worker {self.rank} of {self.world}"
+        self.pool = self.manifest.views if self.views else 0  # embedded views that each row is read with
         self.draws = Draws(self.batch, self.per_class, present, (self.seed, self.stream), self.rank, f"{self.domain}/{self.split} on {place}")
         self.decoder = Decoder(self.manifest, self.decoders, self.pinned)
 
@@ -108,20 +109,31 @@ class DomainLoader:
         drawn = islice(self._drawn(epoch), first, steps)
         if self.cached:
             for rows in drawn:
-                x = rows.x.pin_memory() if self.pinned else rows.x
-                yield DomainBatch(x, (), rows.label, rows.row)
+                yield self._batch(rows.x.pin_memory() if self.pinned else rows.x, rows.label, rows.row)
         else:
             for rows, x in self.decoder.ahead(drawn, lambda rows: (rows.content, rows.row)):
-                yield rows.batch(x)
+                batch = rows.batch(x)
+                yield self._batch(batch.x, batch.label, batch.row)
+
+    def _batch(self, x: torch.Tensor, label: torch.Tensor | None, row: torch.Tensor) -> DomainBatch:
+        """A batch of decoded rows; of rows with embedded views its only view is all of these, (batch, views, features)."""
+        if not self.pool:
+            return DomainBatch(x, (), label, row)
+        width = self.manifest.shape[0]
+        return DomainBatch(x[:, :width].contiguous(), (x[:, width:].reshape(len(x), self.pool, width),), label, row)
 
     def with_views(self, batch: DomainBatch, epoch: int, step: int) -> DomainBatch:
-        """Add the augmented views of a step, made where the batch lies. The draws are those of the global batch."""
+        """Add the augmented views of a step, made or, of embedded views, chosen where the batch lies. The draws are those of the global batch."""
         generator = seeded_generator(self.seed, self.stream, 2, epoch, step)
+        if self.pool:
+            (pool,), n = batch.views, len(batch.x)
+            chosen = [torch.randint(self.pool, (n * self.world,), generator=generator)[self.rank * n : (self.rank + 1) * n] for _ in range(self.views)]
+            return batch._replace(views=tuple(pool[torch.arange(n, device=pool.device), each.to(pool.device)] for each in chosen))
         return batch._replace(views=tuple(random_view(batch.x, generator, self.rank, self.world, **self.view) for _ in range(self.views)))
 
     def _read(self, order: list[int] | None = None) -> Iterator[StoredRows]:
         batches = read_rows(
-            self.root, self.manifest, self.domain, self.split, self.start, self.stop, labels=self.labels, order=order
+            self.root, self.manifest, self.domain, self.split, self.start, self.stop, labels=self.labels, views=bool(self.pool), order=order
         )
         for batch in batches:
             label = batch.column("label").to_numpy().astype(np.int64) if self.labels else None
@@ -138,11 +150,12 @@ class DomainLoader:
         if self.cached:
             for part in _slices(self.stop - self.start, size):
                 taken = self.cached_rows().take(part)
-                yield DomainBatch(taken.x, (), taken.label, taken.row)
+                yield self._batch(taken.x, taken.label, taken.row)._replace(views=())
             return
         parts = (rows.take(part) for rows in self._read() for part in _slices(len(rows.row), size))
         for rows, x in self.decoder.ahead(parts, lambda rows: (rows.content, rows.row)):
-            yield rows.batch(x)
+            batch = rows.batch(x)
+            yield self._batch(batch.x, batch.label, batch.row)._replace(views=())
 
     def cached_rows(self) -> Rows:
         """This worker's rows, decoded once and kept."""

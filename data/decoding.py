@@ -157,12 +157,12 @@ class Decoder:
 
 
 def stored_content(batch: pa.RecordBatch | pa.Table, manifest: Manifest) -> np.ndarray:
-    """The rows of a record batch as stored: (n,) objects, each the bytes of an image, or (n, features) float32."""
+    """The rows of a record batch as stored: (n,) objects, each the bytes of an image, or (n, features) float32, with those of views if they were read."""
     if manifest.store == "feature":
-        column = batch.column("feature")
-        flat = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        vectors: np.ndarray = flat.flatten().to_numpy().reshape(-1, manifest.shape[0])
-        return vectors
+        columns = [batch.column(name) for name in ("feature", "views") if name in batch.schema.names]
+        flat = [column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column for column in columns]
+        parts: list[np.ndarray] = [column.flatten().to_numpy().reshape(len(batch), -1) for column in flat]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
     content = np.empty(len(batch), object)
     content[:] = batch.column("image").to_pylist()
     return content

@@ -13,19 +13,21 @@ RAW_LIMIT = 64  # pixels per side up to which images are stored raw by default
 
 @dataclass(frozen=True)
 class Layout:
-    """How rows are stored: the manifest's ``store`` and ``shape``, the seed of the shuffle, rows per file."""
+    """How rows are stored: the manifest's ``store`` and ``shape``, the seed of the shuffle, rows per file, embedded views of each row."""
 
     store: str
     shape: tuple[int, ...]
     seed: int
     rows_per_file: int = ROWS_PER_FILE
+    views: int = 0
 
     def schema(self) -> pa.Schema:
         """The Parquet schema of the shards."""
         column = (
             pa.field("feature", pa.list_(pa.float32(), self.shape[0])) if self.store == "feature" else pa.field("image", pa.binary())
         )
-        return pa.schema([("id", pa.string()), ("row", pa.int64()), column, ("label", pa.int32())])
+        views = [pa.field("views", pa.list_(pa.float32(), self.views * self.shape[0]))] if self.views else []
+        return pa.schema([("id", pa.string()), ("row", pa.int64()), column, *views, ("label", pa.int32())])
 
 
 def choose_layout(reader: Reader, manifest: Manifest | None, size: int, channels: int, store: str, seed: int) -> Layout:

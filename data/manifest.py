@@ -72,6 +72,8 @@ class Embedding:
         size: side of its input in pixels.
         pool: pooling of its last features; "" for its own.
         preprocessing: what is done to an image before it, in words.
+        views: random views of each image that are embedded beside it.
+        kind: of the views, one of ``data.transforms.VIEWS``.
         images: path of the dataset of images.
         digest: of that dataset.
         shape: of its images.
@@ -82,12 +84,15 @@ class Embedding:
     size: int
     pool: str
     preprocessing: str
+    views: int
+    kind: str
     images: str
     digest: str
     shape: list[int]
 
     FORM: ClassVar[dict[str, Any]] = {
-        "backbone": str, "weights": str, "size": int, "pool": str, "preprocessing": str, "images": str, "digest": str, "shape": [int],
+        "backbone": str, "weights": str, "size": int, "pool": str, "preprocessing": str, "views": int, "kind": str, "images": str, "digest": str,
+        "shape": [int],
     }  # fmt: skip
 
     @classmethod
@@ -100,8 +105,8 @@ class Embedding:
         if values is None:
             return None
         validation.check(values, cls.FORM, "embedding")
-        if not _is_image(values["shape"]) or not 0 < values["size"] <= LARGEST:
-            raise ValueError(f"embedding.shape is {values['shape'][:5]}, embedding.size is {values['size']}")
+        if not _is_image(values["shape"]) or not 0 < values["size"] <= LARGEST or not 0 <= values["views"] <= LARGEST:
+            raise ValueError(f"embedding.shape is {values['shape'][:5]}, embedding.size is {values['size']}, embedding.views is {values['views']}")
         return cls(**{name: values[name] for name in cls.FORM})
 
 
@@ -130,9 +135,14 @@ class Manifest:
         return self.store in ("encoded", "jpeg")
 
     @property
+    def views(self) -> int:
+        """Embedded views of each row."""
+        return self.embedding.views if self.embedding else 0
+
+    @property
     def row_bytes(self) -> int:
-        """Bytes of a decoded row."""
-        return math.prod(self.shape) * (4 if self.store == "feature" else 1)
+        """Bytes of a decoded row, with its embedded views."""
+        return math.prod(self.shape) * (1 + self.views) * (4 if self.store == "feature" else 1)
 
     def digest(self) -> str:
         """SHA-256 of the manifest, which includes the digests of all shards; 16 hex digits."""

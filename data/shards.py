@@ -18,11 +18,11 @@ ROWS_READ, FILES_READ = 2048, 256  # rows of a record batch: of pixels or featur
 
 def read_rows(
     root: Path, manifest: Manifest, domain: str, split: str, start: int = 0, stop: int | None = None, *,
-    labels: bool = True, ids: bool = False, order: list[int] | None = None,
+    labels: bool = True, ids: bool = False, views: bool = False, order: list[int] | None = None,
 ) -> Iterator[pa.RecordBatch]:  # fmt: skip
     """Yield record batches of the rows ``start`` to ``stop`` of a split, in row order or with the files in a given ``order``.
 
-    Without ``labels`` the label column is not read.
+    Without ``labels`` the label column is not read; ``views`` also reads those of embedded images.
 
     Raises:
         ValueError: a shard is missing or does not match the manifest.
@@ -30,7 +30,7 @@ def read_rows(
     files = manifest.split(domain, split).files
     ends = list(accumulate(file["rows"] for file in files))
     stop = ends[-1] if stop is None else stop
-    columns = ["row", "feature" if manifest.store == "feature" else "image"] + ["label"] * labels + ["id"] * ids
+    columns = ["row", "feature" if manifest.store == "feature" else "image"] + ["label"] * labels + ["id"] * ids + ["views"] * views
     for index in order if order is not None else range(len(files)):
         first, end = ends[index] - files[index]["rows"], ends[index]
         if end <= start or first >= stop:
@@ -40,7 +40,7 @@ def read_rows(
             with open_parquet(path) as file:
                 if file.metadata.num_rows != files[index]["rows"]:
                     raise ValueError(f"{path} has {file.metadata.num_rows} rows, the manifest says {files[index]['rows']}: ingest the domain again")
-                stored = Layout(manifest.store, tuple(manifest.shape), manifest.seed).schema()
+                stored = Layout(manifest.store, tuple(manifest.shape), manifest.seed, views=manifest.views).schema()
                 if any(name not in file.schema_arrow.names or file.schema_arrow.field(name).type != stored.field(name).type for name in columns):
                     raise ValueError(f"shard {path} does not have the columns of the manifest's {manifest.store}: ingest the domain again")
                 groups, skipped = _groups(file.metadata, start - first, stop - first)

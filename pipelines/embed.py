@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,7 @@ from data.filesystem import atomic_write, list_files, move, to_path, write_text
 from data.layout import Layout
 from data.locks import is_leased, lease
 from data.manifest import Domain, Embedding, Manifest, Split
+from data.transforms import VIEWS, random_view, seeded_generator
 from models.allocator import keep_freed_memory
 from models.encoder import encode_all
 from models.networks.pretrained import BUNDLED, PretrainedBackbone, open_backbone
@@ -46,11 +48,13 @@ class Config:
     weights: str = option("default", "default: those of the name, from the hub; a file (.safetensors, .pth); a folder of the hub's cache; or none")
     size: int = option(0, "side of the backbone's input in pixels (default: its own)")
     pool: str = option("", "timm: pooling of the last features, such as avg or token (default: the backbone's own)")
+    views: int = option(0, "random views of each image that are embedded too, for the views that methods train on")
+    kind: str = option("crop", "kind of the views", tuple(VIEWS))
     workers: int = option(0, "backbones at a time, by Ray Data (default: this process alone)")
     gpu: bool = option(False, "embed on the GPUs of the Ray cluster, one per worker; other tasks decode the images")
 
     def __post_init__(self) -> None:
-        for name in ("workers", "size"):
+        for name in ("workers", "size", "views"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name} is {getattr(self, name)}, but must not be negative")
         if not self.out.strip(" ./"):
@@ -66,25 +70,32 @@ class _Embed:
         made = backbone or open_backbone(config.backbone, config.weights, config.size, config.pool)
         self.backbone = made.to(device_for(config.gpu))
         self.decode, self.staging = Decode(config.dataset, tuple(manifest.shape), threads), to_path(staging)
-        self.schema = Layout("feature", (self.backbone.features,), manifest.seed).schema()
+        self.seed, self.views, self.kind = manifest.seed, config.views, config.kind
+        self.schema = Layout("feature", (self.backbone.features,), manifest.seed, views=config.views).schema()
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """Embed a part and write its shard."""
-        found, ids, labels = [], list[str](), list[int]()
+        found, ids, labels = list[np.ndarray](), list[str](), list[int]()
         for batch in self.decode.batches(item):
             if len(batch.x):
-                found.append(encode_all(self.backbone, torch.from_numpy(np.ascontiguousarray(batch.x))).numpy())
+                found.append(self._embedded(torch.from_numpy(np.ascontiguousarray(batch.x)), crc32(item["split"].encode()), item["start"] + len(ids)))
             ids += batch.ids
             labels += batch.labels
-        features = np.concatenate(found)
+        features, width = np.concatenate(found), self.backbone.features
         if not np.isfinite(features).all():
             raise ValueError(f"{int((~np.isfinite(features).all(1)).sum())} of {len(features)} images of {item['split']} have features that are not finite")
         rows = pa.array(range(item["start"], item["stop"]), pa.int64())
-        column = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
-        table = pa.Table.from_arrays([pa.array(ids), rows, column, pa.array(labels, pa.int32())], schema=self.schema)
+        parts = [features[:, :width], features[:, width:]] if self.views else [features]
+        columns = [pa.FixedSizeListArray.from_arrays(pa.array(part.ravel()), part.shape[1]) for part in parts]
+        table = pa.Table.from_arrays([pa.array(ids), rows, *columns, pa.array(labels, pa.int32())], schema=self.schema)
         with atomic_write(self.staging / item["path"]) as file:
             pq.write_table(table, file, row_group_size=2048)
         return {"part": item["part"]}
+
+    def _embedded(self, x: torch.Tensor, split: int, row: int) -> np.ndarray:
+        """Features of images and then of their views, (n, (1 + views) * width); the views are a function of seed, split and the number of the first row."""
+        views = [random_view(x, seeded_generator(self.seed, split, row, number), kind=self.kind) for number in range(self.views)]
+        return np.concatenate([encode_all(self.backbone, each).numpy() for each in (x, *views)], 1)
 
 
 def _items(manifest: Manifest) -> list[dict[str, Any]]:
@@ -108,7 +119,8 @@ def run(config: Config) -> dict[str, Any]:
         raise ValueError(f"{out} exists already: give another --out, or remove it")
     backbone = open_backbone(config.backbone, config.weights, config.size, config.pool)
     embedding = Embedding(
-        config.backbone, backbone.digest(), backbone.size, config.pool, backbone.preprocessing, str(root.resolve()), manifest.digest(), manifest.shape
+        config.backbone, backbone.digest(), backbone.size, config.pool, backbone.preprocessing, config.views, config.kind if config.views else "",
+        str(root.resolve()), manifest.digest(), manifest.shape,
     )
     staging, items = out.with_name(f".{out.name}.embedding"), _items(manifest)
     with ExitStack() as stack:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from data.batches import DomainLoader
 from data.manifest import Manifest
 from models.networks.pretrained import open_backbone
 from pipelines import embed, encode, evaluate, index, ingest, register, search, train
@@ -107,6 +108,28 @@ def test_an_embedding_that_was_cut_off_goes_on_where_it_was(sample: Path, featur
     assert digests(tmp_path / "features") == digests(features) and [each.name for each in tmp_path.iterdir()] == ["features"]
 
 
+def test_methods_train_on_embedded_views_and_two_workers_get_those_of_one(sample: Path, tmp_path: Path) -> None:
+    out = tmp_path / "viewed"
+    embed.run(embed.Config(str(sample), out=str(out), size=32, views=3))
+    manifest = Manifest.read(out)
+    assert manifest.views == 3 and manifest.row_bytes == 4 * 1280 * 4
+    part = {"root": out, "manifest": manifest, "domain": "photo", "split": "train", "views": 2, "seed": 5}
+    for cache in (0, 1024):
+        loader, halves = DomainLoader(batch=8, cache_mb=cache, **part), [DomainLoader(batch=4, rank=rank, world=2, cache_mb=cache, **part) for rank in (0, 1)]
+        batch = loader.with_views(next(loader.epoch(0, 1)), 0, 0)
+        table = pq.read_table(out / manifest.split("photo", "train").files[0]["path"])
+        stored = torch.tensor(table["views"].to_pylist()).view(-1, 3, 1280)[batch.row]
+        assert torch.equal(batch.x, torch.tensor(table["feature"].to_pylist())[batch.row]) and not torch.equal(batch.views[0], batch.views[1])
+        chosen = [(view.unsqueeze(1) == stored).all(2).float().argmax(1) for view in batch.views]
+        assert all((view.unsqueeze(1) == stored).all(2).any(1).all() for view in batch.views)
+        own = [each.with_views(next(each.epoch(0, 1)), 0, 0) for each in halves]
+        for number in range(2):
+            found = [(each.views[number].unsqueeze(1) == torch.tensor(table["views"].to_pylist()).view(-1, 3, 1280)[each.row]).all(2).float() for each in own]
+            assert torch.equal(torch.cat([each.argmax(1) for each in found]), chosen[number])
+        assert not next(loader.rows()).views and next(loader.rows()).x.shape[1] == 1280
+    assert trained(out, tmp_path / "runs", epochs=1, steps_per_epoch=2) and not DomainLoader(**part | {"views": 0}, batch=8).pool
+
+
 def test_features_of_another_backbone_are_refused(sample: Path, features: Path, tmp_path: Path) -> None:
     run = trained(features, tmp_path, epochs=1, steps_per_epoch=1)
     embed.run(embed.Config(str(sample), out=str(tmp_path / "other"), size=64))
@@ -130,6 +153,7 @@ def test_features_of_another_backbone_are_refused(sample: Path, features: Path, 
         ("{images} --out {out} --backbone torchvision:mobilenetv2", "did you mean mobilenet_v2"),
         ("{images} --out {out} --backbone torchvision:resnet18 --weights {out}.pth", "weights '{out}.pth' of torchvision:resnet18 cannot be loaded"),
         ("{images} --out {out} --workers -1", "--workers is -1, but must not be negative"),
+        ("{images} --out {out} --kind flip", "--kind is 'flip', but must be one of affine, crop, contrastive"),
         ("{images} --out .", "--out is '.', but must name a folder"),
     ],
 )
