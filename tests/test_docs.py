@@ -15,7 +15,7 @@ from data import digits as embedded
 from models.registry import METHODS
 from pipelines import train
 from pipelines.console.cli import main
-from tests.servers import ROOT, Head
+from tests.servers import ROOT
 
 RUN = re.compile(r"dah-[a-z]+-[a-z]+-64-[0-9a-f]{6}")  # a run's id, whose last part is drawn
 LIKE = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -41,7 +41,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     yield tmp_path
 
 
-def test_the_guide_prints_what_it_says(ray_cluster: Head, elsewhere: Path) -> None:
+def test_the_guide_prints_what_it_says(elsewhere: Path) -> None:
     checker, run_id, commands = doctest.OutputChecker(), "", 0
     for block in blocks("docs/guide.md", "console"):
         for line, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
