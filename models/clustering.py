@@ -31,7 +31,7 @@ def kmeans(x: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
     if total < clusters:
         raise ValueError(f"{total} images do not make {clusters} clusters: give fewer --clusters")
     best, least = x.new_zeros(clusters, x.shape[1]), float("inf")
-    squares = float(sum_over_ranks(x.double().square().sum()))
+    squares = float(sum_over_ranks(torch.stack([part.double().square().sum() for part in x.split(PART)]).sum()))
     for _ in range(RESTARTS):
         centroids = _vectors(x, torch.randperm(total, generator=generator)[:clusters] - first)
         for _ in range(ITERATIONS):
