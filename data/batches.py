@@ -38,7 +38,7 @@ class DomainLoader:
         view: options of ``data.transforms.random_view``.
         cache_mb: memory in MiB up to which the worker's rows are kept in memory.
         stream: number that gives several loaders of one run different random draws.
-        held: this worker's rows, if they are in memory already.
+        held: this worker's rows, if they are in memory already; with their embedded views, if there are any.
         decoders: decoding threads; 0 for the calling thread, None for one a core.
         pinned: whether batches lie in page-locked memory, for a GPU.
     """
@@ -116,11 +116,12 @@ class DomainLoader:
                 yield self._batch(batch.x, batch.label, batch.row)
 
     def _batch(self, x: torch.Tensor, label: torch.Tensor | None, row: torch.Tensor) -> DomainBatch:
-        """A batch of decoded rows; of rows with embedded views its only view is all of these, (batch, views, features)."""
-        if not self.pool:
-            return DomainBatch(x, (), label, row)
+        """A batch of decoded rows; of rows with embedded views its only view is all of these, (batch, views, features), if views are wanted."""
         width = self.manifest.shape[0]
-        return DomainBatch(x[:, :width].contiguous(), (x[:, width:].reshape(len(x), self.pool, width),), label, row)
+        if not self.manifest.views or x.shape[1] == width:
+            return DomainBatch(x, (), label, row)
+        pool = (x[:, width:].reshape(len(x), -1, width),) if self.pool else ()
+        return DomainBatch(x[:, :width].contiguous(), pool, label, row)
 
     def with_views(self, batch: DomainBatch, epoch: int, step: int) -> DomainBatch:
         """Add the augmented views of a step, made or, of embedded views, chosen where the batch lies. The draws are those of the global batch."""

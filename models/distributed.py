@@ -81,14 +81,16 @@ def on_rank_0(x: Tensor) -> Tensor:
     """Concatenate, on rank 0's CPU, tensors that are divided among the ranks by ``own_rows``; other ranks get their own part. All ranks call it together."""
     counts = gather(torch.tensor([len(x)], device=x.device)).tolist()
     if rank():
-        dist.send(x.contiguous(), 0)
+        if len(x):
+            dist.send(x.contiguous(), 0)
         return x
-    parts = [x]
+    parts = [x.cpu()]
     for other, count in enumerate(counts[1:], 1):
         arriving = x.new_empty(count, *x.shape[1:])
-        dist.recv(arriving, other)
+        if count:
+            dist.recv(arriving, other)
         parts.append(arriving.cpu())
-    return torch.cat([part.cpu() for part in parts]) if counts[1:] else x
+    return torch.cat(parts) if counts[1:] else x
 
 
 def rank_slice(draw: Tensor) -> Tensor:

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from models.codes import check_bits
+from models.hyperparameters import AblationRow, Preset, check_fields
 from models.optimisers import MomentumEncoder, averaged_copy
 
 
@@ -79,69 +79,6 @@ class Wants:
 def chosen_view(kind: str, crop: float, flip: float = 0.5) -> dict[str, Any]:
     """``Wants.view`` of a kind of views: ``affine`` with its defaults, or ``crop`` or ``contrastive`` with the given smallest area and mirror images."""
     return {} if kind == "affine" else {"kind": kind, "crop": crop, "flip": flip}
-
-
-class AblationRow(NamedTuple):
-    """A row of a paper's ablation table.
-
-    Attributes:
-        name: the row's terms, as the paper writes them.
-        changes: the hyper-parameters that differ from the full method, with their values.
-        figures: the paper's figures in percent, by "source -> target" or by metric and data.
-        method: another method, which the row is trained with; "" for the table's own.
-    """
-
-    name: str
-    changes: dict[str, Any]
-    figures: dict[str, float]
-    method: str = ""
-
-
-class Preset(NamedTuple):
-    """A paper's setting.
-
-    Attributes:
-        table: whose setting it is: the paper's table or section, and its data.
-        epochs: the paper's epochs; 0 if it names none.
-        values: the hyper-parameters that differ from the defaults.
-    """
-
-    table: str
-    epochs: int
-    values: dict[str, Any]
-
-
-def hyperparameter(
-    default: Any, help: str, low: Any = None, high: Any = None, log: bool = False, choices: Any = None, when: dict[str, tuple[Any, ...]] | None = None
-) -> Any:
-    """Declare a hyper-parameter: default, meaning and search range in one place.
-
-    Args:
-        low, high: bounds of the search; None excludes it from the search.
-        log: search on a logarithmic scale.
-        choices: the allowed values, if they are few; ``*`` stands for any text in one.
-        when: values of other fields that this field depends on; it is only searched if they hold.
-    """
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "log": log, "choices": choices, "when": when or {}})
-
-
-def is_choice(value: Any, choices: tuple[Any, ...]) -> bool:
-    """Whether a value is among the choices of a field, or is a text that matches one with ``*``."""
-    return value in choices or any(isinstance(each, str) and "*" in each and fnmatchcase(str(value), each) for each in choices)
-
-
-def check_fields(config: Any) -> None:
-    """Check a config's values against the choices and signs of its fields.
-
-    Raises:
-        ValueError: names the field, its value and what is allowed.
-    """
-    for each in fields(config):
-        value, choices = getattr(config, each.name), each.metadata.get("choices")
-        if choices is not None and not is_choice(value, choices):
-            raise ValueError(f"{each.name} is {value!r}, but must be one of {', '.join(map(str, choices))}")
-        if isinstance(value, int | float) and not value >= 0:
-            raise ValueError(f"{each.name} is {value}, but must not be negative")
 
 
 @dataclass

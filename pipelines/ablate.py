@@ -7,7 +7,7 @@ from typing import Any
 
 from data.filesystem import to_path
 from data.manifest import Manifest
-from models.method import AblationRow
+from models.hyperparameters import AblationRow
 from models.registry import METHODS, find_method
 from pipelines import train
 from pipelines.console.config import option

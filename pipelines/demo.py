@@ -114,7 +114,7 @@ def run(config: Config) -> dict[str, Any]:
     started, out = time.monotonic(), Path(config.out)
     runs = out / "runs"
     if out.exists():
-        if any(out.iterdir()) and not any((out / name).is_dir() for name in ("digits", "images")):
+        if any(out.iterdir()) and not any((out / name / "manifest.json").is_file() for name in ("digits", "images")):
             raise ValueError(f"{out} contains files that are not from a demo: give another --out")
         shutil.rmtree(out)
     out.mkdir(parents=True)

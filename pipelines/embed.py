@@ -4,7 +4,6 @@ Each part of the images becomes one shard in a folder beside the new dataset. A 
 are there are kept. The finished folder is renamed.
 """
 
-import dataclasses
 import hashlib
 import json
 import sys
@@ -32,7 +31,7 @@ from models.networks.pretrained import BUNDLED, PretrainedBackbone, open_backbon
 from pipelines.console import cluster
 from pipelines.console.config import option, positional, required
 from pipelines.parts import Decode, on_ray
-from pipelines.training.restore import BACKBONE_FILE, device_for
+from pipelines.training.restore import BACKBONE_FILE, dataset_backbone, device_for
 
 BATCHES = 16  # batches of a part, whatever the number of workers: parts that are there are kept when it changes
 BEGUN = "embedding.json"  # in an unfinished folder: what is being made
@@ -62,16 +61,18 @@ class Config:
 
 
 class _Embed:
-    """Embeds one part after another; each becomes a shard, written atomically and always the same."""
+    """Embeds one part after another; each becomes a shard, written atomically and always the same.
 
-    def __init__(self, config: Config, staging: str, backbone: PretrainedBackbone | None = None, threads: int | None = None) -> None:
+    All workers take the backbone's weights from the unfinished folder, so they have the same, and no worker needs the hub.
+    """
+
+    def __init__(self, embedding: Embedding, staging: str, gpu: bool = False, backbone: PretrainedBackbone | None = None, threads: int | None = None) -> None:
         keep_freed_memory()
-        manifest = Manifest.read(to_path(config.dataset))
-        made = backbone or open_backbone(config.backbone, config.weights, config.size, config.pool)
-        self.backbone = made.to(device_for(config.gpu))
-        self.decode, self.staging = Decode(config.dataset, tuple(manifest.shape), threads), to_path(staging)
-        self.seed, self.views, self.kind = manifest.seed, config.views, config.kind
-        self.schema = Layout("feature", (self.backbone.features,), manifest.seed, views=config.views).schema()
+        manifest, self.staging = Manifest.read(to_path(embedding.images)), to_path(staging)
+        self.backbone = (backbone or dataset_backbone(self.staging, embedding)).to(device_for(gpu))
+        self.decode = Decode(embedding.images, tuple(manifest.shape), threads)
+        self.seed, self.views, self.kind = manifest.seed, embedding.views, embedding.kind
+        self.schema = Layout("feature", (self.backbone.features,), manifest.seed, views=self.views).schema()
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """Embed a part and write its shard."""
@@ -124,27 +125,27 @@ def run(config: Config) -> dict[str, Any]:
     )
     staging, items = out.with_name(f".{out.name}.embedding"), _items(manifest)
     with ExitStack() as stack:
-        left = _begin(staging, embedding, items, stack)
+        left = _begin(staging, embedding, backbone, items, stack)
         print(f"{len(items) - len(left):,} of {len(items):,} parts are there; {backbone.name}, {backbone.features} features", file=sys.stderr, flush=True)
-        absolute = dataclasses.replace(config, dataset=embedding.images)
         try:
-            if config.workers or config.gpu:
-                given = {"config": absolute, "staging": str(staging.resolve()), "threads": 1}
+            if left and (config.workers or config.gpu):
+                given = {"embedding": embedding, "staging": str(staging.resolve()), "gpu": config.gpu, "threads": 1}
                 decode = Decode(embedding.images, tuple(manifest.shape), 1) if config.gpu else None
                 on_ray(left, _Embed, given, config.workers, decode)
-            else:
-                for _ in map(_Embed(absolute, str(staging), backbone), left):
-                    pass
+            elif left:
+                work = _Embed(embedding, str(staging), backbone=backbone)
+                for item in left:
+                    work(item)
         except Exception as error:
             raise cluster.user_error(error) from error
-        made = _finish(staging, out, manifest, embedding, backbone, items)
+        made = _finish(staging, out, manifest, embedding, backbone.features, items)
     rows = {f"{domain}/{split}": part.rows for domain, of in made.domains.items() for split, part in of.splits.items()}
     print(f"{sum(rows.values()):,} images as {backbone.features} features by {backbone.name} in {out}")
     return {"out": str(out), "rows": rows, "features": backbone.features, "backbone": backbone.name, "weights": embedding.weights, "digest": made.digest()}
 
 
-def _begin(staging: Path, embedding: Embedding, items: list[dict[str, Any]], stack: ExitStack) -> list[dict[str, Any]]:
-    """Open the unfinished folder, a new one or that of a run that was cut off; returns the parts that are not there yet.
+def _begin(staging: Path, embedding: Embedding, backbone: PretrainedBackbone, items: list[dict[str, Any]], stack: ExitStack) -> list[dict[str, Any]]:
+    """Open the unfinished folder, a new one or that of a run that was cut off, with the backbone's weights; returns the parts that are not there yet.
 
     Raises:
         ValueError: another run works on it, or it is of other images or another backbone.
@@ -157,13 +158,16 @@ def _begin(staging: Path, embedding: Embedding, items: list[dict[str, Any]], sta
     begun, wanted = staging / BEGUN, json.dumps(asdict(embedding) | {"parts": len(items)})
     if begun.exists() and begun.read_text() != wanted:
         raise ValueError(f"{staging} is an unfinished embedding of other images or by another backbone: remove it, or give another --out")
-    write_text(begun, wanted)
+    if not begun.exists():
+        with atomic_write(staging / BACKBONE_FILE) as file:
+            save_file({key: tensor.cpu().contiguous() for key, tensor in backbone.network.state_dict().items()}, file)
+        write_text(begun, wanted)
     return [item for item in items if not (staging / item["path"]).exists()]
 
 
-def _finish(staging: Path, out: Path, images: Manifest, embedding: Embedding, backbone: PretrainedBackbone, items: list[dict[str, Any]]) -> Manifest:
-    """Write the backbone's weights and the manifest, and rename the folder."""
-    made = Manifest(out.name, images.classes, "feature", [backbone.features], images.seed, embedding=embedding)
+def _finish(staging: Path, out: Path, images: Manifest, embedding: Embedding, features: int, items: list[dict[str, Any]]) -> Manifest:
+    """Write the manifest and rename the folder."""
+    made = Manifest(out.name, images.classes, "feature", [features], images.seed, embedding=embedding)
     for name, of in images.domains.items():
         splits = {split: Split(part.rows, part.labels, part.unlabelled, []) for split, part in of.splits.items()}
         made.domains[name] = Domain(of.origin, splits, of.rejected, of.notes)
@@ -171,8 +175,6 @@ def _finish(staging: Path, out: Path, images: Manifest, embedding: Embedding, ba
         domain, split = item["split"].rsplit("/", 1)
         digest = hashlib.sha256((staging / item["path"]).read_bytes()).hexdigest()
         made.domains[domain].splits[split].files.append({"path": item["path"], "rows": item["stop"] - item["start"], "sha256": digest})
-    with atomic_write(staging / BACKBONE_FILE) as file:
-        save_file({key: tensor.cpu().contiguous() for key, tensor in backbone.network.state_dict().items()}, file)
     made.write(staging)
     for file in list_files(staging):
         if file.name == BEGUN or file.name.startswith("."):  # or of a worker that was killed while it wrote

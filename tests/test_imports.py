@@ -43,6 +43,12 @@ def test_importing_models_and_the_loop_pulls_in_neither_ray_nor_mlflow() -> None
     assert done.stdout.strip() == "[]"
 
 
+def test_the_command_line_sets_the_environment_before_torch_is_loaded() -> None:
+    script = "import sys, pipelines.console.cli; print(sorted({'torch', 'ray', 'mlflow'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_a_foreign_package_that_shadows_ours_is_named(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "__init__.py").write_text("")

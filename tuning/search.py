@@ -127,7 +127,7 @@ def _held(config: Config, manifest: Manifest, labels: bool) -> dict[str, dict[st
         return held
     for role, domain, known in (("source", config.source, labels), ("target", config.target, False)):
         if domain:
-            source = DomainLoader(to_path(config.dataset), manifest, domain, "train", 1, labels=known, cache_mb=config.cache_mb)
+            source = DomainLoader(to_path(config.dataset), manifest, domain, "train", 1, labels=known, views=1, cache_mb=config.cache_mb)
             if not source.cached:
                 return {}
             rows = source.cached_rows()

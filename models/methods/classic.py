@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from models.components import fit_components
+from models.hyperparameters import Preset, hyperparameter
 from models.itq import Projection, fit_itq
-from models.method import Method, Player, Preset, RowSource, Wants, hyperparameter
+from models.method import Method, Player, RowSource, Wants
 from models.networks.extractors import EXTRACTORS, Extractor
 
 SUBSPACE_BITS = 4  # b, bits of a k-means codebook: 16 centroids

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from models.distributed import gather
+from models.hyperparameters import AblationRow, Preset, hyperparameter
 from models.losses.alignment import confident_classes
 from models.losses.hashing import class_log_probabilities, entropy_loss, pairwise_hash_loss, quantisation_loss
 from models.losses.mmd import linear_mmd, quadratic_mmd
-from models.method import AblationRow, Batch, Method, Player, Preset, Wants, chosen_view, hyperparameter
+from models.method import Batch, Method, Player, Wants, chosen_view
 from models.networks.build import NETWORKS, build_network
 from models.networks.layers import CodesOnly, HashNetwork
 from models.optimisers import build_optimizer, set_learning_rate

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
-from models.method import Preset, RowSource, hyperparameter
+from models.hyperparameters import Preset, hyperparameter
+from models.method import RowSource
 from models.methods.translator import Translator, TranslatorConfig
 from models.networks.translation import total_variation
 

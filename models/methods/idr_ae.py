@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from models.distributed import gather
+from models.hyperparameters import AblationRow, Preset, hyperparameter
 from models.losses.adversarial import critic_loss, generator_loss, gradient_penalty
 from models.losses.matching import assignment_distance, bitwise_distance
-from models.method import AblationRow, Batch, Method, Player, Preset, Wants, hyperparameter
+from models.method import Batch, Method, Player, Wants
 from models.networks.extractors import EXTRACTORS, Extractor
 from models.optimisers import build_optimizer, set_learning_rate
 

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax
 
 from models.distributed import gather
+from models.hyperparameters import AblationRow, Preset, hyperparameter
 from models.losses.adversarial import deceiving_loss, generated_loss, real_class_loss
 from models.losses.alignment import centroid_distance, confident_classes, imbalance_loss, pseudo_label_loss
 from models.losses.hashing import entropy_loss, quantisation_loss, similarity_loss
-from models.method import AblationRow, Batch, Method, Player, Preset, RowSource, Wants, chosen_view, hyperparameter
+from models.method import Batch, Method, Player, RowSource, Wants, chosen_view
 from models.networks.build import NETWORKS, build_network
 from models.networks.generative import Discriminator, Generator, stored
 from models.networks.layers import CodesOnly, unit

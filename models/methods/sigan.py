@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, mse_loss
 
 from models.distributed import rank_slice, world_size
+from models.hyperparameters import AblationRow, Preset, hyperparameter
 from models.losses.adversarial import critic_loss, generator_loss, gradient_penalty
-from models.method import AblationRow, Preset, hyperparameter
 from models.methods.translator import Translator, TranslatorConfig
 from models.networks.translation import Activations, attention_map, total_variation
 

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax
 
 from models.distributed import gather
+from models.hyperparameters import hyperparameter
 from models.losses.alignment import confident_classes, imbalance_loss, pseudo_label_loss
 from models.losses.hashing import quantisation_loss, similarity_loss
-from models.method import Batch, Method, Player, RowSource, Wants, hyperparameter
+from models.method import Batch, Method, Player, RowSource, Wants
 from models.networks.generative import stored
 from models.networks.layers import HashLayer
 from models.networks.translation import FEATURES, Critic, Decoder, Encoder, TranslatedCode, resize_to, to_network_input

@@ -17,10 +17,11 @@ from torch.nn.functional import normalize, one_hot
 
 from models.clustering import PART, kmeans, nearest
 from models.distributed import gather, on_rank_0, own_rows, sum_over_ranks, world_size
+from models.hyperparameters import AblationRow, Preset, hyperparameter
 from models.itq import fit_itq
 from models.losses.contrastive import attraction, cluster_probabilities, contrast, distance_of_distance, neighbour_loss, self_entropy
 from models.losses.hashing import quantisation_loss
-from models.method import AblationRow, Batch, Method, Player, Preset, RowSource, Wants, chosen_view, hyperparameter
+from models.method import Batch, Method, Player, RowSource, Wants, chosen_view
 from models.networks.extractors import BACKBONES, Backbone
 from models.networks.layers import HashLayer
 from models.networks.pretrained import is_backbone
@@ -115,7 +116,10 @@ class Memory(nn.Module):
 
     def fill(self, features: Tensor, total: int) -> None:
         """Begin with the features (own images, width) as slots, of ``total`` images of all ranks."""
-        self.slots, self.total, self.first = features, total, own_rows(total)[0]
+        self.first, stop = own_rows(total)
+        if len(features) != stop - self.first:
+            raise ValueError(f"this rank has {len(features)} images of {total}, but must have rows {self.first} to {stop}")
+        self.slots, self.total = features, total
 
     def cluster(self, features: Tensor, generator: torch.Generator) -> None:
         """Cluster the domain's images anew by their features (own images, width)."""
@@ -127,7 +131,7 @@ class Memory(nn.Module):
 
     def _counted(self, members: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Sums (clusters, width) of the values (n, width) of each cluster's members (n,), and their numbers (clusters,); zeros if there are no members."""
-        sums, sizes = torch.zeros_like(self.sums), torch.zeros_like(self.sizes)
+        sums, sizes = values.new_zeros(self.sums.shape), values.new_zeros(len(self.sizes))
         for each, value in zip(members.split(PART), values.split(PART), strict=False):
             if len(each):
                 chosen = one_hot(each, len(sums)).to(value.dtype)
@@ -208,13 +212,14 @@ class UCDIR(Method):
         c = config
         backbone = Backbone(c.network, shape, c.pretrained, c.freeze)
         self.backbone = backbone.name
-        self.networks = nn.ModuleDict({"embedding": Embedding(backbone), "hash": HashLayer(WIDTH, bits)})
-        embedding, top = self.networks["embedding"], {"params": [*self.networks["hash"].parameters()], "share": c.head_rate}
-        groups: list[dict[str, Any]] = [{"params": [*embedding.parameters()], "share": 1.0}, top]
-        if is_backbone(backbone.name):
-            pretrained = [*backbone.parameters()]
-            groups[0]["params"] = [*embedding.parameters()][len(pretrained) :]  # the head's
-            groups.append({"params": pretrained, "share": c.pretrained_rate})
+        embedding, hashing = Embedding(backbone), HashLayer(WIDTH, bits)
+        self.networks = nn.ModuleDict({"embedding": embedding, "hash": hashing})
+        lower = is_backbone(backbone.name)
+        groups: list[dict[str, Any]] = [
+            {"params": [*(embedding.head if lower else embedding).parameters()], "share": 1.0}, {"params": [*hashing.parameters()], "share": c.head_rate},
+        ]  # fmt: skip
+        if lower:
+            groups.append({"params": [*backbone.parameters()], "share": c.pretrained_rate})
         self.players = {"encoder": Player(self.networks, build_optimizer(c.optimizer, groups, c.learning_rate, c.weight_decay))}
         self.moving, self.averaged = self.networks, MomentumEncoder(self.networks, c.average)
         self.memory: Any = nn.ModuleDict({domain: Memory(c.clusters or c.clusters_per_class * classes) for domain in DOMAINS})

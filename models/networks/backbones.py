@@ -53,7 +53,7 @@ def pretrained_weights(network: str, weights: str) -> dict[str, Tensor]:
     Raises:
         ValueError: the weights cannot be loaded; says what was tried.
     """
-    advice = "give the path of a state-dict file (.safetensors or .pth), or 'none' for random weights, by --pretrained (--extractor none hashes pixels)"
+    advice = "give the path of a state-dict file (.safetensors or .pth), or 'none' for random weights (--extractor none hashes pixels)"
     path = Path(weights)
     try:
         if path.suffix == ".safetensors":

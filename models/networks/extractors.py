@@ -43,7 +43,7 @@ class Extractor(HeavyModule):
         self.trunk: nn.Module | None = None
         self.features = int(torch.Size(shape).numel()) if name == "none" else FC7
         if is_backbone(name):
-            trunk = Trunk(name, shape, weights)
+            trunk = Trunk(name, (shape[0], 224, 224) if self.enlarged else shape, weights)
             self.trunk, self.features = trunk, trunk.features
         elif name != "none":
             self.trunk = fc7_network(name, weights)

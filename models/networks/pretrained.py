@@ -43,6 +43,9 @@ class PretrainedBackbone(nn.Module):
         """Args:
             network: (batch, 3, size, size) to (batch, width).
             mean, deviation: of the input, of three channels of values in [0, 1].
+
+        Raises:
+            ValueError: the network does not take images of this size.
         """
         super().__init__()
         self.name, self.network, self.size, self.fixed = name, network, size, fixed
@@ -50,7 +53,10 @@ class PretrainedBackbone(nn.Module):
             self.register_buffer(key, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
         with torch.no_grad():
             self.eval()
-            self.features = int(self.network(torch.zeros(1, 3, size, size)).shape[1])
+            try:
+                self.features = int(self.network(torch.zeros(1, 3, size, size)).shape[1])
+            except (RuntimeError, AssertionError, ValueError) as error:
+                raise ValueError(f"{name} does not take images of {size}x{size} pixels ({_line(error)}): give another --size") from error
 
     def forward(self, x: Tensor) -> Tensor:
         """Features of images (batch, 1 or 3, h, w), uint8 or float in 0..255."""
@@ -154,7 +160,11 @@ def _timm(name: str, network: str, weights: str, size: int, pool: str) -> Pretra
     if network.split(".")[0] not in timm.list_models():
         near = difflib.get_close_matches(network, timm.list_models(), 3)
         raise ValueError(f"timm {timm.__version__} has no network {network!r}" + (f": did you mean {', '.join(near)}?" if near else ""))
-    options: dict[str, Any] = {"num_classes": 0} | ({"global_pool": pool} if pool else {}) | ({"img_size": size} if size and "vit" in network else {})
+    known = timm.get_pretrained_cfg(network)
+    fixed = bool(known and known.fixed_input_size)
+    options: dict[str, Any] = {"num_classes": 0} | ({"global_pool": pool} if pool else {})
+    if known and fixed and size not in (0, known.input_size[1]):
+        options["img_size"] = size
     hub = name != BUNDLED and (weights == "default" or Path(weights).is_dir())
     if hub and Path(weights).is_dir():
         options["cache_dir"] = weights
@@ -168,8 +178,8 @@ def _timm(name: str, network: str, weights: str, size: int, pool: str) -> Pretra
     elif not hub and weights != "none":
         convert = getattr(sys.modules[type(made).__module__], "checkpoint_filter_fn", None)
         _load(made, name, weights, convert)
-    config = resolve_model_data_config(made) | {"fixed_input_size": getattr(made, "pretrained_cfg", {}).get("fixed_input_size", False)}
-    return PretrainedBackbone(name, made, size or config["input_size"][1], config["mean"], config["std"], bool(config.get("fixed_input_size")))
+    config = resolve_model_data_config(made)
+    return PretrainedBackbone(name, made, size or config["input_size"][1], config["mean"], config["std"], fixed)
 
 
 def _torchvision(name: str, network: str, weights: str, size: int) -> PretrainedBackbone:
@@ -231,6 +241,8 @@ def _load(network: nn.Module, name: str, weights: str, convert: Any, head: str =
         ValueError: the file cannot be read, or is of another network.
     """
     saved: Any = pretrained_weights(name, weights)
+    if not isinstance(saved, dict):
+        raise ValueError(f"{weights} holds a {type(saved).__name__}, not the weights of {name}")
     for key in CONTAINERS:
         saved = saved[key] if isinstance(saved.get(key), dict) else saved
     saved = {key: tensor for key, tensor in saved.items() if isinstance(tensor, Tensor)}

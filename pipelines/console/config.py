@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import yaml
 
 from data.filesystem import to_path
-from models.method import is_choice
+from models.hyperparameters import is_choice
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:

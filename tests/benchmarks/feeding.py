@@ -26,7 +26,7 @@ from torchvision.transforms.v2 import functional as change
 
 from data.batches import DomainLoader
 from data.decoding import Decoder, batch_rows
-from data.manifest import Manifest
+from data.manifest import Embedding, Manifest
 from models.allocator import keep_freed_memory
 from models.encoder import encode_all
 from models.networks.pretrained import open_backbone
@@ -198,6 +198,7 @@ def embedding(root: Path, rounds: int, device: torch.device) -> None:
     manifest, backbone = Manifest.read(root), open_backbone("efficientnet_lite0").to(device)
     items, size = embed._items(manifest), batch_rows(tuple(manifest.shape))
     rows = sum(item["stop"] - item["start"] for item in items)
+    given = Embedding(backbone.name, backbone.digest(), backbone.size, "", backbone.preprocessing, 0, "", str(root), manifest.digest(), manifest.shape)
     x = torch.randint(0, 256, (size, *manifest.shape), dtype=torch.uint8)
 
     def alone() -> int:
@@ -207,7 +208,7 @@ def embedding(root: Path, rounds: int, device: torch.device) -> None:
 
     def whole() -> int:
         with tempfile.TemporaryDirectory() as folder:
-            work = embed._Embed(embed.Config(str(root), out="-", gpu=device.type == "cuda"), folder, backbone)
+            work = embed._Embed(given, folder, device.type == "cuda", backbone)
             for item in items:
                 work(item)
         return rows

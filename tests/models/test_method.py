@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from models.clustering import RESTARTS
-from models.method import Method, check_fields
+from models.hyperparameters import check_fields
+from models.method import Method
 from models.registry import METHODS
 from tests.models.players import Fixed, build, global_batch
 

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from data.rows import DomainBatch
 from models.method import Batch
+from models.networks.extractors import Extractor
 from models.networks.pretrained import Trunk, open_backbone
 from models.registry import find_method
 
@@ -77,6 +78,27 @@ def test_images_of_other_sizes_and_grey_ones_are_brought_to_the_networks_input()
         open_backbone("torchvision:resnet18", "none", pool="avg")
     with pytest.raises(ValueError, match="does not end in a fully connected layer"):
         open_backbone("torchvision:squeezenet1_1", "none")
+    with pytest.raises(ValueError, match="torchvision:vit_b_16 does not take images of 96x96 pixels .*: give another --size"):
+        open_backbone("torchvision:vit_b_16", "none", 96)
+
+
+@pytest.mark.parametrize("name", ["timm:fastvit_t8", "timm:vit_tiny_patch16_224", "timm:resnet10t"])
+def test_a_backbone_opens_again_at_the_size_that_it_had(name: str, tmp_path: Path) -> None:
+    made = open_backbone(name, "none")
+    save_file(made.network.state_dict(), tmp_path / "weights.safetensors")
+    again = open_backbone(name, str(tmp_path / "weights.safetensors"), made.size)
+    assert (again.digest(), again.preprocessing) == (made.digest(), made.preprocessing)
+
+
+def test_a_file_without_weights_by_name_is_refused(tmp_path: Path) -> None:
+    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    with pytest.raises(ValueError, match="tensor.pth holds a Tensor, not the weights of timm:resnet10t"):
+        open_backbone("timm:resnet10t", str(tmp_path / "tensor.pth"))
+
+
+def test_small_images_are_enlarged_for_an_extractor() -> None:
+    extractor = Extractor("efficientnet_lite0", (1, 28, 28), "none")
+    assert isinstance(extractor.trunk, Trunk) and extractor.trunk.backbone.size == 224
 
 
 @pytest.mark.parametrize("method", ["dah", "igan", "ucdir", "itq", "idr-ae"])

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import torch
 from data.batches import DomainLoader
 from data.manifest import Manifest
 from models.networks.pretrained import open_backbone
-from pipelines import embed, encode, evaluate, index, ingest, register, search, train
+from pipelines import demo, embed, encode, evaluate, index, ingest, register, search, train
 from pipelines.console.cli import main
 from pipelines.retrieval.code_files import read_codes
+from pipelines.training.restore import dataset_backbone
 
 SIDE = 96
 
@@ -82,6 +84,19 @@ def test_features_are_the_backbones_in_the_images_order(sample: Path, features: 
     torch.testing.assert_close(torch.tensor(table["feature"].to_pylist()[:8]), wanted, atol=1e-3, rtol=1e-3)
 
 
+def test_all_workers_have_the_weights_that_lie_in_the_folder(sample: Path, tmp_path: Path) -> None:
+    out = tmp_path / "random"
+    embed.run(embed.Config(str(sample), out=str(out), size=32, weights="none"))
+    made = Manifest.read(out)
+    assert made.embedding is not None
+    item = embed._items(Manifest.read(sample))[0]
+    embed._Embed(made.embedding, str(tmp_path / "again"), backbone=dataset_backbone(out, made.embedding))(item)
+    assert (tmp_path / "again" / item["path"]).read_bytes() == (out / item["path"]).read_bytes()
+    other = replace(made.embedding, weights="0" * 16)
+    with pytest.raises(ValueError, match="is not the backbone that made the features"):
+        embed._Embed(other, str(out))
+
+
 def digests(root: Path) -> dict[str, str]:
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(root.rglob("*")) if path.is_file()}
 
@@ -127,7 +142,11 @@ def test_methods_train_on_embedded_views_and_two_workers_get_those_of_one(sample
             found = [(each.views[number].unsqueeze(1) == torch.tensor(table["views"].to_pylist()).view(-1, 3, 1280)[each.row]).all(2).float() for each in own]
             assert torch.equal(torch.cat([each.argmax(1) for each in found]), chosen[number])
         assert not next(loader.rows()).views and next(loader.rows()).x.shape[1] == 1280
-    assert trained(out, tmp_path / "runs", epochs=1, steps_per_epoch=2) and not DomainLoader(**part | {"views": 0}, batch=8).pool
+    assert trained(out, tmp_path / "runs", epochs=1, steps_per_epoch=2)
+    held = DomainLoader(batch=1, **part).cached_rows()  # as a search holds them for all its trials
+    for views in (0, 1):
+        batch = next(DomainLoader(batch=8, held=held, **part | {"views": views}).epoch(0, 1))
+        assert batch.x.shape == (8, 1280) and [view.shape for view in batch.views] == [(8, 3, 1280)] * views
 
 
 def test_features_of_another_backbone_are_refused(sample: Path, features: Path, tmp_path: Path) -> None:
@@ -172,3 +191,11 @@ def test_damaged_embeddings_of_a_manifest_are_refused(features: Path, tmp_path: 
         (tmp_path / "manifest.json").write_text(json.dumps(values | {"embedding": values["embedding"] | wrong}))
         with pytest.raises(ValueError, match=r"damaged \(embedding"):
             Manifest.read(tmp_path)
+
+
+def test_the_demo_removes_no_folder_that_is_not_a_demos(shared_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "mine.jpg").write_bytes(b"mine")
+    with pytest.raises(ValueError, match="contains files that are not from a demo"):
+        demo.run(demo.Config(photographs=str(shared_data / "pacs_sample"), out=str(tmp_path)))
+    assert (tmp_path / "images" / "mine.jpg").exists()
