@@ -99,8 +99,10 @@ def decode_rows(content: bytes, channels: int, size: int) -> np.ndarray:
                 if image.width * image.height > LARGEST_PIXELS:
                     raise ValueError(f"{image.width}x{image.height} pixels is above the limit of {LARGEST_PIXELS:,}")
                 image.draft("RGB" if channels == 3 else "L", (size, size))
-                flat = _flat(_eight_bit(ImageOps.exif_transpose(image)))
-        flat = flat.convert("L" if channels == 1 else "RGB")
+                ImageOps.exif_transpose(image, in_place=True)
+                flat = _flat(_eight_bit(image))
+        mode = "L" if channels == 1 else "RGB"
+        flat = flat if flat.mode == mode else flat.convert(mode)
         if flat.size != (size, size):
             flat = flat.resize((size, size), Image.Resampling.BILINEAR)
         array = np.asarray(flat)

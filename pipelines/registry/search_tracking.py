@@ -58,9 +58,9 @@ class SearchTracker:
 
     def epoch(self, number: int, epoch: int, result: dict[str, float]) -> None:
         """Log a trial's metrics after an epoch."""
-        from mlflow.entities import Metric  # noqa: PLC0415
-
         if self.client and number in self.trials:
+            from mlflow.entities import Metric  # noqa: PLC0415
+
             now = int(time.time() * 1000)
             with self._lenient():
                 self.client.log_batch(self.trials[number], [Metric(name, value, now, epoch) for name, value in result.items() if math.isfinite(value)])

@@ -46,7 +46,10 @@ def train(plan: Plan, setup: Setup | None = None, listen: Listener | None = None
     options = plan.options
     torch.set_num_threads(plan.threads)
     keep_freed_memory()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()) if options.gpu else torch.device("cpu")
+    device = torch.device("cpu")
+    if options.gpu:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        deterministic(True)
     setup = setup or prepare(options)
     method, folder = setup.method, to_path(plan.folder)
     networks = method.state_modules()
@@ -66,6 +69,13 @@ def train(plan: Plan, setup: Setup | None = None, listen: Listener | None = None
         method, source, target, options.epochs, plan.steps, options.seed, folder / "checkpoints", asdict(options), report, device,
         options.checkpoint_steps, options.checkpoint_seconds, profile=options.profile,
     ).fit()  # fmt: skip
+
+
+def deterministic(on: bool) -> None:
+    """Let a GPU compute the same numbers each time, so that a run that resumes ends as one that nothing disturbed; call it before the GPU is used."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(on, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it
 
 
 def loaders(plan: Plan, setup: Setup, rank: int, world: int, held: dict[str, Rows] | None = None) -> tuple[DomainLoader | None, DomainLoader | None]:

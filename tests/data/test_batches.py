@@ -4,6 +4,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -154,7 +155,7 @@ def photos(root: Path, **options: object) -> DomainLoader:
 @pytest.mark.parametrize("cache_mb", [1024, 1, 0], ids=["decoded", "stored", "stream"])
 @pytest.mark.parametrize("per_class", [0, 5])
 def test_batches_of_photographs_do_not_depend_on_the_number_of_decoders(photographs: Path, cache_mb: int, per_class: int) -> None:
-    one, *others = (list(photos(photographs, cache_mb=cache_mb, per_class=per_class, decoders=n).epoch(1, 9)) for n in (0, 1, 2, 4))
+    one, *others = (list(photos(photographs, cache_mb=cache_mb, per_class=per_class, decoders=n).epoch(1, 9)) for n in (0, 1, 2, 4, 6))
     assert all(same(one, other) for other in others) and one[0].x.shape == (per_class * 3 or 16, 3, 80, 80)
     rest = list(photos(photographs, cache_mb=cache_mb, per_class=per_class, decoders=2).epoch(1, 9, first=4))
     assert same(one[4:], rest)
@@ -172,7 +173,7 @@ def test_photographs_held_decoded_or_stored_give_the_same_batches(photographs: P
         assert torch.cat([part.row for part in rows]).tolist() == list(range(90))
 
 
-@pytest.mark.parametrize("decoders", [0, 2])
+@pytest.mark.parametrize("decoders", [0, 2, 6])
 def test_an_image_that_cannot_be_decoded_is_an_error_and_no_hang(photographs: Path, decoders: int) -> None:
     loader = photos(photographs, cache_mb=1, decoders=decoders)
     loader._stored_rows.content[17] = b"no image"
@@ -187,6 +188,25 @@ def test_a_decoder_that_dies_is_an_error_and_no_hang(photographs: Path, monkeypa
     monkeypatch.setattr("data.decoding.decode_rows", killed)
     with pytest.raises(SystemExit, match="killed"):
         next(photos(photographs, cache_mb=1, decoders=2).epoch(0, 5))
+
+
+def serving() -> list[psutil.Process]:
+    """The decoding processes of this process."""
+    return [each for each in psutil.Process().children() if "decoder_process" in " ".join(each.cmdline())]
+
+
+def test_a_decoding_process_that_is_killed_is_an_error_in_one_line_and_no_hang(photographs: Path) -> None:
+    loader = photos(photographs, cache_mb=1, decoders=5)
+    before = list(loader.epoch(0, 3))
+    assert serving()
+    with pytest.raises(ChildProcessError, match="has died .exit code -9.*fewer --decoders"):
+        for _ in range(20):  # a thread whose process died while it had nothing to do starts another
+            batches = loader.epoch(0, 40)
+            next(batches)
+            for each in serving():
+                each.kill()
+            list(batches)
+    assert same(list(loader.epoch(0, 3)), before)
 
 
 def test_the_shuffle_buffer_is_bounded_in_bytes(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
