@@ -30,6 +30,7 @@ AHEAD, TASK = 4, 8  # batches that are decoded before they are asked for; images
 ALONE = 4  # decoding threads of one process that scale: on 16 cores 4 gave 3.1 times the images of one, 8 gave 3.9, 16 gave 3.2
 NICE = 10  # how much lower the priority of decoding threads is
 VALUES, ROWS = 2**23, 512  # values and rows of a batch of ``read_decoded`` at most
+GPU_BATCHES = 4  # a GPU takes so many of these batches at once
 Item = TypeVar("Item")
 
 
@@ -200,7 +201,7 @@ def stored_content(batch: pa.RecordBatch | pa.Table, manifest: Manifest) -> np.n
 
 def read_decoded(
     root: Path, manifest: Manifest, domain: str, split: str, start: int = 0, stop: int | None = None, *,
-    labels: bool = True, ids: bool = False, threads: int | None = None,
+    labels: bool = True, ids: bool = False, threads: int | None = None, gpu: bool = False,
 ) -> Iterator[Decoded]:  # fmt: skip
     """Read the rows ``start`` to ``stop`` of a split in batches that are decoded ahead; memory does not grow with their number.
 
@@ -208,10 +209,11 @@ def read_decoded(
 
     Args:
         threads: as in ``Decoder``; one a core if None.
+        gpu: whether a GPU takes them: in page-locked memory, and ``GPU_BATCHES`` times as many at once.
     """
-    size = batch_rows(tuple(manifest.shape))
+    size = batch_rows(tuple(manifest.shape)) * (GPU_BATCHES if gpu else 1)
     tables = _rebatched(read_rows(root, manifest, domain, split, start, stop, labels=labels, ids=ids), size)
-    decoder = Decoder(manifest, threads)
+    decoder = Decoder(manifest, threads, gpu)
     for table, x in decoder.ahead(tables, lambda table: (stored_content(table, manifest), table.column("row").to_numpy())):
         label = table.column("label").to_numpy().astype(np.int64) if labels else None
         yield Decoded(x, table.column("row").to_numpy(), label, table.column("id").to_pylist() if ids else None)

@@ -14,12 +14,12 @@ from pipelines.registry.encoders import RegisteredEncoder
 from pipelines.retrieval.evaluation import (
     PROTOCOLS,
     Encode,
+    MethodEncoder,
     cosines,
     encode_split,
     evaluate,
     evaluate_run,
     features_of,
-    method_encoder,
     print_metrics,
     retrieval_metrics,
 )  # fmt: skip
@@ -82,7 +82,7 @@ def _run_run(config: Config, protocols: tuple[str, ...]) -> dict[str, Any]:
         out = to_path(config.out) if config.out else None
         return {"model": folder.name} | evaluate_run(folder, root, manifest, protocols, config.ties, True, out, config.gpu)
     method = load_method(folder, manifest, device_for(config.gpu))
-    return {"model": folder.name} | _pair(method_encoder(method), root, manifest, config, method)
+    return {"model": folder.name} | _pair(MethodEncoder(method), root, manifest, config, method)
 
 
 def _pair(encode: Encode, root: Path, manifest: Manifest, config: Config, method: Method | None = None) -> dict[str, Any]:

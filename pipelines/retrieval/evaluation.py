@@ -1,6 +1,7 @@
 """Evaluates an encoder under the retrieval protocols: encodes the splits, computes metrics, draws plots."""
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +9,45 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.decoding import read_decoded, split_name
+from data.decoding import Decoded, read_decoded, split_name
 from data.manifest import Manifest
+from data.rows import DomainBatch
 from models.encoder import HashEncoder, encode_all
 from models.method import Method
 from pipelines.retrieval import metrics, plots
 from pipelines.retrieval.metrics import Encoded
 from pipelines.training import runs
-from pipelines.training.restore import device_for, load_method
+from pipelines.training.restore import CPU, device_for, load_method
+from pipelines.training.transfer import on_device
 
 Encode = Callable[[np.ndarray], np.ndarray]
 Map = Callable[[Tensor], Tensor]  # of rows as stored, (n, ...) on any device
 PROTOCOLS = ("cross", "target")
+
+
+class MethodEncoder:
+    """Rows as stored to the packed codes of a method's encoder, on the method's device."""
+
+    def __init__(self, method: Method) -> None:
+        self.network, self.device = HashEncoder(method.encoder()).eval(), method.device
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """(n, ...) to (n, bits / 8) uint8."""
+        return encode_all(self.network, torch.from_numpy(rows)).numpy()
+
+
+def _on_device(parts: Iterable[Decoded], device: torch.device) -> Iterator[tuple[Decoded, Tensor]]:
+    """Pair batches with their rows on a device; a GPU receives the next batch while it works on one."""
+    waiting = deque[Decoded]()
+
+    def batches() -> Iterator[tuple[DomainBatch]]:
+        for each in parts:
+            waiting.append(each)
+            yield (DomainBatch(each.x, (), None, torch.from_numpy(each.row)),)
+
+    for (batch,) in on_device(batches(), device):
+        assert batch is not None
+        yield waiting.popleft(), batch.x
 
 
 def encode_split(encode: Encode, root: Path, manifest: Manifest, name: str, **also: Map) -> Encoded:
@@ -27,24 +55,19 @@ def encode_split(encode: Encode, root: Path, manifest: Manifest, name: str, **al
 
     Args:
         name: DOMAIN/SPLIT.
-        also: what else to compute of the rows; the results are ``more`` of the returned value, by name.
+        also: what else to compute of the rows, which are where the encoder is; the results are ``more`` of the returned value, by name.
     """
     codes: list[np.ndarray] = []
     labels: list[np.ndarray] = []
     more: dict[str, list[Tensor]] = {each: [] for each in also}
+    device = encode.device if isinstance(encode, MethodEncoder) else CPU
     with torch.no_grad():
-        for part in read_decoded(root, manifest, *split_name(name)):
-            codes.append(encode(part.x.numpy()))
+        for part, x in _on_device(read_decoded(root, manifest, *split_name(name), gpu=device.type == "cuda"), device):
+            codes.append(encode.network(x).cpu().numpy() if isinstance(encode, MethodEncoder) else encode(part.x.numpy()))
             labels.append(part.labels)
             for each, compute in also.items():
-                more[each].append(compute(part.x).cpu())
+                more[each].append(compute(x).cpu())
     return Encoded(np.concatenate(codes), np.concatenate(labels), name, {each: torch.cat(parts).numpy() for each, parts in more.items()})
-
-
-def method_encoder(method: Method) -> Encode:
-    """Rows as stored to the packed codes of a method's encoder, on the method's device."""
-    encoder = HashEncoder(method.encoder()).eval()
-    return lambda x: encode_all(encoder, torch.from_numpy(x)).numpy()
 
 
 def protocol_splits(manifest: Manifest, source: str, target: str, protocol: str) -> tuple[str, str]:
@@ -107,7 +130,7 @@ def set_references(method: Method, source: Encoded, labels: np.ndarray) -> None:
 
 def features_of(method: Method) -> dict[str, Map]:
     """How to compute the features that a method makes its codes of, as an argument of ``encode_split``; nothing if it has none."""
-    return {"features": lambda x: method.features(x.to(method.device))} if method.has_features else {}
+    return {"features": method.features} if method.has_features else {}
 
 
 def cosines(query: Encoded, database: Encoded, leave_one_out: bool = False) -> dict[str, float]:
@@ -125,7 +148,7 @@ def evaluate_run(
     """Metrics of a run by protocol, its classification accuracy, and its plots."""
     method, config = load_method(folder, manifest, device_for(gpu)), runs.read_config(folder)
     return evaluate(
-        method_encoder(method), root, manifest, config["source"], config["target"], protocols, ties, method,
+        MethodEncoder(method), root, manifest, config["source"], config["target"], protocols, ties, method,
         (out or folder / "plots") if plots else None, config.get("classes"),
     )  # fmt: skip
 
@@ -157,7 +180,7 @@ class _Splits:
         if method is not None and classify:
             references = self._encoded(name, classify=False) if name == self.references else self[self.references]
             set_references(method, references, self.class_labels(references))
-            also["guesses"] = lambda x: method.classify(x.to(method.device)).argmax(1)
+            also["guesses"] = lambda x: method.classify(x).argmax(1)
         return encode_split(self.encode, self.root, self.manifest, name, **also)
 
     def class_labels(self, split: Encoded) -> np.ndarray:

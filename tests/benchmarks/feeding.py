@@ -270,14 +270,14 @@ def memory(source: Path, folder: Path, few: int, many: int, size: int, gpu: bool
 
 def _compare_codes(folder: Path, root: Path, storage: Path) -> None:
     from models.encoder import HashEncoder  # noqa: PLC0415
-    from pipelines.retrieval.evaluation import encode_split, method_encoder  # noqa: PLC0415
+    from pipelines.retrieval.evaluation import MethodEncoder, encode_split  # noqa: PLC0415
     from pipelines.training.restore import load_method  # noqa: PLC0415
 
     (run,) = [each.parent for each in storage.glob("*/config.json")]
     manifest, method = Manifest.read(root), load_method(run)
     x = DomainLoader(root, manifest, "a", "train", 1, cache_mb=2**20).cached_rows().x
     whole = encode_all(HashEncoder(method.encoder()).eval(), x.contiguous()).numpy()
-    streamed = encode_split(method_encoder(method), root, manifest, "a/train").codes
+    streamed = encode_split(MethodEncoder(method), root, manifest, "a/train").codes
     print(f"  {int((whole != streamed).any(1).sum())} of {len(whole)} streamed codes differ from those of all rows in memory, 512 at a time")
 
 

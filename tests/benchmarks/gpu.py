@@ -1,9 +1,9 @@
 """Photographs on a GPU: training, encoding and evaluation beside the same networks on tensors that lie on the GPU; two runs that share it.
 
-python -m tests.benchmarks.gpu [--methods dah,ucdir] [--network resnet50] [--precision bf16] [--photographs FOLDER] [--size 224] [--cpu]
+python -m tests.benchmarks.gpu [--dataset FOLDER] [--methods dah,ucdir] [--network torchvision:resnet50] [--precision bf16] [--cpu]
 
-It needs no mlflow, and no ray with --rows 400: so few rows are ingested without it. FOLDER holds <domain>/<class>/<file>; its images are
-repeated until there are as many rows as asked for.
+It needs no mlflow, and no ray with --dataset, of which the first two domains are taken. Without one, the images below --photographs, which
+holds <domain>/<class>/<file>, are repeated until there are as many rows as asked for, and ingested.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from data.rows import DomainBatch
 from models.encoder import HashEncoder
 from models.networks.precision import set_precision
 from pipelines import train
-from pipelines.retrieval.evaluation import encode_split, evaluate_run, method_encoder
+from pipelines.retrieval.evaluation import MethodEncoder, encode_split, evaluate_run
 from pipelines.training.launch import deterministic, loaders
 from pipelines.training.loop import Trainer
 from pipelines.training.plan import make_plan, prepare
@@ -74,8 +74,9 @@ class Utilisation:
 
 def options(root: Path, storage: Path, method: str, given: argparse.Namespace, **more: Any) -> dict[str, Any]:
     """Options of a run on the benchmark's dataset."""
+    source, target = [*Manifest.read(root).domains][:2]
     return {
-        "method": method, "dataset": str(root), "source": "a", "target": "b", "network": given.network, "pretrained": "none", "workers": 0,
+        "method": method, "dataset": str(root), "source": source, "target": target, "network": given.network, "pretrained": "none", "workers": 0,
         "precision": given.precision, "gpu": not given.cpu, "tracking": "none", "plots": False, "storage": str(storage), "cache_mb": 0,
         "threads": given.threads, "steps_per_epoch": given.steps,
     } | more  # fmt: skip
@@ -130,7 +131,7 @@ def training(root: Path, storage: Path, method: str, given: argparse.Namespace, 
 
 def sharing(root: Path, storage: Path, given: argparse.Namespace) -> None:
     """Images a second of a run in a process of its own, and of two of them at once."""
-    arguments = options(root, storage, given.methods.split(",")[0], given, epochs=4, threads=max(1, given.threads // 2))
+    arguments = options(root, storage, given.methods.split(",")[0], given, epochs=3, threads=max(1, given.threads // 2))
     flags = [flag for name, value in arguments.items() if name != "method" for flag in _flags(name, value)]
 
     def start() -> subprocess.Popen[str]:
@@ -159,9 +160,11 @@ def encoding(root: Path, storage: Path, given: argparse.Namespace, device: torch
     manifest, run = Manifest.read(root), storage / result["run_id"]
     setup = prepare(train.make_config(options(root, storage, "dah", given)))
     method = setup.method.to(device).train(False)
-    encoder, encode = HashEncoder(method.encoder()).eval(), method_encoder(method)
-    rows = manifest.split("a", "train").rows
-    (batch,) = [next(DomainLoader(root, manifest, "a", "train", given.encoded).epoch(0, 1)).x.to(device)]
+    encoder, encode = HashEncoder(method.encoder()).eval(), MethodEncoder(method)
+    source, target = [*manifest.domains][:2]
+    rows = manifest.split(source, "train").rows
+    every = rows + sum(split.rows for split in manifest.domains[target].splits.values())
+    batch = next(DomainLoader(root, manifest, source, "train", given.encoded).epoch(0, 1)).x.to(device)
 
     def alone() -> int:
         done = 0
@@ -173,12 +176,12 @@ def encoding(root: Path, storage: Path, given: argparse.Namespace, device: torch
 
     def evaluated() -> int:
         evaluate_run(run, root, manifest, plots=False, gpu=device.type == "cuda")
-        return 2 * rows
+        return every
 
     print(f"\n{given.network} in float32, {rows:,} rows a split of {manifest.shape}; alone: the encoder, {len(batch)} rows at a time that lie on the device")
     alone()
     side_by_side(given.rounds, lambda: rate(alone), {
-        "encode a split": lambda: rate(lambda: len(encode_split(encode, root, manifest, "a/train").codes)),
+        "encode a split": lambda: rate(lambda: len(encode_split(encode, root, manifest, f"{source}/train").codes)),
         "evaluate, with loading and metrics": lambda: rate(evaluated),
     })  # fmt: skip
     used, seconds = peak(["evaluate", result["run_id"], "--storage", str(storage), *([] if given.cpu else ["--gpu"])])
@@ -188,6 +191,7 @@ def encoding(root: Path, storage: Path, given: argparse.Namespace, device: torch
 def main() -> None:
     """Run the parts that are asked for, and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", type=Path, help="an ingested one, in place of --photographs")
     parser.add_argument("--photographs", type=Path, default=ROOT.parent / "shared" / "data" / "pacs_sample")
     parser.add_argument("--parts", default="training,sharing,encoding")
     parser.add_argument("--methods", default="dah,ucdir", help="of the training; the first also shares the GPU")
@@ -203,7 +207,7 @@ def main() -> None:
         deterministic(True)
     with tempfile.TemporaryDirectory() as name:
         folder, wanted = Path(name), given.parts.split(",")
-        root = dataset(given.photographs, folder, "photographs", given.rows, given.size)
+        root = given.dataset or dataset(given.photographs, folder, "photographs", given.rows, given.size)
         if "training" in wanted:
             for method in given.methods.split(","):
                 training(root, folder / "runs", method, given, device)

@@ -48,7 +48,7 @@ def measured(name: str, given: argparse.Namespace, bits: int, seed: int) -> dict
         result = ablate.result_of(config)
     root = Path(given.dataset)
     manifest = Manifest.read(root)
-    encode = evaluation.method_encoder(load_method(Path(given.storage) / result["run_id"], manifest))
+    encode = evaluation.MethodEncoder(load_method(Path(given.storage) / result["run_id"], manifest))
     codes = evaluation.encode_split(encode, root, manifest, f"{given.target}/train").codes
     low, high, correlation = balance(np.unpackbits(codes, axis=1).astype(np.float32))
     figures = result["metrics"]

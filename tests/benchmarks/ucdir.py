@@ -56,7 +56,7 @@ def measured(folder: Path, root: Path, manifest: Manifest, splits: dict[str, Enc
     found: dict[str, Figures] = {}
     for kind in ("head", "itq"):
         method.config = replace(method.config, codes=kind)
-        encode, also = evaluation.method_encoder(method), {} if found else evaluation.features_of(method)
+        encode, also = evaluation.MethodEncoder(method), {} if found else evaluation.features_of(method)
         encoded = {name: evaluation.encode_split(encode, root, manifest, name, **also) for name in splits}
         if also:
             found["features"] = by_features({name: each.more["features"] for name, each in encoded.items()}, splits, pairs)

@@ -12,7 +12,7 @@ from data.manifest import Manifest
 from data.transforms import VIEWS, random_view, seeded_generator
 from models.registry import METHODS
 from pipelines import train
-from pipelines.retrieval.evaluation import encode_split, evaluate_run, method_encoder
+from pipelines.retrieval.evaluation import MethodEncoder, encode_split, evaluate_run
 from pipelines.training import checkpoint
 from pipelines.training.loop import Trainer
 from pipelines.training.restore import device_for, load_method
@@ -92,7 +92,7 @@ def test_batches_and_their_views_on_a_gpu_are_those_on_a_cpu(photographs: Path) 
 
 def test_codes_and_figures_of_a_gpu_are_those_of_a_cpu(photographs: Path, tmp_path: Path) -> None:
     folder, manifest = trained(photographs, tmp_path, "dah", network="conv4"), Manifest.read(photographs)
-    codes = [encode_split(method_encoder(load_method(folder, manifest, device_for(gpu))), photographs, manifest, "photo/train").codes for gpu in (False, True)]
+    codes = [encode_split(MethodEncoder(load_method(folder, manifest, device_for(gpu))), photographs, manifest, "photo/train").codes for gpu in (False, True)]
     assert np.unpackbits(codes[0] ^ codes[1]).mean() < 0.002
     figures = [evaluate_run(folder, photographs, manifest, gpu=gpu)["metrics"] for gpu in (False, True)]
     assert figures[0].keys() == figures[1].keys() and "accuracy" in figures[0]
