@@ -57,6 +57,16 @@ def gather(x: Tensor) -> Tensor:
         return torch.cat(parts)
 
 
+def gather_divided(x: Tensor, total: int) -> Tensor:
+    """Concatenate, on every rank, tensors that are divided among the ranks by ``own_rows``, which have one row more on some: (own, ...) to (total, ...)."""
+    world = world_size()
+    if world == 1:
+        return x
+    most = -(-total // world)
+    parts = gather(torch.cat([x, x.new_zeros(most - len(x), *x.shape[1:])])).split(most)
+    return torch.cat([part[: total * (each + 1) // world - total * each // world] for each, part in enumerate(parts)])
+
+
 def sum_over_ranks(x: Tensor) -> Tensor:
     """Sum of a tensor over the ranks, without gradient."""
     if world_size() == 1:

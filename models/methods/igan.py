@@ -5,8 +5,8 @@ image.
 
 Extensions beyond the paper: random affine views; batch-norm and dropout in the trunk; an EMA copy of encoder and classifier
 that gives the pseudo-labels and encodes; entropy of the target and equal shares of its classes; spectral norm; a separate
-rate for the discriminators; "real, of any class" for target images without a confident label. Each has a field that
-switches it off.
+rate for the discriminators; "real, of any class" for target images without a confident label; for features of pretrained
+networks, pseudo-labels spread over neighbours, a label smoothing and MK-MMD before they begin. Each has a field that switches it off.
 """
 
 from dataclasses import dataclass
@@ -16,16 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax
 
-from models.distributed import gather
+from models.distributed import gather, gather_divided
 from models.hyperparameters import AblationRow, Preset, hyperparameter
 from models.losses.adversarial import deceiving_loss, generated_loss, real_class_loss
 from models.losses.alignment import centroid_distance, confident_classes, imbalance_loss, pseudo_label_loss
 from models.losses.hashing import entropy_loss, quantisation_loss, similarity_loss
+from models.losses.mmd import quadratic_mmd
 from models.method import Batch, Method, Player, RowSource, Wants, chosen_view
 from models.networks.build import NETWORKS, build_network
 from models.networks.generative import Discriminator, Generator, stored
 from models.networks.layers import CodesOnly, unit
 from models.optimisers import build_optimizer, reset_network, set_learning_rate
+from models.propagation import neighbour_graph, propagated_classes
 
 DOMAINS = ("source", "target")
 U_M, M_U = "usps -> mnist", "mnist -> usps"
@@ -41,6 +43,12 @@ class IGANConfig:
     """Hyper-parameters of IGAN. The defaults work best here."""
 
     pseudo_weight: float = hyperparameter(1.0, "epsilon, weight of pseudo-labels in the label prediction", 0.1, 3.0, log=True)
+    labels: str = hyperparameter(
+        "confident", "pseudo-labels: confident, the classifier's as in the paper; propagated, all of an epoch at once over neighbouring rows",
+        choices=("confident", "propagated"),
+    )  # fmt: skip
+    smoothing: float = hyperparameter(0.0, "label smoothing of the classification; 0 in the paper", 0.0, 0.2)
+    mmd_weight: float = hyperparameter(0.0, "weight of DAH's MK-MMD, of activated layers and codes, from the pretraining on; 0 in the paper", 0.0, 1.0)
     threshold: float = hyperparameter(0.9, "T, class probability above which a target image has a pseudo-label", 0.5, 0.99)
     hash_weight: float = hyperparameter(1.0, "alpha, weight of the hash term", 1e-2, 10.0, log=True)
     relaxation_weight: float = hyperparameter(0.1, "upsilon, weight of the relaxation beside the hash term", 1e-3, 1.0, log=True)
@@ -74,6 +82,20 @@ class IGANConfig:
     discriminator_rate: float = hyperparameter(0.2, "the discriminators' share of the learning rate; 1 in the paper", 0.05, 5.0, log=True)
     pretrained_rate: float = hyperparameter(0.1, "share of the learning rate for pretrained layers")
     weight_decay: float = hyperparameter(5e-4, "weight decay of all but the discriminators", 1e-5, 1e-2, log=True)
+
+
+class Guesses(nn.Module):
+    """The class of each target row in this epoch, (rows,) int64, where they are propagated; a checkpoint has them."""
+
+    classes: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("classes", torch.empty(0, dtype=torch.int64))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        self.classes = torch.empty_like(state_dict[f"{prefix}classes"], device=self.classes.device)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 class IGAN(Method):
@@ -123,6 +145,10 @@ class IGAN(Method):
             self.players["discriminator"] = Player(self.judges, build_optimizer(c.optimizer, rates, c.learning_rate, 0.0, betas=(0.5, 0.999)))
         self.track_average(self.networks, c.average)
         self.made: dict[str, Tensor] = {}
+        self.guesses = Guesses()
+        self.graph: tuple[Tensor, Tensor] | None = None
+        if c.labels == "propagated" and (self.images and min(shape[1:]) >= 64 or not self.pretraining):
+            raise ValueError("--labels propagated needs features or digits (embed photographs first) and --pretrain-epochs of at least 1")
 
     @property
     def generates(self) -> bool:
@@ -161,6 +187,9 @@ class IGAN(Method):
         """Pretrain in the first epochs; at the start of each stage, re-initialise everything but the encoder (section 3.2)."""
         stage = self._stage(epoch, epochs)
         self.pretraining = stage < 0
+        if self.config.labels == "propagated" and not self.pretraining:
+            assert target is not None
+            self._propagate(target)  # by the classifier of the stage before
         if epoch == 0 or stage == self._stage(epoch - 1, epochs):
             return
         with torch.random.fork_rng(devices=[]):
@@ -170,6 +199,21 @@ class IGAN(Method):
                 reset_network(self.judges, self._fresh_judges(), self.players["discriminator"].optimizer)
         for name, head in self.heads.items() if self.averaged is not None else ():
             self.ema_networks[name].load_state_dict(head.state_dict())
+
+    @torch.no_grad()
+    def _propagate(self, target: RowSource) -> None:
+        """Guess the classes of all target rows."""
+        with self.guessing() as networks:
+            made = [(part.x, networks["classifier"](networks["network"](part.x.to(self.device))[1]).softmax(1)) for part in target.rows()]
+        if self.graph is None:
+            rows = torch.cat([x for x, _ in made]).to(self.device, torch.get_default_dtype()).flatten(1)
+            self.graph = neighbour_graph(gather_divided(rows, target.total))
+        self.guesses.classes = propagated_classes(gather_divided(torch.cat([each for _, each in made]), target.total), self.graph)
+
+    def state_modules(self) -> nn.ModuleDict:
+        """With the propagated pseudo-labels, if there are any."""
+        modules = super().state_modules()
+        return nn.ModuleDict({**modules, "guesses": self.guesses}) if self.config.labels == "propagated" else modules
 
     def begin_step(self, progress: float) -> None:
         """Set the learning rates: a cosine to zero with Adam, constant with the paper's SGD."""
@@ -189,12 +233,15 @@ class IGAN(Method):
         u_s, u_t = u.split([len(x_s), len(x_t)])
         all_s, labels = gather(u_s), gather(batch.source.label)
         classifier = self.heads["classifier"]
-        terms = {"classification": cross_entropy(classifier(all_s), labels)}
+        terms = {"classification": cross_entropy(classifier(all_s), labels, label_smoothing=self.config.smoothing)}
         if self.config.hash_weight:
             terms |= {"hash": similarity_loss(all_s, labels), "relaxation": quantisation_loss(all_s)}
+        if self.config.mmd_weight:
+            compared = [*map(torch.relu, layers[:-1]), u]
+            terms["mmd"] = torch.stack([quadratic_mmd(*map(gather, each.split([len(x_s), len(x_t)]))) for each in compared]).sum()
         if self.pretraining:
             return terms
-        guess = self._pseudo_labels(batch.target.x)
+        guess = self.guesses.classes[batch.target.row] if self.config.labels == "propagated" else self._pseudo_labels(batch.target.x)
         terms |= self._align(all_s, labels, gather(u_t), gather(guess))
         if self.generates:
             both = unit(torch.cat([x_s, x_t]), self.images) if self.makes_input else torch.relu(layers[0]).detach()
@@ -207,7 +254,7 @@ class IGAN(Method):
         return {
             "classification": 1.0, "pseudo": c.pseudo_weight, "hash": c.hash_weight, "relaxation": c.hash_weight * c.relaxation_weight,
             "centroid": c.centroid_weight, "adversarial": c.adversarial_weight, "l1": c.l1_weight, "entropy": c.entropy_weight,
-            "balance": c.balance_weight, "real": 1.0, "generated": 1.0,
+            "balance": c.balance_weight, "mmd": c.mmd_weight, "real": 1.0, "generated": 1.0,
         }  # fmt: skip
 
     def _pseudo_labels(self, x: Tensor) -> Tensor:

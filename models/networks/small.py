@@ -1,8 +1,9 @@
-"""Small networks trained from random weights: LeNet, conv4 and an MLP, each ending in a hash layer."""
+"""Small networks trained from random weights: LeNet, conv4, and two for feature vectors, each ending in a hash layer."""
 
 import itertools
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from models.distributed import BatchNorm
 from models.networks.layers import HashNetwork
@@ -60,3 +61,20 @@ def mlp(shape: tuple[int, ...], bits: int, norm: bool, dropout: float) -> HashNe
     features = shape[0]
     layers = [_fully_connected(features, 512, norm, 0.0), _fully_connected(512, 512, norm, dropout)]
     return HashNetwork(nn.Identity(), layers, 512, bits, images=False)
+
+
+class UnitLength(nn.Module):
+    """Scale feature vectors to the same length, the square root of their width, so that a mean value is about 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, width), the same shape."""
+        return normalize(x) * x.shape[1] ** 0.5
+
+
+def shallow(shape: tuple[int, ...], bits: int, norm: bool, dropout: float) -> HashNetwork:
+    """Feature vectors of equal length, one fully connected layer of 512 units, then the hash layer.
+
+    A pretrained network's features are classified across domains by their directions; a second layer loses more than it gains.
+    """
+    layers = [_fully_connected(shape[0], 512, norm, dropout)]
+    return HashNetwork(UnitLength(), layers, 512, bits, images=False)

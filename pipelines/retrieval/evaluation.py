@@ -43,7 +43,7 @@ def _on_device(parts: Iterable[Decoded], device: torch.device) -> Iterator[tuple
     def batches() -> Iterator[tuple[DomainBatch]]:
         for each in parts:
             waiting.append(each)
-            yield (DomainBatch(each.x, (), None, torch.from_numpy(each.row)),)
+            yield (DomainBatch(each.x, (), None, torch.tensor(each.row)),)
 
     for (batch,) in on_device(batches(), device):
         assert batch is not None
