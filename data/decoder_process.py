@@ -56,6 +56,7 @@ class DecoderProcess:
             self.connection.send_bytes(b"".join(contents))
             answer = self.connection.recv_bytes().decode()
         except (EOFError, OSError) as error:
+            self.process.kill()  # it may be alive, if this end has failed
             raise ChildProcessError(
                 f"a process that decodes images has died (exit code {self.process.wait()}), perhaps as memory ran out: give fewer --decoders"
             ) from error

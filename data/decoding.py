@@ -73,7 +73,11 @@ class _Processes(threading.local):
 
     def own(self) -> DecoderProcess:
         """The calling thread's process, started anew if there is none, or it has died."""
-        if self.one is None or self.one.died:
+        if self.one is not None and self.one.died:
+            atexit.unregister(self.one.close)
+            self.one.close()
+            self.one = None
+        if self.one is None:
             self.one = DecoderProcess()
             atexit.register(self.one.close)
         return self.one

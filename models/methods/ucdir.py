@@ -13,14 +13,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import normalize
 
-from models.clustering import PART, kmeans, nearest
-from models.distributed import gather, on_rank_0, own_rows, sum_over_ranks, world_size
+from models.distributed import gather, on_rank_0, world_size
 from models.hyperparameters import AblationRow, Preset, hyperparameter
 from models.itq import fit_itq
 from models.losses.contrastive import attraction, cluster_probabilities, contrast, distance_of_distance, neighbour_loss, self_entropy
 from models.losses.hashing import quantisation_loss
+from models.memory_bank import MemoryBank
 from models.method import Batch, Method, Player, RowSource, Wants, chosen_view
 from models.networks.extractors import BACKBONES, Backbone
 from models.networks.layers import HashLayer
@@ -73,90 +73,6 @@ class UCDIRConfig:
     optimizer: str = hyperparameter("adam", "optimiser", choices=("adam", "sgd"))
     learning_rate: float = hyperparameter(1e-3, "first learning rate; a cosine to zero", 1e-5, 1e-2, log=True)
     weight_decay: float = hyperparameter(1e-4, "weight decay", 1e-6, 1e-2, log=True)
-
-
-class Memory(nn.Module):
-    """Memory bank of one domain: an L2-normalised feature for each of this rank's images, and the clusters of all ranks' images.
-
-    Attributes:
-        total: images of the domain, over all ranks.
-        first: row number of this rank's first image.
-        slots: (own images, width); a checkpoint has all ranks' slots.
-        members: (own images,) int64, the cluster of each image; empty before the first clustering. A checkpoint has all ranks'.
-        centroids: (clusters, width), L2-normalised.
-        sums: (clusters, width), the sum of each cluster's slots.
-        sizes: (clusters,), the number of each cluster's images.
-    """
-
-    slots: Tensor
-    members: Tensor
-    centroids: Tensor
-    sums: Tensor
-    sizes: Tensor
-    total, first = 0, 0
-
-    def __init__(self, clusters: int) -> None:
-        super().__init__()
-        for name in ("centroids", "sums"):
-            self.register_buffer(name, torch.zeros(clusters, WIDTH))
-        self.register_buffer("sizes", torch.zeros(clusters))
-        self.register_buffer("slots", torch.zeros(0, WIDTH))
-        self.register_buffer("members", torch.empty(0, dtype=torch.int64))
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        own = {name: tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
-        self.total = len(own[f"{prefix}slots"])
-        self.first, stop = own_rows(self.total)
-        if f"{prefix}sums" not in own:  # of a version that did not save them
-            own |= dict(zip((f"{prefix}sums", f"{prefix}sizes"), self._counted(own[f"{prefix}members"], own[f"{prefix}slots"]), strict=True))
-        for name in ("slots", "members"):
-            part = own[prefix + name] = own[prefix + name][self.first : stop]
-            setattr(self, name, torch.empty_like(part, dtype=getattr(self, name).dtype, device=self.centroids.device))
-        super()._load_from_state_dict(own, prefix, *rest)
-
-    def fill(self, features: Tensor, total: int) -> None:
-        """Begin with the features (own images, width) as slots, of ``total`` images of all ranks."""
-        self.first, stop = own_rows(total)
-        if len(features) != stop - self.first:
-            raise ValueError(f"this rank has {len(features)} images of {total}, but must have rows {self.first} to {stop}")
-        self.slots, self.total = features, total
-
-    def cluster(self, features: Tensor, generator: torch.Generator) -> None:
-        """Cluster the domain's images anew by their features (own images, width)."""
-        self.centroids.copy_(kmeans(features, len(self.centroids), generator))
-        self.members = nearest(features, self.centroids)
-        sums, sizes = self._counted(self.members, self.slots)
-        self.sums.copy_(sum_over_ranks(sums))
-        self.sizes.copy_(sum_over_ranks(sizes))
-
-    def _counted(self, members: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums (clusters, width) of the values (n, width) of each cluster's members (n,), and their numbers (clusters,); zeros if there are no members."""
-        sums, sizes = values.new_zeros(self.sums.shape), values.new_zeros(len(self.sizes))
-        for each, value in zip(members.split(PART), values.split(PART), strict=False):
-            if len(each):
-                chosen = one_hot(each, len(sums)).to(value.dtype)
-                sums += chosen.T @ value
-                sizes += chosen.sum(0)
-        return sums, sizes
-
-    def store(self, row: Tensor, key: Tensor) -> None:
-        """Write this rank's part of a batch, rows (n,) and features (n, width), into its slots; of a row that is there twice the last."""
-        own = row - self.first
-        position = torch.arange(len(own), device=own.device)
-        last = torch.where(own.unsqueeze(1) == own, position, -1).amax(1)
-        if len(self.members):
-            changes = (key - self.slots[own]) * (last == position).unsqueeze(1)
-            self.sums += sum_over_ranks(self._counted(self.members[own], changes)[0])
-        self.slots[own] = key[last]
-
-    def sample(self, chosen: Tensor) -> Tensor:
-        """The places in ``slots`` of those rows (n,) that are this rank's."""
-        own = chosen - self.first
-        return own[(own >= 0) & (own < len(self.slots))].to(self.slots.device)
-
-    def cluster_means(self) -> Tensor:
-        """Mean slot of each cluster, (clusters, width): the mean over the positives of eq. 2."""
-        return self.sums / self.sizes.clamp(min=1).unsqueeze(1)
 
 
 class Embedding(nn.Module):
@@ -222,7 +138,7 @@ class UCDIR(Method):
             groups.append({"params": [*backbone.parameters()], "share": c.pretrained_rate})
         self.players = {"encoder": Player(self.networks, build_optimizer(c.optimizer, groups, c.learning_rate, c.weight_decay))}
         self.moving, self.averaged = self.networks, MomentumEncoder(self.networks, c.average)
-        self.memory: Any = nn.ModuleDict({domain: Memory(c.clusters or c.clusters_per_class * classes) for domain in DOMAINS})
+        self.memory: Any = nn.ModuleDict({domain: MemoryBank(c.clusters or c.clusters_per_class * classes, WIDTH) for domain in DOMAINS})
         self.clustering, self.aligning = 0.0, False
 
     @property
@@ -312,7 +228,7 @@ class UCDIR(Method):
             "neighbours": 1.0, "quantisation": c.quantisation_weight,
         }  # fmt: skip
 
-    def _contrast(self, memory: Memory, x: Tensor, key: Tensor, row: Tensor) -> dict[str, Tensor]:
+    def _contrast(self, memory: MemoryBank, x: Tensor, key: Tensor, row: Tensor) -> dict[str, Tensor]:
         """Store this rank's keys of its rows in their slots, then contrast the whole batch's x with all ranks' slots (eq. 1, 2)."""
         c, keys = self.config, gather(key)
         memory.store(row, key)

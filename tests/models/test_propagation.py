@@ -7,9 +7,9 @@ import torch
 
 from models.propagation import equal_shares, neighbour_graph, propagate, propagated_classes
 from pipelines import train
-from pipelines.training import checkpoint
-from pipelines.training.loop import Trainer
 from tests.models.players import build, trained
+from tests.pipelines.training.disturbed import dying, equal
+from tests.pipelines.training.test_photographs import parameters
 
 
 def clusters() -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,29 +55,13 @@ def test_guesses_are_in_the_checkpoint_and_the_training_resumes_with_them(tmp_pa
         }))  # fmt: skip
         return storage / result["run_id"]
 
-    def last(folder: Path) -> dict[str, torch.Tensor]:
-        place = checkpoint.latest(folder / "checkpoints")
-        assert place is not None
-        return checkpoint.load_file(place / "model.safetensors")
-
-    plain = last(run(tmp_path / "plain"))
+    plain = parameters(run(tmp_path / "plain"))
     assert len(plain["guesses.classes"]) > 1000 and len(plain["guesses.classes"].unique()) > 3
-    due = Trainer._due
-
-    def dying(self: Trainer, step: int) -> bool:
-        if self.epoch == 1 and step == 3:
-            self.writing.result()
-            raise KeyboardInterrupt
-        return due(self, step)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_due", dying)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "stopped")
+    with dying(monkeypatch):
+        run(tmp_path / "stopped")
     (folder,) = [each.parent for each in (tmp_path / "stopped").glob("*/config.json")]
     train.run(train.make_config({"resume": folder.name, "storage": str(tmp_path / "stopped")}))
-    resumed = last(folder)
-    assert resumed.keys() == plain.keys() and all(torch.equal(resumed[name], plain[name]) for name in plain)
+    assert equal(parameters(folder), plain)
 
 
 def test_photographs_and_a_training_without_pretraining_are_refused(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from models import distributed
 from models.clustering import _cluster_sums, _means, kmeans, nearest
 from models.distributed import BatchNorm
 from models.losses.contrastive import attraction, cluster_probabilities, contrast, distance_of_distance, neighbour_loss, self_entropy
-from models.methods.ucdir import UCDIR, Embedding, Memory
+from models.memory_bank import MemoryBank
+from models.methods.ucdir import UCDIR, Embedding
 from models.networks.backbones import trunk_weights
 from models.networks.extractors import Backbone
 from tests.models.players import BITS, CLASSES, PER_CLASS, Fixed, build, global_batch
@@ -161,7 +162,7 @@ def test_ucdirs_codes_are_of_the_head_or_of_itq_on_the_slots() -> None:
 
 
 def test_a_memory_keeps_the_sums_of_its_clusters_and_of_a_row_seen_twice_the_last() -> None:
-    memory, keys = Memory(2), normalize(random(5, WIDTH, seed=1))
+    memory, keys = MemoryBank(2, WIDTH), normalize(random(5, WIDTH, seed=1))
     memory.fill(normalize(random(7, WIDTH)), 7)
     memory.cluster(memory.slots, torch.Generator().manual_seed(0))
     memory.store(torch.tensor([3, 0, 3, 6, 3]), keys)
@@ -172,7 +173,7 @@ def test_a_memory_keeps_the_sums_of_its_clusters_and_of_a_row_seen_twice_the_las
 
 @pytest.mark.parametrize("sums", [True, False])
 def test_each_rank_loads_its_part_of_a_memory_also_of_one_saved_without_sums(sums: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    saved = Memory(3)
+    saved = MemoryBank(3, WIDTH)
     saved.fill(random(7, WIDTH), 7)
     saved.cluster(saved.slots, torch.Generator().manual_seed(0))
     state = {name: tensor for name, tensor in saved.state_dict().items() if sums or name not in ("sums", "sizes")}
@@ -180,7 +181,7 @@ def test_each_rank_loads_its_part_of_a_memory_also_of_one_saved_without_sums(sum
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     for each in range(2):
         monkeypatch.setattr(distributed, "rank", lambda each=each: each)
-        parts.append(Memory(3))
+        parts.append(MemoryBank(3, WIDTH))
         parts[-1].load_state_dict(state)
         assert (parts[-1].total, parts[-1].first) == (7, 3 * each)
         torch.testing.assert_close(parts[-1].cluster_means(), saved.cluster_means())

@@ -1,15 +1,19 @@
 """A short run that tests disturb: its options, its last parameters, and the moment to disturb it."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from data.filesystem import local_copy
 from pipelines import train
 from pipelines.training import checkpoint
+from pipelines.training.loop import Trainer
 
 EPOCHS, STEPS = 3, 10
 OPTIONS = {
@@ -29,6 +33,23 @@ def final(folder: Path) -> dict[str, torch.Tensor]:
     assert place is not None and place.name == f"epoch-{EPOCHS:05d}"
     with local_copy(place) as copy:
         return load_file(copy / "model.safetensors")
+
+
+@contextlib.contextmanager
+def dying(monkeypatch: pytest.MonkeyPatch, epoch: int = 1, step: int = 3) -> Iterator[None]:
+    """A block in which trainings die after a step of an epoch (counted from 0), once what they have begun to write is written."""
+
+    def due(self: Trainer, done: int) -> bool:
+        if self.epoch == epoch and done == step:
+            self.writing.result()
+            raise KeyboardInterrupt
+        return usual(self, done)
+
+    usual = Trainer._due
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_due", due)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:

@@ -14,11 +14,10 @@ from models.registry import METHODS
 from pipelines import train
 from pipelines.retrieval.evaluation import MethodEncoder, encode_split, evaluate_run
 from pipelines.training import checkpoint
-from pipelines.training.loop import Trainer
 from pipelines.training.restore import device_for, load_method
 from pipelines.training.runs import read_progress
 from pipelines.training.transfer import on_device
-from tests.pipelines.training.disturbed import equal
+from tests.pipelines.training.disturbed import dying, equal
 from tests.pipelines.training.test_photographs import parameters
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -44,18 +43,8 @@ def trained(root: Path, storage: Path, method: str, **more: Any) -> Path:
 
 def interrupted(root: Path, storage: Path, method: str, monkeypatch: pytest.MonkeyPatch, **more: Any) -> Path:
     """The folder of a run that dies after the third step of its second epoch and is resumed from a checkpoint after the second step."""
-
-    def dying(self: Trainer, step: int) -> bool:
-        if self.epoch == 1 and step == 3:
-            self.writing.result()
-            raise KeyboardInterrupt
-        return due(self, step)
-
-    due = Trainer._due
-    with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_due", dying)
-        with pytest.raises(KeyboardInterrupt):
-            trained(root, storage, method, checkpoint_steps=2, **more)
+    with dying(monkeypatch):
+        trained(root, storage, method, checkpoint_steps=2, **more)
     (folder,) = [each.parent for each in storage.glob("*/config.json")]
     latest = checkpoint.latest(folder / "checkpoints")
     assert latest is not None and latest.name == "epoch-00001-step-00000002"

@@ -9,8 +9,7 @@ from safetensors.torch import load_file
 
 from pipelines import train
 from pipelines.training import checkpoint
-from pipelines.training.loop import Trainer
-from tests.pipelines.training.disturbed import equal
+from tests.pipelines.training.disturbed import dying, equal
 
 CACHES = {"decoded": 1024, "stored": 1, "stream": 0}
 
@@ -44,20 +43,8 @@ def test_a_run_resumes_bit_identically_in_mid_epoch_with_other_decoders(
     photographs: Path, tmp_path: Path, cache: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     _, plain = trained(photographs, tmp_path / "plain", cache_mb=CACHES[cache])
-    stepped: list[str] = []
-
-    def interrupted(self: Any, name: str, batch: Any) -> Any:
-        stepped.append(name)
-        if len(stepped) == 8:  # the last step of the second epoch
-            self.writing.result()
-            raise KeyboardInterrupt
-        return step(self, name, batch)
-
-    step = Trainer.step
-    with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            trained(photographs, tmp_path, cache_mb=CACHES[cache], checkpoint_steps=2, decoders=2)
+    with dying(monkeypatch):
+        trained(photographs, tmp_path, cache_mb=CACHES[cache], checkpoint_steps=2, decoders=2)
     (run,) = [each.parent for each in tmp_path.glob("*/config.json")]
     latest = checkpoint.latest(run / "checkpoints")
     assert latest is not None and latest.name == "epoch-00001-step-00000002"
