@@ -1,4 +1,7 @@
-"""UCDIR's memory bank (Hu and Lee, ECCV 2022, section 3.2), divided among the ranks: each keeps the slots of its own rows."""
+"""Memory bank of the momentum encoder's features, which UCDIR clusters and compares with (Hu and Lee, ECCV 2022, section 3.2).
+
+It is divided among the ranks: each keeps the slots of its own rows.
+"""
 
 from typing import Any
 
