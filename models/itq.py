@@ -23,12 +23,13 @@ class Projection(nn.Module):
         return normalize(x - self.mean) @ self.axes.T
 
 
-def fit_itq(x: Tensor, bits: int, seed: int) -> Projection:
+def fit_itq(x: Tensor, bits: int, seed: int, rounds: int = 50) -> Projection:
     """Fit ITQ: the components by scikit-learn, the rotation by faiss. The result depends on the seed, and not on the number of threads.
 
     Args:
         x: (n, features) float32; n and features at least ``bits``.
         seed: of the first rotation.
+        rounds: of the search for a better rotation; 0 keeps the first.
 
     Raises:
         ValueError: there are fewer features, or fewer vectors, than bits.
@@ -43,7 +44,7 @@ def fit_itq(x: Tensor, bits: int, seed: int) -> Projection:
     z = normalize(x.cpu() - made.mean).double().numpy()
     axes = fit_components(z, bits).components_
     itq = faiss.ITQMatrix(bits)
-    itq.seed = seed % 2**31
+    itq.seed, itq.max_iter = seed % 2**31, rounds
     itq.train(np.ascontiguousarray(z @ axes.T, np.float32))
     made.axes.copy_(torch.from_numpy(faiss.vector_to_array(itq.A).reshape(bits, bits) @ axes))
     return made.to(x.device)

@@ -1,4 +1,4 @@
-"""Classic unsupervised hashes, fitted in one pass: LSH, ITQ, spectral hashing, k-means hashing.
+"""Classic unsupervised hashes, fitted in one pass: LSH, PCA, ITQ, spectral hashing, k-means hashing.
 
 They take feature vectors, or images as their pixels, of one domain or of both. The fitted values are buffers of a module, so
 the encoder is exported and registered like any other.
@@ -90,6 +90,16 @@ class LSH(Classic):
     def fit(self, x: Tensor) -> None:
         self.hashing.mean.copy_(x.mean(0))
         self.hashing.axes.copy_(torch.randn(self.hashing.axes.shape, generator=self.draw()))
+
+
+class PCA(Classic):
+    """Signs of the principal components after a random rotation: what ITQ starts from."""
+
+    name: ClassVar[str] = "pca"
+    reference: ClassVar[str] = "Jegou et al., Aggregating Local Descriptors into a Compact Image Representation, CVPR 2010"
+
+    def fit(self, x: Tensor) -> None:
+        self.hashing.load_state_dict(fit_itq(x, self.bits, self.draw().initial_seed(), rounds=0).state_dict())
 
 
 class ITQ(Classic):

@@ -11,7 +11,7 @@ from sklearn.cluster import KMeans
 
 from data.rows import DomainBatch
 from models.codes import signs
-from models.methods.classic import ITQ, LSH, ClassicConfig, KMeansHashing, SpectralHashing
+from models.methods.classic import ITQ, LSH, PCA, ClassicConfig, KMeansHashing, SpectralHashing
 from models.methods.idr_ae import IDRAE
 from models.networks.extractors import Extractor
 
@@ -46,6 +46,20 @@ def test_itq_is_as_near_to_its_signs_as_faiss_s_and_is_of_its_seed_but_not_of_th
     other.train(x.numpy())
     assert all(error(each) < 1.05 * error(torch.from_numpy(other.apply(x.numpy()))) for each in found)
     torch.testing.assert_close(itq.hashing.axes @ itq.hashing.axes.T, torch.eye(16), atol=1e-5, rtol=0)
+
+
+def test_pca_codes_are_a_random_rotation_of_the_principal_components() -> None:
+    x, found = clouds(), []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        pca = PCA(ClassicConfig(), (24,), 3, 16)
+        pca.fit(x)
+        found.append(pca.hashing.axes.clone())
+    assert torch.equal(found[0], found[1]) and not torch.allclose(found[0], found[2], atol=0.1)
+    torch.testing.assert_close(found[0] @ found[0].T, torch.eye(16), atol=1e-5, rtol=0)
+    z = torch.nn.functional.normalize(x - x.mean(0))
+    axes = torch.linalg.svd(z - z.mean(0), full_matrices=False).Vh[:16]
+    torch.testing.assert_close(found[2].T @ found[2], axes.T @ axes, atol=1e-4, rtol=0)  # the same space
 
 
 def test_lsh_is_of_its_seed() -> None:

@@ -14,7 +14,7 @@ from pipelines.console.cli import main
 from pipelines.retrieval import metrics
 from tests.pipelines.training.resuming import assert_resumes_bit_identically
 
-FITTED = ("lsh", "itq", "spectral", "kmeans-hash")
+FITTED = ("lsh", "pca", "itq", "spectral", "kmeans-hash")
 SMALL: dict[str, dict[str, Any]] = {
     "idr-ae": {"batch": 64, "width": 64},
     "ucdir": {"source": "typeset", "batch": 32, "cluster_start": 0.0, "cluster_full": 0.4},
