@@ -124,11 +124,12 @@ class DomainLoader:
         return DomainBatch(x[:, :width].contiguous(), pool, label, row)
 
     def with_views(self, batch: DomainBatch, epoch: int, step: int) -> DomainBatch:
-        """Add the augmented views of a step, made or, of embedded views, chosen where the batch lies. The draws are those of the global batch."""
+        """Add the augmented views of a step, made or, of embedded views and the row itself, chosen, where the batch lies; drawn for the global batch."""
         generator = seeded_generator(self.seed, self.stream, 2, epoch, step)
         if self.pool:
-            (pool,), n = batch.views, len(batch.x)
-            chosen = [torch.randint(self.pool, (n * self.world,), generator=generator)[self.rank * n : (self.rank + 1) * n] for _ in range(self.views)]
+            pool, n = torch.cat([batch.x.unsqueeze(1), *batch.views], 1), len(batch.x)
+            draws = [torch.randint(1 + self.pool, (n * self.world,), generator=generator) for _ in range(self.views)]
+            chosen = [each[self.rank * n : (self.rank + 1) * n] for each in draws]
             return batch._replace(views=tuple(pool[torch.arange(n, device=pool.device), each.to(pool.device)] for each in chosen))
         return batch._replace(views=tuple(random_view(batch.x, generator, self.rank, self.world, **self.view) for _ in range(self.views)))
 
@@ -146,17 +147,17 @@ class DomainLoader:
         return self.manifest.split(self.domain, self.split).rows
 
     def rows(self) -> Iterator[DomainBatch]:
-        """Yield each of this worker's rows once, in stored (shuffled) order, without views, in batches of at most ``batch_rows``."""
+        """Yield each of this worker's rows once, in stored (shuffled) order, in batches of at most ``batch_rows``; with the embedded views of ``_batch``."""
         size = batch_rows(tuple(self.manifest.shape))
         if self.cached:
             for part in _slices(self.stop - self.start, size):
                 taken = self.cached_rows().take(part)
-                yield self._batch(taken.x, taken.label, taken.row)._replace(views=())
+                yield self._batch(taken.x, taken.label, taken.row)
             return
         parts = (rows.take(part) for rows in self._read() for part in _slices(len(rows.row), size))
         for rows, x in self.decoder.ahead(parts, lambda rows: (rows.content, rows.row)):
             batch = rows.batch(x)
-            yield self._batch(batch.x, batch.label, batch.row)._replace(views=())
+            yield self._batch(batch.x, batch.label, batch.row)
 
     def cached_rows(self) -> Rows:
         """This worker's rows, decoded once and kept."""

@@ -44,7 +44,10 @@ class RowSource(Protocol):
         """Number of training rows in the domain, over all workers."""
 
     def rows(self) -> Iterator[DomainView]:
-        """Yield each of this worker's rows once, in stored (shuffled) order, in batches that an encoder takes at once; without views or a target's labels."""
+        """Yield each of this worker's rows once, in stored (shuffled) order, in batches that an encoder takes at once, without a target's labels.
+
+        The only view is all embedded views, (batch, views, features), if there are any and views are wanted; none are made.
+        """
 
 
 class Batch(NamedTuple):

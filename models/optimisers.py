@@ -32,6 +32,29 @@ def build_optimizer(
     return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, betas=betas)
 
 
+def layers_of(network: nn.Module) -> list[nn.Module]:
+    """The layers that have parameters of their own, from the input on."""
+    return [layer for layer in network.modules() if [*layer.parameters(recurse=False)]]
+
+
+def depth_groups(network: nn.Module, share: float, decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for an optimiser.
+
+    Args:
+        share: of the learning rate that the last layer gets.
+        decay: share of its rate that the layer before a layer gets.
+
+    Raises:
+        ValueError: ``decay`` is not above 0 and at most 1.
+    """
+    if not 0 < decay <= 1:
+        raise ValueError(f"--depth-decay is {decay}, but must be above 0 and at most 1")
+    if decay == 1:
+        return [{"params": [*network.parameters()], "share": share}]
+    layers = layers_of(network)
+    return [{"params": [*layer.parameters(recurse=False)], "share": share * decay**depth} for depth, layer in enumerate(reversed(layers))]
+
+
 def set_learning_rate(optimizer: Optimizer, first: float, final: float, progress: float) -> None:
     """Set the learning rate: log-spaced from ``first`` to ``final * first``, or a cosine to zero if ``final`` is 0.
 

@@ -49,12 +49,14 @@ class DAHConfig:
     network: str = hyperparameter("auto", "network; auto: EfficientNet-Lite0 from 64 pixels, AlexNet there with papers", choices=NETWORKS)
     pretrained: str = hyperparameter("default", "weights of AlexNet or a pretrained backbone: default, file path, or none")
     freeze: float = hyperparameter(0.0, "share of a pretrained backbone's layers, from the input on, that stay as they are")
+    train_norm: bool = hyperparameter(False, "batch-norms of a pretrained backbone take the moments of the batches, not those of its weights")
     norm: bool = hyperparameter(True, "batch-norm in the trunk; off in the paper")
     dropout: float = hyperparameter(0.3, "dropout before the last trunk layer; 0 in the paper's LeNet", 0.0, 0.6)
     optimizer: str = hyperparameter("adam", "optimiser", choices=("adam", "sgd"))
     learning_rate: float = hyperparameter(2e-3, "first learning rate", 1e-4, 1e-2, log=True)
     final_rate: float = hyperparameter(0.0, "last learning rate, as a share of the first: log-spaced between, cosine if 0")
     pretrained_rate: float = hyperparameter(0.1, "share of the learning rate for pretrained layers")
+    depth_decay: float = hyperparameter(1.0, "share of a pretrained layer\'s learning rate that the layer before it gets")
     weight_decay: float = hyperparameter(5e-4, "weight decay", 1e-5, 1e-2, log=True)
 
 
@@ -83,7 +85,7 @@ class DAH(Method):
 
     def __init__(self, config: DAHConfig, shape: tuple[int, ...], classes: int, bits: int) -> None:
         super().__init__(config, shape, classes, bits)
-        network = build_network(config.network, shape, bits, config.norm, config.dropout, config.pretrained, config.freeze)
+        network = build_network(config.network, shape, bits, config.norm, config.dropout, config.pretrained, config.freeze, config.train_norm)
         self.network = network
         self.players = {"encoder": Player(nn.ModuleDict({"network": network}), self._optimizer(network))}
         self.track_average(network, config.average)
@@ -105,7 +107,7 @@ class DAH(Method):
 
     def _optimizer(self, network: HashNetwork) -> torch.optim.Optimizer:
         c = self.config
-        return build_optimizer(c.optimizer, network.parameter_groups(c.pretrained_rate), c.learning_rate, c.weight_decay)
+        return build_optimizer(c.optimizer, network.parameter_groups(c.pretrained_rate, c.depth_decay), c.learning_rate, c.weight_decay)
 
     def begin_step(self, progress: float) -> None:
         """Set the learning rate: log-spaced to ``final_rate``, or a cosine to zero."""

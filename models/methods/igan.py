@@ -69,6 +69,7 @@ class IGANConfig:
     network: str = hyperparameter("auto", "network; auto: EfficientNet-Lite0 from 64 pixels, AlexNet there with papers", choices=NETWORKS)
     pretrained: str = hyperparameter("default", "weights of AlexNet or a pretrained backbone: default, file path, or none")
     freeze: float = hyperparameter(0.0, "share of a pretrained backbone's layers, from the input on, that stay as they are")
+    train_norm: bool = hyperparameter(False, "batch-norms of a pretrained backbone take the moments of the batches, not those of its weights")
     norm: bool = hyperparameter(True, "batch-norm in the trunk; off in the paper")
     dropout: float = hyperparameter(0.3, "dropout before the last trunk layer; 0 in the paper's LeNet", 0.0, 0.6)
     hash_norm: bool = hyperparameter(True, "batch-norm before the codes' tanh; off in the paper")
@@ -81,6 +82,7 @@ class IGANConfig:
     learning_rate: float = hyperparameter(2e-3, "first learning rate of encoder, classifier and generators", 1e-4, 1e-2, log=True)
     discriminator_rate: float = hyperparameter(0.2, "the discriminators' share of the learning rate; 1 in the paper", 0.05, 5.0, log=True)
     pretrained_rate: float = hyperparameter(0.1, "share of the learning rate for pretrained layers")
+    depth_decay: float = hyperparameter(1.0, "share of a pretrained layer\'s learning rate that the layer before it gets")
     weight_decay: float = hyperparameter(5e-4, "weight decay of all but the discriminators", 1e-5, 1e-2, log=True)
 
 
@@ -126,7 +128,7 @@ class IGAN(Method):
         super().__init__(config, shape, classes, bits)
         c, self.pretraining = config, config.pretrain_epochs > 0
         self.images = len(shape) == 3
-        self.network = build_network(c.network, shape, bits, c.norm, c.dropout, c.pretrained, c.freeze)
+        self.network = build_network(c.network, shape, bits, c.norm, c.dropout, c.pretrained, c.freeze, c.train_norm)
         if not c.hash_norm:
             self.network.hash.norm = nn.Identity()
         large = self.images and min(shape[1:]) >= 64 and bool(self.network.widths)
@@ -135,7 +137,7 @@ class IGAN(Method):
             raise ValueError("--made layer needs a network with a hidden fully connected layer: alexnet, lenet, mlp or a pretrained backbone")
         self.output = shape if self.makes_input else (self.network.widths[0],)
         self.heads = self._fresh_heads()
-        groups = [*self.network.parameter_groups(c.pretrained_rate), {"params": [*self.heads.parameters()], "share": 1.0}]
+        groups = [*self.network.parameter_groups(c.pretrained_rate, c.depth_decay), {"params": [*self.heads.parameters()], "share": 1.0}]
         optimizer = build_optimizer(c.optimizer, groups, c.learning_rate, c.weight_decay)
         self.networks = nn.ModuleDict({"network": self.network, **self.heads})
         self.players = {"encoder": Player(self.networks, optimizer, partial=self.pretraining and self.generates)}
@@ -202,13 +204,16 @@ class IGAN(Method):
 
     @torch.no_grad()
     def _propagate(self, target: RowSource) -> None:
-        """Guess the classes of all target rows."""
+        """Guess the classes of all target rows, from the mean over each row and its embedded views."""
+        rows, guessed = list[Tensor](), list[Tensor]()
         with self.guessing() as networks:
-            made = [(part.x, networks["classifier"](networks["network"](part.x.to(self.device))[1]).softmax(1)) for part in target.rows()]
+            for part in target.rows():
+                views = [part.x, *(view for pool in part.views for view in pool.unbind(1))]
+                guessed.append(torch.stack([networks["classifier"](networks["network"](view.to(self.device))[1]).softmax(1) for view in views]).mean(0))
+                rows += [part.x] if self.graph is None else []
         if self.graph is None:
-            rows = torch.cat([x for x, _ in made]).to(self.device, torch.get_default_dtype()).flatten(1)
-            self.graph = neighbour_graph(gather_divided(rows, target.total))
-        self.guesses.classes = propagated_classes(gather_divided(torch.cat([each for _, each in made]), target.total), self.graph)
+            self.graph = neighbour_graph(gather_divided(torch.cat(rows).to(self.device, torch.get_default_dtype()).flatten(1), target.total))
+        self.guesses.classes = propagated_classes(gather_divided(torch.cat(guessed), target.total), self.graph)
 
     def state_modules(self) -> nn.ModuleDict:
         """With the propagated pseudo-labels, if there are any."""

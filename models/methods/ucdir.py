@@ -25,7 +25,7 @@ from models.method import Batch, Method, Player, RowSource, Wants, chosen_view
 from models.networks.extractors import BACKBONES, Backbone
 from models.networks.layers import HashLayer
 from models.networks.pretrained import is_backbone
-from models.optimisers import MomentumEncoder, build_optimizer, set_learning_rate
+from models.optimisers import MomentumEncoder, build_optimizer, depth_groups, set_learning_rate
 
 WIDTH = 128
 DOMAINS = ("source", "target")
@@ -62,7 +62,9 @@ class UCDIRConfig:
         "default", "weights of a ResNet or a pretrained backbone: default, a file, MoCo v2's too, torchvision name, or none; moco asks for that file"
     )
     freeze: float = hyperparameter(0.0, "share of a pretrained backbone's layers, from the input on, that stay as they are")
+    train_norm: bool = hyperparameter(False, "batch-norms of a pretrained backbone take the moments of the batches, not those of its weights")
     pretrained_rate: float = hyperparameter(0.1, "share of the learning rate for the pretrained backbone")
+    depth_decay: float = hyperparameter(1.0, "share of a pretrained layer\'s learning rate that the layer before it gets")
     codes: str = hyperparameter("head", "what makes the codes of the features", choices=("head", "itq"))
     code_temperature: float = hyperparameter(0.2, "temperature of a code's neighbours in the head's loss", 0.05, 1.0, log=True, when={"codes": ("head",)})
     neighbour_temperature: float = hyperparameter(
@@ -126,7 +128,7 @@ class UCDIR(Method):
     def __init__(self, config: UCDIRConfig, shape: tuple[int, ...], classes: int, bits: int) -> None:
         super().__init__(config, shape, classes, bits)
         c = config
-        backbone = Backbone(c.network, shape, c.pretrained, c.freeze)
+        backbone = Backbone(c.network, shape, c.pretrained, c.freeze, c.train_norm)
         self.backbone = backbone.name
         embedding, hashing = Embedding(backbone), HashLayer(WIDTH, bits)
         self.networks = nn.ModuleDict({"embedding": embedding, "hash": hashing})
@@ -135,7 +137,7 @@ class UCDIR(Method):
             {"params": [*(embedding.head if lower else embedding).parameters()], "share": 1.0}, {"params": [*hashing.parameters()], "share": c.head_rate},
         ]  # fmt: skip
         if lower:
-            groups.append({"params": [*backbone.parameters()], "share": c.pretrained_rate})
+            groups += depth_groups(backbone, c.pretrained_rate, c.depth_decay)
         self.players = {"encoder": Player(self.networks, build_optimizer(c.optimizer, groups, c.learning_rate, c.weight_decay))}
         self.moving, self.averaged = self.networks, MomentumEncoder(self.networks, c.average)
         self.memory: Any = nn.ModuleDict({domain: MemoryBank(c.clusters or c.clusters_per_class * classes, WIDTH) for domain in DOMAINS})

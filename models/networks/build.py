@@ -9,7 +9,8 @@ NETWORKS = ("auto", "papers", "lenet", "conv4", "alexnet", "mlp", "shallow", *NA
 
 
 def build_network(
-    name: str, shape: tuple[int, ...], bits: int, norm: bool, dropout: float, weights: str, freeze: float = 0.0
+    name: str, shape: tuple[int, ...], bits: int, norm: bool, dropout: float, weights: str, freeze: float = 0.0,
+    train_norm: bool = False,
 ) -> HashNetwork:  # fmt: skip
     """Build a hash network.
 
@@ -18,7 +19,7 @@ def build_network(
             EfficientNet-Lite0 from 64 pixels, and below that conv4 for colour or lenet for grey; ``papers`` the same with AlexNet from 64 pixels.
         shape: (features,) or (channels, height, width).
         weights: of AlexNet or a pretrained backbone: ``default``, a file, ``none`` for random ones; see ``models.networks.pretrained``.
-        freeze: share of a pretrained backbone's layers, from the input on, that stay as they are.
+        freeze, train_norm: of a pretrained backbone, as in ``models.networks.pretrained.Trunk``.
 
     Raises:
         ValueError: the network does not support this shape.
@@ -34,6 +35,6 @@ def build_network(
         return (lenet if name == "lenet" else conv4)(shape, bits, norm, dropout)
     if not is_backbone(name):
         return alexnet(shape, bits, weights)
-    trunk = Trunk(name, shape, weights, freeze)
+    trunk = Trunk(name, shape, weights, freeze, train_norm)
     head = mlp((trunk.features,), bits, norm, dropout)
     return HashNetwork(trunk, [*head.layers], 512, bits, images=True, pretrained=True, fresh_layers=True)

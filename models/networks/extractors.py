@@ -67,13 +67,13 @@ class Backbone(HeavyModule):
         head: state dict of the projection head of two layers that came with the weights; empty if none did.
     """
 
-    def __init__(self, name: str, shape: tuple[int, ...], weights: str, freeze: float = 0.0) -> None:
+    def __init__(self, name: str, shape: tuple[int, ...], weights: str, freeze: float = 0.0, train_norm: bool = False) -> None:
         """Args:
             name: ``lenet``, ``conv4``, ``resnet18``, ``resnet50``, ``mlp`` or a pretrained backbone; ``auto`` is mlp for vectors, EfficientNet-Lite0
                 from 64 pixels, and below that conv4 for colour or LeNet for grey.
             shape: (features,) or (channels, height, width).
             weights: of a ResNet or a backbone: ``default``, the path of a state dict or of a MoCo checkpoint, or ``none``; ``moco`` asks for that path.
-            freeze: share of a pretrained backbone's layers, from the input on, that stay as they are.
+            freeze, train_norm: of a pretrained backbone, as in ``models.networks.pretrained.Trunk``.
 
         Raises:
             ValueError: the network does not support this shape.
@@ -93,7 +93,7 @@ class Backbone(HeavyModule):
         elif name in ("lenet", "conv4"):
             self.trunk, self.features = _small(name, shape)
         elif is_backbone(name):
-            trunk = Trunk(name, shape, weights, freeze)
+            trunk = Trunk(name, shape, weights, freeze, train_norm)
             self.trunk, self.features = trunk, trunk.features
         else:
             self.trunk, self.features, self.head = resnet(name, weights)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from models.distributed import BatchNorm
 from models.networks.precision import HeavyModule, reducible
+from models.optimisers import depth_groups
 
 Output = tuple[list[Tensor], Tensor]
 
@@ -74,11 +75,18 @@ class HashNetwork(HeavyModule):
             x = torch.relu(x)
         return outputs, x
 
-    def parameter_groups(self, share: float) -> list[dict[str, Any]]:
-        """Parameter groups for an optimiser; pretrained layers get ``share`` of the learning rate, the hash layer all of it."""
-        body, top = [*self.trunk.parameters()], [*self.hash.parameters()]
-        (top if self.fresh_layers else body).extend(self.layers.parameters())
-        return [{"params": body, "share": share if self.pretrained else 1.0}, {"params": top, "share": 1.0}]
+    def parameter_groups(self, share: float, decay: float = 1.0) -> list[dict[str, Any]]:
+        """Parameter groups for an optimiser; the last pretrained layer gets ``share`` of the learning rate, the hash layer all of it.
+
+        Args:
+            decay: share of its rate that the layer before a pretrained layer gets.
+        """
+        body, top = nn.ModuleList([self.trunk]), [*self.hash.parameters()]
+        if self.fresh_layers:
+            top.extend(self.layers.parameters())
+        else:
+            body.extend(self.layers)
+        return [*depth_groups(body, share if self.pretrained else 1.0, decay if self.pretrained else 1.0), {"params": top, "share": 1.0}]
 
 
 class CodesOnly(nn.Module):

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from models.distributed import BatchNorm
 from models.networks.backbones import pretrained_weights
+from models.optimisers import layers_of
 
 BUNDLED = "efficientnet_lite0"
 NAMES = (BUNDLED, "timm:*", "torchvision:*")  # patterns of the names
@@ -84,14 +86,16 @@ class PretrainedBackbone(nn.Module):
 class Trunk(nn.Module):
     """A pretrained backbone that is trained on, or stays as it is: images in [-1, 1] -> features (batch, width).
 
-    Its batch-norms keep the statistics of the weights, in training too: small batches of two domains would spoil them. Images are not enlarged.
+    Its batch-norms keep the statistics of the weights, in training too, unless they are trained: small batches of two domains may spoil them.
+    Images are not enlarged.
     """
 
-    def __init__(self, name: str, shape: tuple[int, ...], weights: str, freeze: float = 0.0) -> None:
+    def __init__(self, name: str, shape: tuple[int, ...], weights: str, freeze: float = 0.0, train_norm: bool = False) -> None:
         """Args:
             name, weights: as in ``open_backbone``.
             shape: (channels, height, width) of the images.
             freeze: share of the layers, from the input on, whose parameters stay as they are.
+            train_norm: whether batch-norms after these layers take the moments of the batches of all workers, and follow them.
 
         Raises:
             ValueError: as ``open_backbone``.
@@ -103,23 +107,49 @@ class Trunk(nn.Module):
         if not self.backbone.fixed:
             self.backbone.size = min(self.backbone.size, *shape[1:])
         self.features = self.backbone.features
-        layers = [layer for layer in self.backbone.modules() if [*layer.parameters(recurse=False)]]
+        layers = layers_of(self.backbone)
         for layer in layers[: round(freeze * len(layers))]:
             for parameter in layer.parameters(recurse=False):
                 parameter.requires_grad_(False)
+        if train_norm:
+            _share_moments(self.backbone.network)
         self.train()
 
     def train(self, mode: bool = True) -> Self:
-        """Set training mode of all but batch-norm."""
+        """Set training mode of all but the batch-norms that keep their statistics."""
         super().train(mode)
         for layer in self.modules():
-            if isinstance(layer, _BatchNorm):
+            if isinstance(layer, _BatchNorm) and not isinstance(layer, BatchNorm):
                 layer.eval()
         return self
 
     def forward(self, x: Tensor) -> Tensor:
         made: Tensor = self.backbone((x + 1) * 127.5)
         return made
+
+
+class _Shared(BatchNorm):
+    """Batch-norm of a backbone with the moments of all workers' batches; timm's have dropout and an activation within."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        made = super().forward(input)
+        for name, layer in self.named_children():
+            assert name in ("drop", "act")
+            made = layer(made)
+        return made
+
+
+def _share_moments(network: nn.Module) -> None:
+    """Let the batch-norms whose parameters are trained take the moments of the batches.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d) and any(each.requires_grad for each in layer.parameters())]
+    if not found:
+        raise ValueError("--train-norm: no layer that is trained is a batch-norm")
+    for layer in found:
+        layer.__class__ = _Shared
 
 
 def is_backbone(name: str) -> bool:

@@ -7,13 +7,14 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from data import transforms
 from data.batches import DomainLoader
 from data.decoding import read_decoded, read_pictures
 from data.manifest import Manifest
 from data.rows import DomainBatch
-from data.transforms import affine_view, contrastive_view, crop_view, random_view, seeded_generator
+from data.transforms import affine_view, contrastive_view, crop_view, drawing_view, random_view, seeded_generator
 from pipelines import ingest
 
 
@@ -106,6 +107,24 @@ def test_contrastive_views_do_not_depend_on_the_number_of_workers_and_keep_a_pla
         assert whole.min() >= 0 and whole.max() <= 255 and all(not torch.equal(*pair) for pair in zip(whole, images.float(), strict=True))
     black = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
     assert random_view(black, seeded_generator(0), kind="contrastive").max() == 0
+
+
+def test_drawings_are_lines_where_a_photograph_is_darker_than_around() -> None:
+    images = torch.randint(0, 256, (4, 3, 64, 64), generator=seeded_generator(1), dtype=torch.uint8)
+    whole = random_view(images, seeded_generator(5), kind="drawing")
+    halves = [random_view(images[rank * 2 : rank * 2 + 2], seeded_generator(5), rank, 2, kind="drawing") for rank in range(2)]
+    assert torch.equal(torch.cat(halves), whole) and whole.shape == images.shape and torch.equal(whole[:, 0], whole[:, 2])
+    scene = torch.full((8, 1, 224, 224), 200, dtype=torch.uint8)
+    scene[..., 112:] = 40  # dark on the right
+    drawn = {flip: drawing_view(scene, seeded_generator(2), flip=flip)[:, 0, 100] for flip in (0.0, 1.0)}
+    assert torch.equal(drawn[0.0].flip(1), drawn[1.0])
+    dark = drawn[0.0] < 60
+    assert dark.any(1).all() and (dark.float().argmax(1) == 112).all()  # a thin line on its dark side
+    assert dark.sum(1).max() <= 4 and drawn[0.0][:, 30].min() > 250
+    deviation = (0.8 + 0.4 * torch.rand(8, 2, generator=seeded_generator(2))[0, 0]).item()
+    near, wide = (gaussian_filter(scene[0, 0].double().numpy() / 255, each, mode="nearest", truncate=8 / each) for each in (deviation, 1.6 * deviation))
+    alone = 255 * (1 + np.tanh(200 * np.minimum(near - 0.98 * wide, 0)))
+    np.testing.assert_allclose(drawn[0.0][0].numpy(), alone[100], atol=2)
 
 
 def test_a_contrastive_views_crop_and_flip_are_bounded() -> None:

@@ -57,7 +57,7 @@ class Fixed:
 
     def rows(self) -> Iterator[DomainBatch]:
         """This rank's rows."""
-        yield domain_batch(0, self.domain, rank(), world_size())
+        yield domain_batch(0, self.domain, rank(), world_size())._replace(views=())
 
     def epoch(self, epoch: int, steps: int, first: int = 0) -> Iterator[DomainBatch]:
         """This rank's part of the epoch's batches."""

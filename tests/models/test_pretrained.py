@@ -12,6 +12,7 @@ from data.rows import DomainBatch
 from models.method import Batch
 from models.networks.extractors import Extractor
 from models.networks.pretrained import Trunk, open_backbone
+from models.optimisers import layers_of
 from models.registry import find_method
 
 
@@ -51,6 +52,34 @@ def test_a_checkpoint_of_each_form_gives_the_same_backbone(form: str, library: s
     torch.manual_seed(2)
     assert open_backbone(f"{library}:resnet18", "none", 64).digest() != made.digest()
     assert open_backbone(f"{library}:resnet18", str(tmp_path / "weights.pth"), 64).digest() == made.digest()
+
+
+def clips(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of timm's transformer by the names that CLIP's programs give them, with the text tower's."""
+    names = {
+        "cls_token": "class_embedding", "pos_embed": "positional_embedding", "patch_embed.proj": "conv1", "norm_pre": "ln_pre", "norm.": "ln_post.",
+        "blocks.": "transformer.resblocks.", "attn.qkv.": "attn.in_proj_", "attn.proj": "attn.out_proj", "norm1": "ln_1", "norm2": "ln_2",
+        "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
+    }  # fmt: skip
+    found = {"logit_scale": torch.zeros(()), "transformer.resblocks.0.ln_1.weight": torch.zeros(8), "token_embedding.weight": torch.zeros(4, 8)}
+    for key, tensor in state.items():
+        named = key
+        for ours, theirs in names.items():
+            named = named.replace(ours, theirs)
+        found[f"visual.{named}"] = tensor.flatten() if key == "cls_token" else tensor[0] if key == "pos_embed" else tensor
+    return found | {"visual.proj": torch.zeros(state["cls_token"].shape[2], 16)}
+
+
+def test_the_image_tower_of_a_clip_checkpoint_is_taken(tmp_path: Path) -> None:
+    name = "timm:vit_xsmall_patch16_clip_224"
+    torch.manual_seed(1)
+    made = open_backbone(name, "none")
+    torch.save(clips(made.network.state_dict()), tmp_path / "clip.pth")
+    again = open_backbone(name, str(tmp_path / "clip.pth"))
+    assert again.digest() == made.digest() and again.features == made.features
+    assert again.preprocessing.startswith("bilinear with antialiasing to 224x224, mean 0.4815, 0.4578, 0.4082")  # CLIP's own
+    with pytest.raises(ValueError, match="are not those of timm:resnet18: they lack"):
+        open_backbone("timm:resnet18", str(tmp_path / "clip.pth"))
 
 
 @pytest.mark.parametrize(
@@ -110,9 +139,10 @@ def test_photographs_get_the_installed_backbone_by_default(method: str) -> None:
     assert {each.backbone.digest() for each in trunks} == {digest} and trunks[0].backbone.size == 64
 
 
-def test_a_trunk_keeps_its_statistics_and_its_frozen_layers() -> None:
+def stepped(**options: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    """DAH on a backbone after one step, and the backbone's state before it."""
     torch.manual_seed(0)
-    method: Any = find_method("dah")(find_method("dah").Config(freeze=0.5, augment=False, per_class=2), (3, 64, 64), 2, 16)
+    method: Any = find_method("dah")(find_method("dah").Config(augment=False, per_class=2, **options), (3, 64, 64), 2, 16)
     method.train()
     before = {key: value.clone() for key, value in method.network.trunk.state_dict().items()}
     x = torch.randint(0, 256, (4, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -120,12 +150,45 @@ def test_a_trunk_keeps_its_statistics_and_its_frozen_layers() -> None:
     loss, _ = method.loss("encoder", batch)
     loss.backward()
     method.players["encoder"].optimizer.step()
+    return method, before
+
+
+def test_a_trunk_keeps_its_statistics_and_its_frozen_layers() -> None:
+    method, before = stepped(freeze=0.5)
     moved = [key for key, value in method.network.trunk.state_dict().items() if not torch.equal(value, before[key])]
     assert moved and not any("running" in key or "num_batches" in key for key in moved)
     frozen = [key for key, value in method.network.trunk.named_parameters() if not value.requires_grad]
     assert "backbone.network.conv_stem.weight" in frozen and "backbone.network.conv_head.weight" in moved and not set(frozen) & set(moved)
     rates = [group["lr"] for group in method.players["encoder"].optimizer.param_groups]
     assert rates[0] == pytest.approx(0.1 * rates[1])
+
+
+def test_batch_norms_that_are_trained_follow_the_batches_and_rates_fall_with_depth() -> None:
+    method, before = stepped(freeze=0.5, train_norm=True, depth_decay=0.9)
+    state = method.network.trunk.state_dict()
+    followed = {key for key in state if "running_mean" in key and not torch.equal(state[key], before[key])}
+    trained = {name.rpartition(".")[0] for name, value in method.network.trunk.named_parameters() if value.requires_grad}
+    assert followed == {key for key in state if "running_mean" in key and key.rpartition(".")[0] in trained} and 10 < len(followed) < 40
+    shares = [group["share"] for group in method.players["encoder"].optimizer.param_groups]
+    assert shares[:3] == pytest.approx([0.1, 0.09, 0.081]) and shares[-1] == 1 and len(shares) == len(layers_of(method.network.trunk)) + 1
+    grouped = [each for group in method.players["encoder"].optimizer.param_groups for each in group["params"]]
+    assert {id(each) for each in grouped} == {id(each) for each in method.network.parameters()} and len(grouped) == len([*method.network.parameters()])
+    assert grouped[0] is next(layers_of(method.network.trunk)[-1].parameters())
+    for wrong in (0.0, 1.1):
+        with pytest.raises(ValueError, match="--depth-decay is .*, but must be above 0 and at most 1"):
+            stepped(depth_decay=wrong)
+    with pytest.raises(ValueError, match="--train-norm: no layer that is trained is a batch-norm"):
+        stepped(freeze=1.0, train_norm=True)
+
+
+def test_a_trained_trunk_gives_what_its_own_batch_norms_give() -> None:
+    own = Trunk("efficientnet_lite0", (3, 64, 64), "default")
+    shared = Trunk("efficientnet_lite0", (3, 64, 64), "default", train_norm=True)
+    x = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    torch.testing.assert_close(own.eval()(x), shared.eval()(x), rtol=0, atol=0)
+    own.backbone.network.train()
+    shared.train()
+    torch.testing.assert_close(own.backbone.network(x), shared.backbone.network(x))
 
 
 def test_the_papers_presets_keep_the_papers_networks() -> None:

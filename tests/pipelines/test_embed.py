@@ -133,15 +133,18 @@ def test_methods_train_on_embedded_views_and_two_workers_get_those_of_one(sample
         loader, halves = DomainLoader(batch=8, cache_mb=cache, **part), [DomainLoader(batch=4, rank=rank, world=2, cache_mb=cache, **part) for rank in (0, 1)]
         batch = loader.with_views(next(loader.epoch(0, 1)), 0, 0)
         table = pq.read_table(out / manifest.split("photo", "train").files[0]["path"])
-        stored = torch.tensor(table["views"].to_pylist()).view(-1, 3, 1280)[batch.row]
-        assert torch.equal(batch.x, torch.tensor(table["feature"].to_pylist())[batch.row]) and not torch.equal(batch.views[0], batch.views[1])
+        pool = torch.cat([torch.tensor(table[name].to_pylist()).view(len(table), -1, 1280) for name in ("feature", "views")], 1)
+        stored = pool[batch.row]
+        assert torch.equal(batch.x, stored[:, 0]) and not torch.equal(batch.views[0], batch.views[1])
         chosen = [(view.unsqueeze(1) == stored).all(2).float().argmax(1) for view in batch.views]
         assert all((view.unsqueeze(1) == stored).all(2).any(1).all() for view in batch.views)
         own = [each.with_views(next(each.epoch(0, 1)), 0, 0) for each in halves]
         for number in range(2):
-            found = [(each.views[number].unsqueeze(1) == torch.tensor(table["views"].to_pylist()).view(-1, 3, 1280)[each.row]).all(2).float() for each in own]
+            found = [(each.views[number].unsqueeze(1) == pool[each.row]).all(2).float() for each in own]
             assert torch.equal(torch.cat([each.argmax(1) for each in found]), chosen[number])
-        assert not next(loader.rows()).views and next(loader.rows()).x.shape[1] == 1280
+        assert {number for view in chosen for number in view.tolist()} == {0, 1, 2, 3}  # the image itself is one of them
+        rows = next(loader.rows())
+        assert torch.equal(rows.x, pool[rows.row, 0]) and torch.equal(rows.views[0], pool[rows.row, 1:])
     assert trained(out, tmp_path / "runs", epochs=1, steps_per_epoch=2)
     held = DomainLoader(batch=1, **part).cached_rows()  # as a search holds them for all its trials
     for views in (0, 1):
