@@ -22,11 +22,11 @@ class AblationRow(NamedTuple):
 
 
 class Preset(NamedTuple):
-    """A paper's setting.
+    """A paper's setting, or one of ours for other data than the defaults'.
 
     Attributes:
-        table: whose setting it is: the paper's table or section, and its data.
-        epochs: the paper's epochs; 0 if it names none.
+        table: whose setting it is: the paper's table or section, or "ours", and its data.
+        epochs: the setting's epochs; 0 if the paper names none.
         values: the hyper-parameters that differ from the defaults.
     """
 

@@ -114,6 +114,10 @@ class IGAN(Method):
         "paper-office": Preset("Tables 2 and 3, Office-31 by AlexNet, one stage", 0, DIGITS | {
             "network": "alexnet", "made": "layer", "pretrain_epochs": 0, "stages": 1,
         }),
+        "features": Preset("ours, features of photographs by a pretrained network, with line drawings as views", 6, {
+            "network": "shallow", "labels": "propagated", "smoothing": 0.1, "mmd_weight": 1.0, "pretrain_epochs": 2, "adversarial_weight": 0.0,
+            "l1_weight": 0.0,
+        }),
     }  # fmt: skip
     ablation: ClassVar[tuple[AblationRow, ...]] = (  # Table 4; each row adds a term to the row above
         AblationRow("Lc", {"centroid_weight": 0.0, "hash_weight": 0.0, "adversarial_weight": 0.0, "l1_weight": 0.0}, {U_M: 61.8, M_U: 85.5}),

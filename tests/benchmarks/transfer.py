@@ -32,10 +32,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "source-only": {"method": "dpsh", "epochs": 10},
     "DAH": {"method": "dah", "epochs": 10},
     "IGAN": {"method": "igan", "epochs": 10},
-    "IGAN propagated": {
-        "method": "igan", "network": "shallow", "labels": "propagated", "smoothing": 0.1, "pretrain_epochs": 2, "epochs": 6,
-        "adversarial_weight": 0.0, "l1_weight": 0.0,
-    },
+    "IGAN features": {"method": "igan", "preset": "features"},
     ORACLE: {"method": "dpsh", "epochs": 10},
 }  # fmt: skip
 HEAD = "| | accuracy | mAP `cross` | `target` | P@50 `cross` | `target` |\n|---|---|---|---|---|---|"
