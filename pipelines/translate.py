@@ -35,7 +35,7 @@ def load_generator(folder: Path) -> tuple[Method, tuple[int, ...]]:
     """
     method = load_method(folder)
     if not method.can_translate:
-        raise ValueError(f"run {folder.name} of {method.name} has no generator: train igan, sigan or dtn with its generating terms on")
+        raise ValueError(f"run {folder.name} of {method.name} has no generator of images: train igan, sigan or dtn on images with its generating terms")
     if len(method.shape) != 3:
         raise ValueError(f"run {folder.name} makes feature vectors, not images")
     return method, method.shape

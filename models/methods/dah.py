@@ -56,7 +56,7 @@ class DAHConfig:
     learning_rate: float = hyperparameter(2e-3, "first learning rate", 1e-4, 1e-2, log=True)
     final_rate: float = hyperparameter(0.0, "last learning rate, as a share of the first: log-spaced between, cosine if 0")
     pretrained_rate: float = hyperparameter(0.1, "share of the learning rate for pretrained layers")
-    depth_decay: float = hyperparameter(1.0, "share of a pretrained layer\'s learning rate that the layer before it gets")
+    depth_decay: float = hyperparameter(1.0, "share of a pretrained layer's learning rate that the layer before it gets")
     weight_decay: float = hyperparameter(5e-4, "weight decay", 1e-5, 1e-2, log=True)
 
 

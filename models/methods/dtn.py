@@ -36,7 +36,7 @@ class DTN(Translator):
     presets: ClassVar[dict[str, Preset]] = {  # the rate and the batches are those of a known re-implementation
         "paper": Preset("SVHN -> MNIST", 0, {
             "pretrain_epochs": 2, "reconstruction_weight": 15.0, "variation_weight": 0.0, "pseudo_weight": 0.0, "balance_weight": 0.0, "average": 0.0,
-            "augment": False, "width": 64, "learning_rate": 3e-4, "final_rate": 1.0,
+            "augment": False, "width": 64, "extractor": "none", "learning_rate": 3e-4, "final_rate": 1.0,
         }),
     }  # fmt: skip
     scores: ClassVar[int] = 3
@@ -56,7 +56,9 @@ class DTN(Translator):
         made = self.generator(h).out
         again = encoder(made[:n]).out
         self.made = (made[:n].detach(), made[n:].detach(), x_t)
-        terms = {"constancy": mse_loss(again, h[:n]), "reconstruction": mse_loss(made[n:], x_t), "variation": total_variation(made)}
+        terms = {"constancy": mse_loss(again, h[:n]), "reconstruction": mse_loss(made[n:], x_t)}
+        if self.translates_pixels:
+            terms["variation"] = total_variation(made)
         if c.adversarial_weight:
             scores = self.critic(made)
             terms["adversarial"] = cross_entropy(scores, torch.full((len(scores),), REAL, device=scores.device))

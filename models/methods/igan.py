@@ -82,7 +82,7 @@ class IGANConfig:
     learning_rate: float = hyperparameter(2e-3, "first learning rate of encoder, classifier and generators", 1e-4, 1e-2, log=True)
     discriminator_rate: float = hyperparameter(0.2, "the discriminators' share of the learning rate; 1 in the paper", 0.05, 5.0, log=True)
     pretrained_rate: float = hyperparameter(0.1, "share of the learning rate for pretrained layers")
-    depth_decay: float = hyperparameter(1.0, "share of a pretrained layer\'s learning rate that the layer before it gets")
+    depth_decay: float = hyperparameter(1.0, "share of a pretrained layer's learning rate that the layer before it gets")
     weight_decay: float = hyperparameter(5e-4, "weight decay of all but the discriminators", 1e-5, 1e-2, log=True)
 
 

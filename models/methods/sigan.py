@@ -2,6 +2,8 @@
 
 Symbols and pretraining as in ``models.methods.translator``.
 
+Vectors have no places and no neighbours: for them the attention and total-variation terms are left out.
+
 Extensions beyond the paper and those of the base class: the source's classification after pretraining; a semantic term that trains G with
 the pretrained E and F; attention maps scaled by their width. Each has a field that switches it off.
 """
@@ -52,7 +54,7 @@ class SIGAN(Translator):
         "paper": Preset("Table 1, SVHN -> MNIST, batches of 200", 0, {
             "label_interval": 20, "semantic_weight": 0.0, "pretrain_epochs": 2, "reconstruction_weight": 1.0, "attention_scaled": False,
             "source_weight": 0.0, "pseudo_weight": 0.0, "balance_weight": 0.0, "lipschitz": "clip", "average": 0.0, "augment": False, "per_class": 20,
-            "width": 64, "optimizer": "rmsprop", "learning_rate": 3e-4, "final_rate": 1.0,
+            "width": 64, "extractor": "none", "optimizer": "rmsprop", "learning_rate": 3e-4, "final_rate": 1.0,
         }),
     }  # fmt: skip
     ablation: ClassVar[tuple[AblationRow, ...]] = (  # Table 1
@@ -97,7 +99,7 @@ class SIGAN(Translator):
             terms["adversarial"] = generator_loss(self.critic(made.out[s]), c.adversarial_objective)
         if c.reconstruction_weight:
             terms["reconstruction"] = mse_loss(made.out[t], x_t)
-        if c.variation_weight:
+        if c.variation_weight and self.translates_pixels:
             terms["variation"] = total_variation(made.out[s])
         return terms | self.hashed(torch.cat([seen.out[s], again.out]), torch.cat([labels, labels]))
 
@@ -124,7 +126,7 @@ class SIGAN(Translator):
             terms["source"] = cross_entropy(self._fixed_classifier(seen.out), labels)
         if c.semantic_weight:
             terms["semantic"] = cross_entropy(self.pretrained["classifier"](self.pretrained["encoder"](made.out).out), labels)
-        if c.attention_weight:
+        if c.attention_weight and self.translates_pixels:
             of_made, of_seen = ([attention_map(layer, c.attention_scaled) for layer in (each.at_8, each.at_4)] for each in (made, seen))
             terms["attention"] = torch.stack([mse_loss(*pair) for pair in zip(of_made, of_seen, strict=True)]).sum()
         return terms

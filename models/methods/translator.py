@@ -4,8 +4,10 @@ Symbols: x image, s source, t target, y label, E encoder, h its features, F clas
 image, u relaxed code. E and F are pretrained on the source; then G translates source images into the target's style, and a
 hash layer on h is trained on the labelled source images and their translations.
 
+Of photographs, and of feature vectors, the networks translate vectors: features by a frozen backbone, scaled to a mean square of 1.
+
 Extensions beyond the papers: random affine views for E, confident pseudo-labels of the target, EMA copies, a cosine learning
-rate. Each has a field that switches it off.
+rate, vectors in place of pixels. Each has a field that switches it off.
 """
 
 import copy
@@ -21,9 +23,10 @@ from models.hyperparameters import hyperparameter
 from models.losses.alignment import confident_classes, imbalance_loss, pseudo_label_loss
 from models.losses.hashing import quantisation_loss, similarity_loss
 from models.method import Batch, Method, Player, RowSource, Wants
+from models.networks.extractors import EXTRACTORS, Extractor
 from models.networks.generative import stored
 from models.networks.layers import HashLayer
-from models.networks.translation import FEATURES, Critic, Decoder, Encoder, TranslatedCode, resize_to, to_network_input
+from models.networks.translation import FEATURES, Critic, Decoder, Encoder, Pixels, TranslatedCode, dense_networks, resize_to
 from models.optimisers import build_optimizer, set_learning_rate
 
 
@@ -44,7 +47,11 @@ class TranslatorConfig:
     augment: bool = hyperparameter(True, "E learns from randomly transformed views; off in the paper")
     view_scale: float = hyperparameter(0.4, "largest relative change of an image's size in a view; USPS to MNIST needs 0.3", 0.1, 0.5)
     per_class: int = hyperparameter(10, "source images per class in a batch", 5, 40)
-    width: int = hyperparameter(16, "channels of the encoder's first layer; 64 in the paper")
+    extractor: str = hyperparameter(
+        "auto", "what makes vectors of images: none translates pixels at 32x32; auto: EfficientNet-Lite0 from 64 pixels", choices=EXTRACTORS
+    )
+    pretrained: str = hyperparameter("default", "the extractor's weights: default, torchvision name, file path, or none")
+    width: int = hyperparameter(16, "channels of the encoder's first layer, of vectors 32 times as many; 64 in the paper")
     optimizer: str = hyperparameter("adam", "optimiser", choices=("rmsprop", "adam"))
     learning_rate: float = hyperparameter(1e-3, "first learning rate of encoder, generator and hash layer", 1e-5, 1e-2, log=True)
     critic_rate: float = hyperparameter(1.0, "the critic's share of the learning rate", 0.1, 10.0, log=True)
@@ -64,16 +71,18 @@ class Translator(Method):
 
     def __init__(self, config: Any, shape: tuple[int, ...], classes: int, bits: int) -> None:
         super().__init__(config, shape, classes, bits)
-        if len(shape) != 3:
-            raise ValueError(f"{self.name} translates images, and these are feature vectors: ingest images, or take another method")
         c = config
-        self.encode_part, self.generator = Encoder(shape[0], c.width), Decoder(shape[0], c.width)
+        extractor = Extractor(c.extractor, shape, c.pretrained).requires_grad_(False).eval()
+        self.translates_pixels = len(shape) == 3 and extractor.trunk is None
+        self.taken: nn.Module = Pixels() if self.translates_pixels else extractor
+        parts: tuple[nn.Module, ...] = (Encoder(shape[0], c.width), Decoder(shape[0], c.width), Critic(shape[0], c.width, self.scores))
+        self.encode_part, self.generator, judge = parts if self.translates_pixels else dense_networks(extractor.features, c.width, self.scores)
         self.classifier, self.hash = nn.Linear(FEATURES, classes), HashLayer(FEATURES, bits)
         networks = {"encoder": self.encode_part, "classifier": self.classifier, "generator": self.generator, "hash": self.hash}
         self.networks = nn.ModuleDict(networks)
         self.players = {"generator": Player(self.networks, self._optimizer(self.networks, 1.0), partial=True)}
         if c.adversarial_weight:
-            critic = nn.ModuleDict({"critic": Critic(shape[0], c.width, self.scores)})
+            critic = nn.ModuleDict({"critic": judge})
             self.players["critic"] = Player(critic, self._optimizer(critic, c.critic_rate))
         self.track_average(self.networks, c.average)
         self.pretrained = copy.deepcopy(nn.ModuleDict({"encoder": self.encode_part, "classifier": self.classifier})).eval().requires_grad_(False)
@@ -91,7 +100,7 @@ class Translator(Method):
 
     @property
     def can_translate(self) -> bool:
-        return True
+        return self.translates_pixels
 
     @property
     def wants(self) -> Wants:
@@ -126,9 +135,15 @@ class Translator(Method):
         if player == "critic":
             return self.judgement()
         labels, c = batch.source.label, self.config
-        x_s, x_t = to_network_input(batch.source.views[0] if c.augment else batch.source.x), to_network_input(batch.target.x)
-        view = [to_network_input(batch.target.views[0] if c.augment else batch.target.x)] if c.pseudo_weight and self.labelling else []
+        x_s, x_t = self._taken(batch.source.views[0] if c.augment else batch.source.x), self._taken(batch.target.x)
+        view = [self._taken(batch.target.views[0] if c.augment else batch.target.x)] if c.pseudo_weight and self.labelling else []
         return self._pretrain(x_s, labels, x_t, view) if self.pretraining else self.translation(x_s, labels, x_t, view)
+
+    @torch.no_grad()
+    def _taken(self, x: Tensor) -> Tensor:
+        """What the networks take of images or vectors as stored: (n, channels, 32, 32) in [-1, 1], or vectors with a mean square of 1."""
+        taken: Tensor = self.taken(x)
+        return taken
 
     def _pretrain(self, x_s: Tensor, labels: Tensor, x_t: Tensor, view: list[Tensor]) -> dict[str, Tensor]:
         """E and F on the labelled source and, if their weight is not zero, on pseudo-labels of the target."""
@@ -143,9 +158,9 @@ class Translator(Method):
         """Terms of a step after pretraining; sets ``made`` for the critic.
 
         Args:
-            x_s: (n, channels, 32, 32) in [-1, 1], source images, transformed if the config says so.
+            x_s: source images or vectors as ``_taken`` gives them, transformed if the config says so.
             labels: (n,) int64.
-            x_t: (m, channels, 32, 32), plain target images.
+            x_t: plain target images or vectors.
             view: a transformed copy of ``x_t``, or nothing without pseudo-labels.
         """
         raise NotImplementedError
@@ -180,20 +195,20 @@ class Translator(Method):
         return {"hash": similarity_loss(u, gather(labels)), "relaxation": quantisation_loss(u)}
 
     def state_modules(self) -> nn.ModuleDict:
-        """Also the pretrained encoder and classifier."""
+        """Also the pretrained encoder and classifier, and the extractor."""
         kept = super().state_modules()
-        kept["pretrained"] = self.pretrained
+        kept["pretrained"], kept["taken"] = self.pretrained, self.taken
         return kept
 
     def encoder(self) -> nn.Module:
         """E and the hash layer: input -> codes."""
-        return TranslatedCode(self.ema_networks["encoder"], self.ema_networks["hash"]).eval()
+        return TranslatedCode(self.taken, self.ema_networks["encoder"], self.ema_networks["hash"]).eval()
 
     def classify(self, x: Tensor) -> Tensor:
         """Class log-probabilities by F on the features of E."""
-        return log_softmax(self.ema_networks["classifier"](self.ema_networks["encoder"].eval()(to_network_input(x)).out), 1)
+        return log_softmax(self.ema_networks["classifier"](self.ema_networks["encoder"].eval()(self._taken(x)).out), 1)
 
     def translate(self, x: Tensor) -> Tensor:
-        """g = G(E(x)) (SIGAN eq. 2), at the size of ``x``."""
-        made = self.ema_networks["generator"].eval()(self.ema_networks["encoder"].eval()(to_network_input(x)).out).out
-        return stored(resize_to(made, tuple(x.shape[1:])))
+        """g = G(E(x)) (SIGAN eq. 2), at the size of ``x``; vectors with a mean square of 1 if the networks are of vectors."""
+        made: Tensor = self.ema_networks["generator"].eval()(self.ema_networks["encoder"].eval()(self._taken(x)).out).out
+        return stored(resize_to(made, tuple(x.shape[1:]))) if self.translates_pixels else made

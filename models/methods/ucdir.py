@@ -64,7 +64,7 @@ class UCDIRConfig:
     freeze: float = hyperparameter(0.0, "share of a pretrained backbone's layers, from the input on, that stay as they are")
     train_norm: bool = hyperparameter(False, "batch-norms of a pretrained backbone take the moments of the batches, not those of its weights")
     pretrained_rate: float = hyperparameter(0.1, "share of the learning rate for the pretrained backbone")
-    depth_decay: float = hyperparameter(1.0, "share of a pretrained layer\'s learning rate that the layer before it gets")
+    depth_decay: float = hyperparameter(1.0, "share of a pretrained layer's learning rate that the layer before it gets")
     codes: str = hyperparameter("head", "what makes the codes of the features", choices=("head", "itq"))
     code_temperature: float = hyperparameter(0.2, "temperature of a code's neighbours in the head's loss", 0.05, 1.0, log=True, when={"codes": ("head",)})
     neighbour_temperature: float = hyperparameter(

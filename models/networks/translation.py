@@ -1,4 +1,4 @@
-"""DTN's networks at 32x32 (Taigman et al., ICLR 2017), which SIGAN also uses: encoder, decoder, critic.
+"""DTN's networks at 32x32 (Taigman et al., ICLR 2017), which SIGAN also uses: encoder, decoder, critic; and fully connected ones of feature vectors.
 
 ``width`` w is the number of channels of the encoder's first layer, 64 in DTN and SIGAN. Images of another size are resized.
 """
@@ -20,7 +20,7 @@ class Activations(NamedTuple):
     """Output of an encoder or decoder, with the layers that the attention term compares.
 
     ``out`` is (batch, 128) features h, or (batch, channels, 32, 32) images in [-1, 1]; ``at_8`` and ``at_4`` are (batch, *, 8, 8)
-    and (batch, *, 4, 4).
+    and (batch, *, 4, 4). Of networks of vectors, ``out`` is h or the vectors, and the layers have no places: (batch, *).
     """
 
     out: Tensor
@@ -32,6 +32,13 @@ def to_network_input(x: Tensor) -> Tensor:
     """Convert stored images (0..255) of any size to (batch, channels, 32, 32) in [-1, 1]."""
     x = unit(x, images=True)
     return x if x.shape[-2:] == (SIDE, SIDE) else interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True)
+
+
+class Pixels(nn.Module):
+    """What the networks of images take: images as stored -> ``to_network_input``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return to_network_input(x)
 
 
 def _block(layer: nn.Conv2d | nn.ConvTranspose2d) -> nn.Sequential:
@@ -89,15 +96,49 @@ class Critic(HeavyModule):
         return self.layers(x)
 
 
-class TranslatedCode(nn.Module):
-    """Encoder and hash layer: input -> codes (batch, bits)."""
+class _Dense(HeavyModule):
+    """Two hidden layers with batch-norm and an output layer; the hidden layers in the order that ``Activations`` has."""
 
-    def __init__(self, encoder: nn.Module, hash_layer: nn.Module) -> None:
+    def __init__(self, widths: tuple[int, int, int, int], end: tuple[nn.Module, ...]) -> None:
         super().__init__()
-        self.encoder, self.hash = encoder, hash_layer
+        inputs, first, second, outputs = widths
+        self.first = nn.Sequential(nn.Linear(inputs, first), BatchNorm(first), nn.ReLU())
+        self.second = nn.Sequential(nn.Linear(first, second), BatchNorm(second), nn.ReLU())
+        self.last = nn.Sequential(nn.Linear(second, outputs), *end)
+
+    @reducible
+    def forward(self, x: Tensor) -> Activations:
+        first = self.first(x)
+        second = self.second(first)
+        wide, narrow = (first, second) if first.shape[1] > second.shape[1] else (second, first)
+        return Activations(self.last(second), wide, narrow)
+
+
+def dense_networks(features: int, width: int, scores: int = 1) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Encoder, decoder and critic of feature vectors with a mean square of 1: hidden layers of 32w and 16w.
+
+    Args:
+        features: width of the vectors.
+        width, scores: as of the networks of images.
+    """
+    wide, narrow = 32 * width, 16 * width
+    encoder = _Dense((features, wide, narrow, FEATURES), (BatchNorm(FEATURES), nn.Tanh()))
+    critic = nn.Sequential(
+        nn.Linear(features, wide), nn.LeakyReLU(0.2), nn.Linear(wide, narrow), nn.LeakyReLU(0.2), nn.Linear(narrow, scores),
+        nn.Flatten(0 if scores == 1 else 1),
+    )  # fmt: skip
+    return encoder, _Dense((FEATURES, narrow, wide, features), ()), critic
+
+
+class TranslatedCode(nn.Module):
+    """What the encoder takes of an input, encoder and hash layer: input -> codes (batch, bits)."""
+
+    def __init__(self, taken: nn.Module, encoder: nn.Module, hash_layer: nn.Module) -> None:
+        super().__init__()
+        self.taken, self.encoder, self.hash = taken, encoder, hash_layer
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.hash(self.encoder(to_network_input(x)).out)[1]
+        return self.hash(self.encoder(self.taken(x)).out)[1]
 
 
 def attention_map(layer: Tensor, scaled: bool) -> Tensor:

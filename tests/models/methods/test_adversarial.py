@@ -2,23 +2,27 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import one_hot
 
+from data.rows import DomainBatch
 from models.distributed import BatchNorm
 from models.losses.adversarial import critic_loss, deceiving_loss, generated_loss, generator_loss, gradient_penalty, real_class_loss
 from models.losses.alignment import centroid_distance, class_means, imbalance_loss
 from models.losses.hashing import similarity_loss
+from models.method import Batch
 from models.methods.dtn import DTN
 from models.methods.igan import IGAN
-from models.methods.sigan import SIGAN, SIGANConfig
+from models.methods.sigan import SIGAN
 from models.networks.generative import Discriminator, Generator, halvings, stored
 from models.networks.layers import unit
 from models.networks.translation import attention_map, to_network_input, total_variation
-from tests.models.players import BITS, CLASSES, PER_CLASS, SHAPE, build, global_batch
+from models.registry import find_method
+from tests.models.players import BITS, CLASSES, PER_CLASS, build, global_batch
 
 ENCODER_TERMS = {"classification", "pseudo", "hash", "relaxation", "centroid", "adversarial", "l1", "entropy", "balance"}
 
@@ -206,10 +210,32 @@ def test_translations_have_the_form_of_their_originals(name: str) -> None:
     assert method.encode(x).shape == (len(x), BITS) and method.classify(x).exp().sum(1).allclose(torch.ones(len(x)))
 
 
-def test_sigan_takes_no_features() -> None:
-    with pytest.raises(ValueError, match="sigan translates images, and these are feature vectors"):
-        SIGAN(SIGANConfig(), (64,), CLASSES, BITS)
-    assert SIGAN(SIGANConfig(width=4), SHAPE, CLASSES, BITS).can_translate
+@pytest.mark.parametrize("name", ["sigan", "dtn"])
+@pytest.mark.parametrize("shape", [(24,), (3, 64, 64)], ids=["features", "photographs"])
+def test_features_and_photographs_are_translated_as_vectors(name: str, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    method: Any = find_method(name)(find_method(name).Config(width=4, pretrain_epochs=0, per_class=2), shape, CLASSES, BITS)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(2 * CLASSES, 24, generator=generator) if len(shape) == 1 else torch.randint(0, 256, (2 * CLASSES, *shape), generator=generator).byte()
+    labels, rows = torch.arange(CLASSES).repeat(2), torch.arange(2 * CLASSES)
+    batch = Batch(DomainBatch(x, (x.float(),), labels, rows), DomainBatch(x.flip(0), (x.flip(0).float(),), None, rows))
+    method.train()
+    before = {key: value.clone() for key, value in method.taken.state_dict().items()}
+    for player in method.players:
+        loss, terms = method.loss(player, batch)
+        assert torch.isfinite(loss) and not {"attention", "variation"} & set(terms)
+        loss.backward()
+        method.players[player].optimizer.step()
+        method.end_step()
+    assert all(torch.equal(before[key], value) for key, value in method.taken.state_dict().items())
+    method.train(False)
+    made = method.translate(x)
+    assert made.shape == (len(x), 24 if len(shape) == 1 else 1280) and not method.can_translate
+    assert method.encode(x).shape == (len(x), BITS) and method.classify(x).exp().sum(1).allclose(torch.ones(len(x)))
+    if len(shape) == 1:  # the length does not count
+        torch.testing.assert_close(method.encode(4 * x), method.encode(x))
+    exported = torch.export.export(method.encoder(), (x[:3],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.testing.assert_close(exported.module()(x), method.encode(x), atol=1e-5, rtol=1e-4)
 
 
 def test_collapsed_players_are_named() -> None:
