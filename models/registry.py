@@ -4,6 +4,7 @@ import difflib
 
 from models.method import Method
 from models.methods.classic import ITQ, LSH, PCA, KMeansHashing, SpectralHashing
+from models.methods.cph import CPH
 from models.methods.dah import DAH, DPSH
 from models.methods.dtn import DTN
 from models.methods.idr_ae import IDRAE
@@ -11,7 +12,7 @@ from models.methods.igan import IGAN
 from models.methods.sigan import SIGAN
 from models.methods.ucdir import UCDIR
 
-ALL = (DAH, DPSH, IGAN, SIGAN, DTN, IDRAE, UCDIR, LSH, PCA, ITQ, SpectralHashing, KMeansHashing)
+ALL = (DAH, DPSH, IGAN, CPH, SIGAN, DTN, IDRAE, UCDIR, LSH, PCA, ITQ, SpectralHashing, KMeansHashing)
 METHODS: dict[str, type[Method]] = {method.name: method for method in ALL}
 
 

@@ -17,6 +17,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "igan": ("igan", {"dropout": 0.0, "threshold": 0.34, "pretrain_epochs": 0}),
     "igan, pretrained, in stages": ("igan", {"dropout": 0.0, "threshold": 0.34, "pretrain_epochs": 1, "real_unlabelled": False}),
     "igan, propagated": ("igan", {"dropout": 0.0, "pretrain_epochs": 1, "labels": "propagated", "smoothing": 0.1, "mmd_weight": 1.0}),
+    "cph": ("cph", {"width": 16}),
     "sigan": ("sigan", {"pretrain_epochs": 1, "threshold": 0.34}),
     "sigan, as in the paper": (
         "sigan", {"pretrain_epochs": 1, "semantic_weight": 0.0, "label_interval": 2, "lipschitz": "clip", "source_weight": 0.0}

@@ -8,6 +8,7 @@ import torch
 from models.losses.alignment import confident_classes, pseudo_label_loss
 from models.losses.hashing import class_log_probabilities, entropy_loss, pairwise_hash_loss, quantisation_loss
 from models.losses.mmd import linear_mmd, quadratic_mmd
+from models.losses.prototypes import kept_relation, label_relation, nearest_prototype, prototype_contrast, renewed_prototypes
 
 
 def test_pairwise_loss_by_hand() -> None:
@@ -97,3 +98,38 @@ def test_pseudo_labels_by_hand() -> None:
     expected = -(math.log(0.9) + math.log(0.95)) / 3  # the sure ones, over all
     assert pseudo_label_loss(logits, torch.tensor([0, -1, 1])).item() == pytest.approx(expected, rel=1e-6)
     assert pseudo_label_loss(logits, torch.full((3,), -1)).item() == 0
+
+
+def test_prototypes_are_running_means_of_directions_and_their_contrast_is_that_of_pairs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, labels = torch.randn(9, 5, generator=generator, dtype=torch.float64), torch.tensor([0, 0, 1, 1, 1, 2, -1, 2, 0])
+    memory = torch.nn.functional.normalize(torch.randn(4, 5, generator=generator, dtype=torch.float64))
+    memory[2] = 0  # never seen
+    found = renewed_prototypes(memory, x, labels)
+    for c in range(4):
+        rows = x[labels == c]
+        wanted = memory[c] + rows.mean(0) / rows.mean(0).norm() if len(rows) else memory[c]
+        torch.testing.assert_close(found[c], wanted / wanted.norm())
+    cosines = [[float(row @ each / row.norm()) if each.any() else -math.inf for each in memory] for row in x]
+    assert nearest_prototype(x, memory).tolist() == [max(range(4), key=row.__getitem__) for row in cosines]
+    target, present = torch.nn.functional.normalize(torch.randn(4, 5, generator=generator, dtype=torch.float64)), torch.tensor([True, False, True, True])
+    losses = []
+    for c in (0, 3):  # 1 is absent, 2 was never seen
+        positive = math.exp(float(memory[c] @ target[c]) / 0.5)
+        losses.append(-math.log(positive / (positive + sum(math.exp(float(memory[c] @ memory[other]) / 0.5) for other in (0, 1, 3) if other != c))))
+    assert prototype_contrast(memory, target, present, 0.5).item() == pytest.approx(sum(losses) / 2)
+    assert prototype_contrast(memory, target, torch.zeros(4, dtype=torch.bool), 0.5).item() == 0
+
+
+def test_relations_are_compared_pair_by_pair() -> None:
+    generator = torch.Generator().manual_seed(1)
+    f, g, h, k = (torch.randn(n, w, generator=generator, dtype=torch.float64) for n, w in ((4, 6), (3, 6), (4, 8), (3, 8)))
+    labels = torch.tensor([0, 1, 0, 2])
+
+    def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+        return float(a @ b / (a.norm() * b.norm()))
+
+    like = [(min(max(cosine(h[i], h[j]), 0), 1) - 1.1 * float(labels[i] == labels[j])) ** 2 for i in range(4) for j in range(4)]
+    assert label_relation(h, labels, 1.1).item() == pytest.approx(sum(like) / 16)
+    kept = [(cosine(f[i], g[j]) - cosine(h[i], k[j])) ** 2 for i in range(4) for j in range(3)]
+    assert kept_relation(f, g, h, k).item() == pytest.approx(sum(kept) / 12)

@@ -1,4 +1,4 @@
-"""IDR-AE, UCDIR and the classic hashes on the embedded digits: trained or fitted, resumed, measured, registered, searched."""
+"""IDR-AE, UCDIR and the classic hashes on the embedded digits: trained or fitted, measured, registered, searched."""
 
 import json
 from pathlib import Path
@@ -6,13 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from data.manifest import Manifest
 from pipelines import evaluate, train
 from pipelines.console.cli import main
 from pipelines.retrieval import metrics
-from tests.pipelines.training.resuming import assert_resumes_bit_identically
 
 FITTED = ("lsh", "pca", "itq", "spectral", "kmeans-hash")
 SMALL: dict[str, dict[str, Any]] = {
@@ -38,16 +35,6 @@ def test_a_classic_hash_is_fitted_at_once_and_retrieves(method: str, digits: Pat
     again, both = run(digits, tmp_path, method), run(digits, tmp_path, method, source="typeset")
     assert again["metrics"] == one["metrics"]
     assert both["metrics"]["target/map"] != one["metrics"]["target/map"] and both["metrics"]["cross/map"] > 0.1
-
-
-@pytest.mark.parametrize("step", [0, 3])
-@pytest.mark.parametrize("method", SMALL)
-def test_a_run_resumes_bit_identically(method: str, step: int, digits: Path, tmp_path: Path) -> None:
-    whole = run(digits, tmp_path, method, checkpoint_steps=step)
-    one = assert_resumes_bit_identically(whole, tmp_path, step)
-    if method == "ucdir":
-        rows = Manifest.read(digits).split("typeset", "train").rows
-        assert one["memory.source.slots"].shape == (rows, 128) and one["memory.target.centroids"].norm(dim=1).allclose(torch.ones(30))
 
 
 def test_ucdir_is_measured_by_its_features_too_and_in_both_directions(digits: Path, tmp_path: Path) -> None:
