@@ -1,9 +1,9 @@
-"""Memory bank of the momentum encoder's features, which UCDIR clusters and compares with (Hu and Lee, ECCV 2022, section 3.2).
+"""Memory bank of the momentum encoder's features, which UCDIR and ProtoOT cluster and compare with (Hu and Lee, ECCV 2022, section 3.2).
 
 It is divided among the ranks: each keeps the slots of its own rows.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,10 @@ class MemoryBank(nn.Module):
         centroids: (clusters, width), L2-normalised.
         sums: (clusters, width), the sum of each cluster's slots.
         sizes: (clusters,), the number of each cluster's images.
+        DIVIDED: the names of what is divided among the ranks.
     """
 
+    DIVIDED: ClassVar[tuple[str, ...]] = ("slots", "members")
     slots: Tensor
     members: Tensor
     centroids: Tensor
@@ -47,7 +49,7 @@ class MemoryBank(nn.Module):
         self.first, stop = own_rows(self.total)
         if f"{prefix}sums" not in own:  # of a version that did not save them
             own |= dict(zip((f"{prefix}sums", f"{prefix}sizes"), self._counted(own[f"{prefix}members"], own[f"{prefix}slots"]), strict=True))
-        for name in ("slots", "members"):
+        for name in self.DIVIDED:
             part = own[prefix + name] = own[prefix + name][self.first : stop]
             setattr(self, name, torch.empty_like(part, dtype=getattr(self, name).dtype, device=self.centroids.device))
         super()._load_from_state_dict(own, prefix, *rest)

@@ -1,4 +1,4 @@
-"""Contrastive terms within one domain, and terms that align the clusters of two domains without labels (UCDIR)."""
+"""Contrastive terms within one domain, and terms that align the clusters of two domains without labels (UCDIR, ProtoOT)."""
 
 import torch
 from torch import Tensor

@@ -1,34 +1,21 @@
 """UCDIR, unsupervised cross-domain image retrieval (Hu and Lee, ECCV 2022): no labels in either domain.
 
-Symbols: x feature (128-d, L2-normalised), x' the momentum encoder's, A and B the two domains, K clusters, c centroid,
-tau temperature of the contrast, phi of the cluster probabilities. Each image of each domain has a memory slot x'. The paper
-has no codes: here they are the signs of a learned head on x, or ITQ of x; neither sends gradients to x.
-
-Extensions beyond the paper: other kinds of views, more clusters than classes, and a limit on the slots that a step compares
-with. Each has a field that switches it off.
+Networks, memory and codes as in ``models.methods.memory_contrast``, symbols too; c centroid, tau temperature of the contrast, phi of the
+cluster probabilities.
 """
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch import Tensor
 
-from models.distributed import gather, on_rank_0, world_size
+from models.distributed import gather
 from models.hyperparameters import AblationRow, Preset, hyperparameter
-from models.itq import fit_itq
-from models.losses.contrastive import attraction, cluster_probabilities, contrast, distance_of_distance, neighbour_loss, self_entropy
-from models.losses.hashing import quantisation_loss
-from models.memory_bank import MemoryBank
-from models.method import Batch, Method, Player, RowSource, Wants, chosen_view
-from models.networks.extractors import BACKBONES, Backbone
-from models.networks.layers import HashLayer
-from models.networks.pretrained import is_backbone
-from models.optimisers import MomentumEncoder, build_optimizer, depth_groups, set_learning_rate
+from models.losses.contrastive import attraction, cluster_probabilities, contrast, distance_of_distance, self_entropy
+from models.method import RowSource
+from models.methods.memory_contrast import DOMAINS, MemoryContrast, MemoryContrastConfig
 
-WIDTH = 128
-DOMAINS = ("source", "target")
 P_50 = "P@50, DomainNet"
 DOMAINNET = {
     "cluster_weight": 1.0, "entropy_weight": 0.5, "distance_weight": 0.1, "clusters_per_class": 1, "negatives": 0, "average": 0.999, "ranking": "trained",
@@ -37,7 +24,7 @@ DOMAINNET = {
 
 
 @dataclass(frozen=True)
-class UCDIRConfig:
+class UCDIRConfig(MemoryContrastConfig):
     """Hyper-parameters of UCDIR. The defaults work best here."""
 
     cluster_weight: float = hyperparameter(0.5, "alpha, weight of the cluster-wise contrast", 0.1, 2.0, log=True)
@@ -46,64 +33,10 @@ class UCDIRConfig:
     cluster_filter: float = hyperparameter(0.2, "probability of its own cluster above which an image counts in it", 0.0, 0.9)
     entropy_weight: float = hyperparameter(1.0, "gamma, weight of the entropy of the cluster probabilities", 0.01, 3.0, log=True)
     distance_weight: float = hyperparameter(0.5, "beta, weight of the distance-of-distance", 0.01, 30.0, log=True)
-    temperature: float = hyperparameter(0.2, "tau, temperature of the contrast", 0.05, 1.0, log=True)
     cluster_temperature: float = hyperparameter(0.1, "phi, temperature of the cluster probabilities", 0.01, 1.0, log=True)
-    clusters: int = hyperparameter(0, "K, clusters of a domain; 0 for the number of classes times the next")
-    clusters_per_class: int = hyperparameter(3, "clusters for each class, where K is not given; 1 in the paper", 1, 5)
-    negatives: int = hyperparameter(65536, "slots of a domain that a step compares with, drawn anew each step; 0 for all, as in the paper")
-    average: float = hyperparameter(0.99, "momentum of the momentum encoder; 0.999 in the paper", 0.9, 0.999)
-    ranking: str = hyperparameter("momentum", "encoder whose features and codes rank images; trained, f, in the paper", choices=("momentum", "trained"))
-    views: str = hyperparameter("affine", "kind of the two views", choices=("affine", "contrastive"))
-    crop: float = hyperparameter(0.2, "contrastive views: smallest share of the image's area", 0.08, 0.6, when={"views": ("contrastive",)})
-    flip: float = hyperparameter(0.5, "contrastive views: probability of a mirror image; 0 for digits")
-    batch: int = hyperparameter(128, "images of each domain in a batch; 64 in the paper", 32, 512)
-    network: str = hyperparameter("auto", "network; auto: EfficientNet-Lite0 from 64 pixels", choices=BACKBONES)
-    pretrained: str = hyperparameter(
-        "default", "weights of a ResNet or a pretrained backbone: default, a file, MoCo v2's too, torchvision name, or none; moco asks for that file"
-    )
-    freeze: float = hyperparameter(0.0, "share of a pretrained backbone's layers, from the input on, that stay as they are")
-    train_norm: bool = hyperparameter(False, "batch-norms of a pretrained backbone take the moments of the batches, not those of its weights")
-    pretrained_rate: float = hyperparameter(0.1, "share of the learning rate for the pretrained backbone")
-    depth_decay: float = hyperparameter(1.0, "share of a pretrained layer's learning rate that the layer before it gets")
-    codes: str = hyperparameter("head", "what makes the codes of the features", choices=("head", "itq"))
-    code_temperature: float = hyperparameter(0.2, "temperature of a code's neighbours in the head's loss", 0.05, 1.0, log=True, when={"codes": ("head",)})
-    neighbour_temperature: float = hyperparameter(
-        0.1, "temperature of a feature's neighbours in the head's loss", 0.02, 0.5, log=True, when={"codes": ("head",)}
-    )
-    quantisation_weight: float = hyperparameter(0.1, "weight of the quantisation of the head's codes", 1e-3, 1.0, log=True, when={"codes": ("head",)})
-    head_rate: float = hyperparameter(10.0, "the hash head's share of the learning rate", 1.0, 30.0, log=True, when={"codes": ("head",)})
-    optimizer: str = hyperparameter("adam", "optimiser", choices=("adam", "sgd"))
-    learning_rate: float = hyperparameter(1e-3, "first learning rate; a cosine to zero", 1e-5, 1e-2, log=True)
-    weight_decay: float = hyperparameter(1e-4, "weight decay", 1e-6, 1e-2, log=True)
 
 
-class Embedding(nn.Module):
-    """Input -> L2-normalised feature: the backbone and MoCo v2's head of two layers, with the weights of a MoCo checkpoint if there is one."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = nn.Sequential(nn.Linear(backbone.features, backbone.features), nn.ReLU(), nn.Linear(backbone.features, WIDTH))
-        if backbone.head:
-            self.head.load_state_dict(backbone.head)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return normalize(self.head(self.backbone(x)))
-
-
-class _Codes(nn.Module):
-    """Input -> relaxed codes, by a module on top of the features."""
-
-    def __init__(self, embedding: nn.Module, hashing: nn.Module) -> None:
-        super().__init__()
-        self.embedding, self.hashing = embedding, hashing
-
-    def forward(self, x: Tensor) -> Tensor:
-        made = self.hashing(self.embedding(x))
-        return made[1] if isinstance(made, tuple) else made
-
-
-class UCDIR(Method):
+class UCDIR(MemoryContrast):
     """Contrast within each domain by image and by cluster, and alignment of two domains' clusters by distances between samples."""
 
     name: ClassVar[str] = "ucdir"
@@ -121,64 +54,11 @@ class UCDIR(Method):
         AblationRow("+ entropy (v3)", {"distance_weight": 0.0}, {P_50: 44.61}),
         AblationRow("+ distance-of-distance", {}, {P_50: 47.09}),
     )
-    table: ClassVar[tuple[str, ...]] = tuple(f"cross/cosine_precision_at_{k}" for k in (50, 100, 200))
-    has_features: ClassVar[bool] = True
     config: UCDIRConfig
 
     def __init__(self, config: UCDIRConfig, shape: tuple[int, ...], classes: int, bits: int) -> None:
         super().__init__(config, shape, classes, bits)
-        c = config
-        backbone = Backbone(c.network, shape, c.pretrained, c.freeze, c.train_norm)
-        self.backbone = backbone.name
-        embedding, hashing = Embedding(backbone), HashLayer(WIDTH, bits)
-        self.networks = nn.ModuleDict({"embedding": embedding, "hash": hashing})
-        lower = is_backbone(backbone.name)
-        groups: list[dict[str, Any]] = [
-            {"params": [*(embedding.head if lower else embedding).parameters()], "share": 1.0}, {"params": [*hashing.parameters()], "share": c.head_rate},
-        ]  # fmt: skip
-        if lower:
-            groups += depth_groups(backbone, c.pretrained_rate, c.depth_decay)
-        self.players = {"encoder": Player(self.networks, build_optimizer(c.optimizer, groups, c.learning_rate, c.weight_decay))}
-        self.moving, self.averaged = self.networks, MomentumEncoder(self.networks, c.average)
-        self.memory: Any = nn.ModuleDict({domain: MemoryBank(c.clusters or c.clusters_per_class * classes, WIDTH) for domain in DOMAINS})
         self.clustering, self.aligning = 0.0, False
-
-    @property
-    def wants(self) -> Wants:
-        c = self.config
-        view = chosen_view(c.views, c.crop, c.flip)
-        return Wants(source_labels=False, target=True, per_class=0, batch_size=c.batch, views=2, view=view)
-
-    @property
-    def notes(self) -> list[str]:
-        """Whether a large network starts from random weights, which few photographs can train."""
-        name = self.backbone
-        random = name.startswith("resnet") and self.config.pretrained == "none"
-        return [f"{name} starts from random weights: --pretrained FILE gives it those of MoCo v2"] if random else []
-
-    def state_modules(self) -> nn.ModuleDict:
-        """Also the memory banks."""
-        kept = super().state_modules()
-        kept["memory"] = self.memory
-        return kept
-
-    def whole_state(self) -> dict[str, Tensor]:
-        state = super().whole_state()
-        divided = {f"memory.{domain}.{name}" for domain in DOMAINS for name in ("slots", "members")}
-        return {name: on_rank_0(tensor) if name in divided else tensor for name, tensor in state.items()}
-
-    @torch.no_grad()
-    def begin(self, source: RowSource | None, target: RowSource | None) -> None:
-        """Fill each domain's slots with the momentum encoder (section 4.1)."""
-        for domain, rows in zip(DOMAINS, (source, target), strict=True):
-            assert rows is not None
-            self.memory[domain].fill(self._encoded(rows), rows.total)
-
-    def _encoded(self, rows: RowSource | None) -> Tensor:
-        """Features of this rank's plain images of a domain by the momentum encoder, (own images, width)."""
-        assert rows is not None
-        encode, device = self.ema_networks["embedding"].eval(), self.device
-        return torch.cat([encode(part.x.to(device)) for part in rows.rows()])
 
     @torch.no_grad()
     def begin_epoch(self, epoch: int, epochs: int, source: RowSource | None = None, target: RowSource | None = None) -> None:
@@ -190,61 +70,22 @@ class UCDIR(Method):
             for domain, rows in zip(DOMAINS, (source, target), strict=True):
                 self.memory[domain].cluster(self._encoded(rows), self.draw())
 
-    def begin_step(self, progress: float) -> None:
-        set_learning_rate(self.players["encoder"].optimizer, self.config.learning_rate, 0.0, progress)
-
-    def losses(self, player: str, batch: Batch) -> dict[str, Tensor]:
-        """Terms of eq. 3 and 10 on both domains' batches, and of the codes."""
-        assert batch.source is not None and batch.target is not None
-        parts = {"source": batch.source, "target": batch.target}
-        seen = self.networks["embedding"](torch.cat([part.views[0] for part in parts.values()]))
-        keys = self._keys(torch.cat([part.views[1] for part in parts.values()]))
-        n = len(batch.source.x)
-        x = {domain: gather(each) for domain, each in zip(DOMAINS, seen.split([n, len(seen) - n]), strict=True)}
-        terms: dict[str, list[Tensor]] = {}
-        for domain, key in zip(DOMAINS, keys.split([n, len(seen) - n]), strict=True):
-            found = self._contrast(self.memory[domain], x[domain], key, parts[domain].row)
-            if self.aligning:
-                found |= self._align(x[domain])
-            for name, term in found.items():
-                terms.setdefault(name, []).append(term)
-        features = gather(seen.detach())
-        u = gather(self.networks["hash"](seen.detach())[1])
-        both = {name: torch.stack(each).sum() for name, each in terms.items()}
-        c = self.config
-        return both | {"neighbours": neighbour_loss(u, features, c.code_temperature, c.neighbour_temperature), "quantisation": quantisation_loss(u)}
-
-    @torch.no_grad()
-    def _keys(self, views: Tensor) -> Tensor:
-        """The momentum encoder's features of views, with the batch's own statistics, which also update those that it encodes images with."""
-        networks = self.ema_networks.train()
-        keys = networks["embedding"](views)
-        networks["hash"](keys)
-        networks.eval()
-        return keys
-
     def weights(self, player: str) -> dict[str, float]:
         c = self.config
-        return {
-            "instance": 1.0, "cluster": self.clustering, "entropy": c.entropy_weight, "distance": c.distance_weight,
-            "neighbours": 1.0, "quantisation": c.quantisation_weight,
-        }  # fmt: skip
+        own = {"instance": 1.0, "cluster": self.clustering, "entropy": c.entropy_weight, "distance": c.distance_weight}
+        return own | super().weights(player)
 
-    def _contrast(self, memory: MemoryBank, x: Tensor, key: Tensor, row: Tensor) -> dict[str, Tensor]:
-        """Store this rank's keys of its rows in their slots, then contrast the whole batch's x with all ranks' slots (eq. 1, 2)."""
-        c, keys = self.config, gather(key)
-        memory.store(row, key)
-        slots, own = memory.slots, None
-        if c.negatives and memory.total > c.negatives:
-            chosen = memory.sample(torch.randperm(memory.total, generator=self.draw())[: c.negatives])
-            slots, own = slots[chosen], gather(row).unsqueeze(1) == chosen + memory.first
+    def contrasted(self, domain: str, x: Tensor, keys: Tensor, row: Tensor) -> dict[str, Tensor]:
+        """Terms of eq. 3 and 10: the batch's x against all ranks' slots (eq. 1, 2), and the alignment."""
+        c, memory = self.config, self.memory[domain]
+        slots, own = self.sampled(memory, row)
         denominator = contrast(x, slots, c.temperature, None if own is None else keys, own)
         terms = {"instance": attraction(x, keys, denominator, c.temperature)}
         if self.clustering:
             member = gather(memory.members[row - memory.first])
             sure = cluster_probabilities(keys, memory.centroids, c.cluster_temperature).gather(1, member.unsqueeze(1)).squeeze(1)
             terms["cluster"] = attraction(x, memory.cluster_means()[member], denominator, c.temperature, sure > c.cluster_filter)
-        return terms
+        return terms | (self._align(x) if self.aligning else {})
 
     def _align(self, x: Tensor) -> dict[str, Tensor]:
         """Entropy and distance-of-distance of one domain's batch by both domains' centroids (eq. 5-9)."""
@@ -252,20 +93,3 @@ class UCDIR(Method):
         one, other = (cluster_probabilities(x, self.memory[domain].centroids, c.cluster_temperature) for domain in DOMAINS)
         terms = {"entropy": self_entropy(one) + self_entropy(other)} if c.entropy_weight else {}
         return terms | ({"distance": distance_of_distance(one, other)} if c.distance_weight else {})
-
-    @property
-    def _ranking(self) -> Any:
-        """The networks that rank images: the momentum encoder's, or f's (section 3.1)."""
-        return self.ema_networks if self.config.ranking == "momentum" else self.networks
-
-    def features(self, x: Tensor) -> Tensor:
-        """Features of the encoder that ranks."""
-        return self._ranking["embedding"].eval()(x)
-
-    def encoder(self) -> nn.Module:
-        """The encoder that ranks, with the learned head, or with ITQ fitted on both domains' slots."""
-        hashing = self._ranking["hash"]
-        if self.config.codes == "itq":
-            assert world_size() == 1, "ITQ needs the slots of all ranks"
-            hashing = fit_itq(torch.cat([memory.slots for memory in self.memory.values()]), self.bits, self.seed)
-        return _Codes(self._ranking["embedding"], hashing).eval()

@@ -19,7 +19,8 @@ from torch import multiprocessing
 from data.rows import DomainBatch
 from models.distributed import own_rows
 from models.method import Batch
-from models.methods.ucdir import DOMAINS, UCDIR, WIDTH, UCDIRConfig
+from models.methods.memory_contrast import DOMAINS, WIDTH
+from models.methods.ucdir import UCDIR, UCDIRConfig
 
 SHAPE, CLASSES, BITS = (1, 28, 28), 10, 64
 

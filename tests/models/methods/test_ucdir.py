@@ -14,7 +14,8 @@ from models.clustering import _cluster_sums, _means, kmeans, nearest
 from models.distributed import BatchNorm
 from models.losses.contrastive import attraction, cluster_probabilities, contrast, distance_of_distance, neighbour_loss, self_entropy
 from models.memory_bank import MemoryBank
-from models.methods.ucdir import UCDIR, Embedding
+from models.methods.memory_contrast import Embedding
+from models.methods.ucdir import UCDIR
 from models.networks.backbones import trunk_weights
 from models.networks.extractors import Backbone
 from tests.models.players import BITS, CLASSES, PER_CLASS, Fixed, build, global_batch
