@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from models.transport import transport
+
 NEIGHBOURS, STEPS, KEPT = 10, 20, 0.9  # neighbours of a row; steps of the propagation; share of a step that comes from the neighbours
 SHARPNESS = 3  # power of the cosine similarity that weighs a neighbour
 ROUNDS = 50  # of the Sinkhorn iteration
@@ -47,11 +49,8 @@ def propagate(probabilities: Tensor, graph: tuple[Tensor, Tensor]) -> Tensor:
 
 def equal_shares(probabilities: Tensor) -> Tensor:
     """Scale class probabilities (n, classes) until each class has the same share of all rows (Sinkhorn and Knopp 1967); rows sum to 1."""
-    scaled = probabilities + 1e-9
-    for _ in range(ROUNDS):
-        scaled = scaled / scaled.mean(0)
-        scaled = scaled / scaled.sum(1, keepdim=True)
-    return scaled
+    classes = probabilities.shape[1]
+    return transport(probabilities + 1e-9, probabilities.new_full((classes,), 1 / classes), ROUNDS)
 
 
 def propagated_classes(probabilities: Tensor, graph: tuple[Tensor, Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models.propagation import equal_shares, neighbour_graph, propagate, propagated_classes
+from models.transport import transport
 from pipelines import train
 from tests.models.players import build, trained
 from tests.pipelines.training.disturbed import dying, equal
@@ -68,3 +69,13 @@ def test_photographs_and_a_training_without_pretraining_are_refused(tmp_path: Pa
     with pytest.raises(ValueError, match="--labels propagated needs features or digits"):
         build("igan", labels="propagated", pretrain_epochs=0)
     assert "kept guesses.classes" in trained("igan", {"labels": "propagated"}, tmp_path)
+
+
+def test_a_transport_has_the_shares_that_are_asked_for() -> None:
+    weights = torch.rand(50, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.01
+    shares = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    found = transport(weights, shares, 200)
+    torch.testing.assert_close(found.mean(0), shares, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.sum(1), torch.ones(50, dtype=torch.float64))
+    ratios = found / weights  # of one factor for the row and one for the column
+    torch.testing.assert_close(ratios / ratios[:, :1], (ratios[:1] / ratios[0, 0]).expand(50, 4))
