@@ -9,10 +9,11 @@ from models.methods.dah import DAH, DPSH
 from models.methods.dtn import DTN
 from models.methods.idr_ae import IDRAE
 from models.methods.igan import IGAN
+from models.methods.protoot import ProtoOT
 from models.methods.sigan import SIGAN
 from models.methods.ucdir import UCDIR
 
-ALL = (DAH, DPSH, IGAN, CPH, SIGAN, DTN, IDRAE, UCDIR, LSH, PCA, ITQ, SpectralHashing, KMeansHashing)
+ALL = (DAH, DPSH, IGAN, CPH, SIGAN, DTN, IDRAE, UCDIR, ProtoOT, LSH, PCA, ITQ, SpectralHashing, KMeansHashing)
 METHODS: dict[str, type[Method]] = {method.name: method for method in ALL}
 
 

@@ -77,3 +77,35 @@ def neighbour_loss(codes: Tensor, features: Tensor, code_temperature: float, tem
     near = (codes @ codes.T / codes.shape[1] / code_temperature)[others].view(n, n - 1).log_softmax(1)
     wanted = (features @ features.T / temperature).detach()[others].view(n, n - 1).softmax(1)
     return -(wanted * near).sum(1).mean()
+
+
+def prototype_attraction(queries: Tensor, positives: Tensor, prototypes: Tensor, own: Tensor, temperature: float) -> Tensor:
+    """Mean cross-entropy of each query's positive against all prototypes but its own (ProtoOT).
+
+    Args:
+        queries, positives: (n, width), L2-normalised.
+        prototypes: (clusters, width), L2-normalised.
+        own: (n,) int64, the number of each query's own prototype.
+    """
+    near = queries @ prototypes.T / temperature
+    others = near.scatter(1, own.unsqueeze(1), torch.finfo(near.dtype).min).logsumexp(1)
+    positive = (queries * positives).sum(1) / temperature
+    return (torch.logaddexp(positive, others) - positive).mean()
+
+
+@torch.no_grad()
+def nearest_others(keys: Tensor, slots: Tensor, own: Tensor) -> Tensor:
+    """The slot, of all ranks' slots, that is nearest to each key and of another image: (n, width) (ProtoOT).
+
+    Args:
+        keys: (n, width), L2-normalised, of the whole batch.
+        slots: (m, width), this rank's.
+        own: (n, m) bool, where a slot is of the key's own image.
+    """
+    if len(slots):
+        best, place = (keys @ slots.T).masked_fill(own, -2.0).max(1)
+        found = slots[place]
+    else:
+        best, found = keys.new_full((len(keys),), -3.0), torch.zeros_like(keys)
+    chosen = gather(best.unsqueeze(0)).argmax(0)
+    return gather(found.unsqueeze(0))[chosen, torch.arange(len(keys), device=keys.device)]

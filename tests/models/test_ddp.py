@@ -30,6 +30,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "ucdir": ("ucdir", {"cluster_start": 0.0}),
     "ucdir, few slots": ("ucdir", {"cluster_start": 0.0, "negatives": 7}),
     "ucdir, slots of one worker": ("ucdir", {"cluster_start": 0.0, "negatives": 1}),
+    "protoot": ("protoot", {"cross_start": 0.0, "cross_weight": 1.0}),
+    "protoot, few slots": ("protoot", {"cross_start": 0.0, "negatives": 5}),
     "ucdir, resumed": ("ucdir", {"cluster_start": 0.0, "stop": 1}),
 }  # fmt: skip
 

@@ -1,8 +1,9 @@
-"""UCDIR: its losses, clusters, memory banks and codes, and the weights that it starts from."""
+"""UCDIR and ProtoOT: their losses, clusters, memory banks and codes, and the weights that they start from."""
 
 import copy
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,16 @@ from torch.nn.functional import normalize
 from models import distributed
 from models.clustering import _cluster_sums, _means, kmeans, nearest
 from models.distributed import BatchNorm
-from models.losses.contrastive import attraction, cluster_probabilities, contrast, distance_of_distance, neighbour_loss, self_entropy
+from models.losses.contrastive import (
+    attraction,
+    cluster_probabilities,
+    contrast,
+    distance_of_distance,
+    nearest_others,
+    neighbour_loss,
+    prototype_attraction,
+    self_entropy,
+)
 from models.memory_bank import MemoryBank
 from models.methods.memory_contrast import Embedding
 from models.methods.ucdir import UCDIR
@@ -249,3 +259,42 @@ def test_clusters_are_of_plain_images_encoded_anew() -> None:
     memory = method.memory["source"]
     plain = method.features(global_batch(0).source.x)  # type: ignore[union-attr]
     assert torch.equal(memory.members, (plain @ memory.centroids.T).argmax(1)) and len(memory.members.unique()) > 1
+
+
+def test_prototype_attraction_takes_all_prototypes_but_an_images_own_as_negatives() -> None:
+    q, positive, prototypes = normalize(random(3, 5)), normalize(random(3, 5, seed=1)), normalize(random(4, 5, seed=2))
+    own, tau = torch.tensor([2, 0, 2]), 0.3
+    losses = []
+    for i in range(3):
+        wanted = math.exp(float(q[i] @ positive[i]) / tau)
+        losses.append(-math.log(wanted / (wanted + sum(math.exp(float(q[i] @ prototypes[k]) / tau) for k in range(4) if k != own[i]))))
+    assert prototype_attraction(q, positive, prototypes, own, tau).item() == pytest.approx(sum(losses) / 3, rel=1e-5)
+
+
+def test_the_nearest_slot_is_of_another_image() -> None:
+    slots = normalize(random(6, 4))
+    own = torch.eye(6, dtype=torch.bool)[:3]
+    found = nearest_others(slots[:3], slots, own)
+    for i in range(3):
+        others = [k for k in range(6) if k != i]
+        assert torch.equal(found[i], slots[max(others, key=lambda k, i=i: float(slots[i] @ slots[k]))])  # type: ignore[misc]
+
+
+def test_protoot_assigns_images_within_and_across_domains_by_their_clusters_shares() -> None:
+    method: Any = build("protoot", cross_start=0.5, epsilon=0.02, clusters_per_class=1)
+    method.begin(Fixed(0), Fixed(1))
+    for domain, number in (("source", 0), ("target", 1)):  # clusters of 6, 4 and 2 images
+        centres = torch.nn.functional.one_hot(torch.tensor([0] * 6 + [1] * 4 + [2] * 2), WIDTH).float()
+        method.memory[domain].slots = normalize(centres + 0.02 * random(12, WIDTH, seed=number))
+    method.begin_epoch(0, 4, Fixed(0), Fixed(1))
+    assert not method.crossing and not len(method.memory["source"].across)
+    method.begin_epoch(2, 4, Fixed(0), Fixed(1))
+    for domain, other in (("source", "target"), ("target", "source")):
+        bank, there = method.memory[domain], method.memory[other]
+        groups = [set(bank.members[part].tolist()) for part in (slice(0, 6), slice(6, 10), slice(10, 12))]
+        assert [len(group) for group in groups] == [1, 1, 1] and len(set.union(*groups)) == 3
+        assert torch.equal(bank.across, nearest(bank.slots, there.centroids))  # the domains' clusters are alike here
+        plan = bank.transported(bank.centroids, torch.tensor([0.2, 0.3, 0.5]), 0.02)
+        torch.testing.assert_close(plan.sum(1), torch.ones(12))
+    terms = method.losses("encoder", global_batch(0))
+    assert {"instance", "neighbour", "prototype", "cross"} <= set(terms) == set(method.weights("encoder"))

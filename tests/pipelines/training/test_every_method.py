@@ -10,7 +10,9 @@ from models.registry import METHODS
 from pipelines import encode, index, search, train
 from tests.pipelines.training.resuming import assert_resumes_bit_identically
 
-SMALL: dict[str, dict[str, Any]] = {"igan": {"stages": 2}, "ucdir": {"cluster_start": 0.0, "cluster_full": 0.4, "clusters_per_class": 1}}
+SMALL: dict[str, dict[str, Any]] = {
+    "igan": {"stages": 2}, "ucdir": {"cluster_start": 0.0, "cluster_full": 0.4, "clusters_per_class": 1}, "protoot": {"clusters_per_class": 1},
+}  # fmt: skip
 STATE: dict[str, set[str]] = {  # what a checkpoint holds beside the encoder and its averaged copy
     "igan": {"discriminator"}, "sigan": {"critic", "pretrained"}, "dtn": {"critic", "pretrained"}, "cph": {"prototypes"}, "ucdir": {"memory"},
     "protoot": {"memory"},
