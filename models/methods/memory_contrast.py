@@ -146,7 +146,7 @@ class MemoryContrast(Method):
 
     @torch.no_grad()
     def begin(self, source: RowSource | None, target: RowSource | None) -> None:
-        """Fill each domain's slots with the momentum encoder (section 4.1)."""
+        """Fill each domain's slots with the momentum encoder (UCDIR, section 4.1)."""
         for domain, rows in zip(DOMAINS, (source, target), strict=True):
             assert rows is not None
             self.memory[domain].fill(self._encoded(rows), rows.total)
@@ -211,7 +211,7 @@ class MemoryContrast(Method):
 
     @property
     def _ranking(self) -> Any:
-        """The networks that rank images: the momentum encoder's, or f's (section 3.1)."""
+        """The networks that rank images: the momentum encoder's, or f's (UCDIR, section 3.1)."""
         return self.ema_networks if self.config.ranking == "momentum" else self.networks
 
     def features(self, x: Tensor) -> Tensor:

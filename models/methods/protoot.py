@@ -92,14 +92,16 @@ class ProtoOT(MemoryContrast):
     def contrasted(self, domain: str, x: Tensor, keys: Tensor, row: Tensor) -> dict[str, Tensor]:
         """Terms ``instance``, ``neighbour`` and ``prototype`` against the domain's other prototypes, and ``cross`` against those of the other domain."""
         memory, tau = self.memory[domain], self.config.temperature
-        own, place = gather(memory.members[row - memory.first]), row - memory.first
+        place = row - memory.first
+        own = gather(memory.members[place])
         slots, mine = self.sampled(memory, row)
         if mine is None:
             mine = gather(row).unsqueeze(1) == torch.arange(memory.first, memory.first + len(slots), device=row.device)
         positives = {"instance": keys, "neighbour": nearest_others(keys, slots, mine), "prototype": memory.centroids[own]}
         terms = {name: prototype_attraction(x, positive, memory.centroids, own, tau) for name, positive in positives.items()}
         if self.crossing:
-            prototypes, there = self.memory[DOMAINS[DOMAINS[0] == domain]].centroids, gather(memory.across[place])
+            other = "target" if domain == "source" else "source"
+            prototypes, there = self.memory[other].centroids, gather(memory.across[place])
             terms["cross"] = prototype_attraction(x, prototypes[there], prototypes, there, tau)
         return terms
 
