@@ -195,7 +195,7 @@ def drawing_view(images: Tensor, generator: torch.Generator, rank: int = 0, worl
     """A line drawing of each image, black on white, by an extended difference of Gaussians (Winnemoeller et al. 2012); mirrored at random.
 
     Lines are where the image is darker than a wider blur of it: D = G(s) - 0.98 G(1.6 s) of the luma in 0..1, drawn with brightness 1 + tanh(200 min(D, 0)).
-    The standard deviation s is 0.8 to 1.2 pixels at side 224, scaled to other sizes.
+    The standard deviation s is 0.8 to 1.2 pixels at side 224, scaled to other sizes down to 134; on smaller images it stays, or there would be no lines.
 
     Args:
         images, generator, rank, world, flip: as in ``crop_view``.
@@ -212,7 +212,7 @@ def drawing_view(images: Tensor, generator: torch.Generator, rank: int = 0, worl
         drawn = 255 * (1 + torch.tanh(200 * below))
         return torch.where(mirrored.view(-1, 1, 1, 1), drawn.flip(3), drawn).expand_as(part)
 
-    return _by_blocks(change, images, (0.8 + 0.4 * draws[:, 0]) * images.shape[3] / 224, draws[:, 1] < flip)
+    return _by_blocks(change, images, (0.8 + 0.4 * draws[:, 0]) * max(images.shape[3] / 224, 0.6), draws[:, 1] < flip)
 
 
 VIEWS: dict[str, Callable[..., Tensor]] = {"affine": affine_view, "crop": crop_view, "contrastive": contrastive_view, "drawing": drawing_view}

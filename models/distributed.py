@@ -159,7 +159,7 @@ class BatchNorm(nn.BatchNorm2d):
         if not self.training or world_size() == 1:
             return super().forward(input)
         if input.dtype in (torch.bfloat16, torch.float16):
-            return self.forward(input.float()).to(input.dtype)
+            return BatchNorm.forward(self, input.float()).to(input.dtype)  # not a subclass's, which adds to it
         with torch.no_grad():
             means, variances = gather(torch.stack(torch.batch_norm_update_stats(input, None, None, 0.0)).unsqueeze(0)).unbind(1)
             mean = means.mean(0)

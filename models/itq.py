@@ -38,7 +38,7 @@ def fit_itq(x: Tensor, bits: int, seed: int, rounds: int = 50) -> Projection:
 
     n, features = x.shape
     if min(n, features) < bits:
-        raise ValueError(f"ITQ makes at most one bit of a feature and of a training image: {bits} bits of {features} features, {n} images")
+        raise ValueError(f"PCA and ITQ make at most one bit of a feature and of a training image: {bits} bits of {features} features, {n} images")
     made = Projection(features, bits)
     made.mean.copy_(x.mean(0))
     z = normalize(x.cpu() - made.mean).double().numpy()

@@ -15,7 +15,7 @@ MOMENTUM = 0.9
 def build_optimizer(
     name: str, groups: list[dict[str, Any]], rate: float, decay: float, betas: tuple[float, float] = (0.9, 0.999)
 ) -> Optimizer:
-    """Build an optimiser: ``adam`` (AdamW), ``sgd`` (momentum 0.9) or ``rmsprop``.
+    """Build an optimiser: ``adam`` (AdamW), ``amsgrad`` (with its largest second moment), ``sgd`` (momentum 0.9) or ``rmsprop``.
 
     Args:
         groups: parameter groups; ``share`` of each scales its learning rate.
@@ -29,7 +29,7 @@ def build_optimizer(
         return torch.optim.SGD(groups, lr=rate, momentum=MOMENTUM, weight_decay=decay)
     if name == "rmsprop":
         return torch.optim.RMSprop(groups, lr=rate, weight_decay=decay)
-    return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, betas=betas)
+    return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, betas=betas, amsgrad=name == "amsgrad")
 
 
 def layers_of(network: nn.Module) -> list[nn.Module]:

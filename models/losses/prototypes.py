@@ -49,9 +49,12 @@ def label_relation(codes: Tensor, labels: Tensor, scale: float) -> Tensor:
 
     Args:
         codes: (n, bits), relaxed.
-        labels: (n,) int64.
+        labels: (n,) int64; rows with label -1 are left out. 0 if there are no others.
     """
-    unit = normalize(codes)
+    known = labels >= 0
+    if not known.any():
+        return codes.sum() * 0
+    unit, labels = normalize(codes[known]), labels[known]
     same = (labels.unsqueeze(1) == labels.unsqueeze(0)).to(codes.dtype)
     return ((unit @ unit.T).clamp(0, 1) - scale * same).square().mean()
 

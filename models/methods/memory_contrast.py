@@ -32,7 +32,7 @@ DOMAINS = ("source", "target")
 
 @dataclass(frozen=True)
 class MemoryContrastConfig:
-    """Hyper-parameters of every method with memory slots. The defaults work best here."""
+    """Hyper-parameters of every method with memory slots. The defaults were chosen with UCDIR."""
 
     temperature: float = hyperparameter(0.2, "tau, temperature of the contrast", 0.05, 1.0, log=True)
     clusters: int = hyperparameter(0, "K, clusters of a domain; 0 for the number of classes times the next")
@@ -59,7 +59,7 @@ class MemoryContrastConfig:
     )
     quantisation_weight: float = hyperparameter(0.1, "weight of the quantisation of the head's codes", 1e-3, 1.0, log=True, when={"codes": ("head",)})
     head_rate: float = hyperparameter(10.0, "the hash head's share of the learning rate", 1.0, 30.0, log=True, when={"codes": ("head",)})
-    optimizer: str = hyperparameter("adam", "optimiser", choices=("adam", "sgd"))
+    optimizer: str = hyperparameter("adam", "optimiser", choices=("adam", "amsgrad", "sgd"))
     learning_rate: float = hyperparameter(1e-3, "first learning rate; a cosine to zero", 1e-5, 1e-2, log=True)
     weight_decay: float = hyperparameter(1e-4, "weight decay", 1e-6, 1e-2, log=True)
 

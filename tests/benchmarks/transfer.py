@@ -20,7 +20,8 @@ from data.manifest import Manifest
 from pipelines import ablate, train
 from pipelines.console.cli import set_default_environment
 from pipelines.retrieval import evaluation
-from pipelines.retrieval.metrics import Encoded, cosine_precisions
+from pipelines.retrieval.metrics import Encoded, cosine_precisions, labelled
+from tests.benchmarks.ucdir import unit_rows
 
 FLOAT, ORACLE = "features by cosine", "SuH (oracle)"
 ROWS: dict[str, dict[str, Any]] = {
@@ -63,16 +64,10 @@ def by_cosine(root: Path, manifest: Manifest, pair: tuple[str, str]) -> dict[str
     return found
 
 
-def unit_rows(x: np.ndarray) -> np.ndarray:
-    """Rows as vectors of length 1."""
-    flat = x.reshape(len(x), -1).astype(np.float32)
-    return flat / np.linalg.norm(flat, axis=1, keepdims=True).clip(1e-9)
-
-
 def mean_average_precision(queries: Encoded, database: Encoded) -> float:
-    """mAP by cosine, over the queries of classes that the database has."""
-    scores = queries.codes @ database.codes.T
-    alike = queries.labels[:, None] == database.labels[None, :]
+    """mAP by cosine, over the labelled queries of classes that the database has; its unlabelled rows are left out."""
+    (asked, wanted), (rows, labels) = (labelled(each.codes, each.labels) for each in (queries, database))
+    scores, alike = asked @ rows.T, wanted[:, None] == labels[None, :]
     return float(np.mean([average_precision_score(same, score) for same, score in zip(alike, scores, strict=True) if same.any()]))
 
 

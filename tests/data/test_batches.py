@@ -114,6 +114,10 @@ def test_drawings_are_lines_where_a_photograph_is_darker_than_around() -> None:
     whole = random_view(images, seeded_generator(5), kind="drawing")
     halves = [random_view(images[rank * 2 : rank * 2 + 2], seeded_generator(5), rank, 2, kind="drawing") for rank in range(2)]
     assert torch.equal(torch.cat(halves), whole) and whole.shape == images.shape and torch.equal(whole[:, 0], whole[:, 2])
+    for side in (32, 64, 448):  # lines at every size
+        halves = torch.full((4, 1, side, side), 200, dtype=torch.uint8)
+        halves[..., side // 2 :] = 40
+        assert (drawing_view(halves, seeded_generator(2))[:, 0, side // 3] < 60).any(1).all()
     scene = torch.full((8, 1, 224, 224), 200, dtype=torch.uint8)
     scene[..., 112:] = 40  # dark on the right
     drawn = {flip: drawing_view(scene, seeded_generator(2), flip=flip)[:, 0, 100] for flip in (0.0, 1.0)}

@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from data.rows import DomainBatch
+from models import distributed
+from models.distributed import BatchNorm
 from models.method import Batch
 from models.networks.extractors import Extractor
 from models.networks.pretrained import Trunk, open_backbone
@@ -181,7 +183,7 @@ def test_batch_norms_that_are_trained_follow_the_batches_and_rates_fall_with_dep
         stepped(freeze=1.0, train_norm=True)
 
 
-def test_a_trained_trunk_gives_what_its_own_batch_norms_give() -> None:
+def test_a_trained_trunk_gives_what_its_own_batch_norms_give(monkeypatch: pytest.MonkeyPatch) -> None:
     own = Trunk("efficientnet_lite0", (3, 64, 64), "default")
     shared = Trunk("efficientnet_lite0", (3, 64, 64), "default", train_norm=True)
     x = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -189,6 +191,15 @@ def test_a_trained_trunk_gives_what_its_own_batch_norms_give() -> None:
     own.backbone.network.train()
     shared.train()
     torch.testing.assert_close(own.backbone.network(x), shared.backbone.network(x))
+    # of two workers in bf16, an activation counts once
+    layer = next(each for each in shared.modules() if isinstance(each, BatchNorm) and isinstance(dict(each.named_children()).get("act"), torch.nn.ReLU6))
+    layer.act = torch.nn.SiLU()
+    z = torch.randn(8, layer.num_features, 4, 4, generator=torch.Generator().manual_seed(1))
+    moments = torch.stack([z.mean((0, 2, 3)), z.var((0, 2, 3), unbiased=False)]).expand(2, -1, -1)
+    with monkeypatch.context() as two:
+        two.setattr(distributed, "world_size", lambda: 2)
+        two.setattr(distributed, "gather", lambda own: moments)
+        torch.testing.assert_close(layer(z.bfloat16()).float(), layer(z), atol=0.05, rtol=0.05)
 
 
 def test_the_papers_presets_keep_the_papers_networks() -> None:

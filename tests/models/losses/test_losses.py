@@ -131,5 +131,8 @@ def test_relations_are_compared_pair_by_pair() -> None:
 
     like = [(min(max(cosine(h[i], h[j]), 0), 1) - 1.1 * float(labels[i] == labels[j])) ** 2 for i in range(4) for j in range(4)]
     assert label_relation(h, labels, 1.1).item() == pytest.approx(sum(like) / 16)
+    unlabelled = torch.cat([h, k[:, :8]]), torch.cat([labels, torch.full((3,), -1)])
+    assert label_relation(*unlabelled, 1.1).item() == pytest.approx(sum(like) / 16)
+    assert label_relation(h, torch.full((4,), -1), 1.1).item() == 0
     kept = [(cosine(f[i], g[j]) - cosine(h[i], k[j])) ** 2 for i in range(4) for j in range(3)]
     assert kept_relation(f, g, h, k).item() == pytest.approx(sum(kept) / 12)
