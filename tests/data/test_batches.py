@@ -1,6 +1,8 @@
 """Batches: fixed steps, balanced draws, and independence from everything but their arguments."""
 
+import contextlib
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +220,14 @@ def serving() -> list[psutil.Process]:
     return [each for each in psutil.Process().children() if "decoder_process" in " ".join(each.cmdline())]
 
 
+def wait_until_ended(processes: list[psutil.Process]) -> None:
+    """Wait for processes that were killed; their parent still asks for their exit codes."""
+    for each in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            while each.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.01)
+
+
 def test_a_decoding_process_that_is_killed_is_an_error_in_one_line_and_no_hang(photographs: Path) -> None:
     loader = photos(photographs, cache_mb=1, decoders=5)
     before = list(loader.epoch(0, 3))
@@ -226,9 +236,11 @@ def test_a_decoding_process_that_is_killed_is_an_error_in_one_line_and_no_hang(p
         for _ in range(20):  # a thread whose process died while it had nothing to do starts another
             batches = loader.epoch(0, 40)
             next(batches)
-            for each in serving():
+            killed = serving()
+            for each in killed:
                 each.kill()
             list(batches)
+    wait_until_ended(killed)  # the others that were killed with it
     assert same(list(loader.epoch(0, 3)), before)
 
 
