@@ -11,7 +11,7 @@ PART = 16384  # vectors compared with the centroids at once
 BETTER = 1e-6  # share of the error by which a later start must be better: rounding does not choose
 
 
-def kmeans(x: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
+def kmeans(x: Tensor, clusters: int, generator: torch.Generator, numbers: Tensor | None = None) -> Tensor:
     """Lloyd's k-means with 20 iterations, the best of 5 random starts. All ranks call it together, each with its own vectors.
 
     Only sums over clusters are exchanged. The number of ranks changes the result by rounding alone.
@@ -19,6 +19,7 @@ def kmeans(x: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
     Args:
         x: (n, features), this rank's vectors; all ranks' together are at least ``clusters``.
         generator: chooses the vectors that are the first centroids; the same on every rank.
+        numbers: (n,) int64, ascending, the numbers of this rank's vectors among all ranks'; None counts them in the order of the ranks.
 
     Returns:
         L2-normalised centroids (clusters, features), on the device of ``x``.
@@ -28,12 +29,13 @@ def kmeans(x: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
     """
     counts = gather(torch.tensor([len(x)], device=x.device)).tolist()
     total, first = sum(counts), sum(counts[: rank()])
+    numbers = torch.arange(first, first + len(x), device=x.device) if numbers is None else numbers
     if total < clusters:
         raise ValueError(f"{total} images do not make {clusters} clusters: give fewer --clusters")
     best, least = x.new_zeros(clusters, x.shape[1]), float("inf")
     squares = float(sum_over_ranks(torch.stack([part.double().square().sum() for part in x.split(PART)]).sum()))
     for _ in range(RESTARTS):
-        centroids = _vectors(x, torch.randperm(total, generator=generator)[:clusters] - first)
+        centroids = _vectors(x, numbers, torch.randperm(total, generator=generator)[:clusters])
         for _ in range(ITERATIONS):
             sums, sizes, _ = _cluster_sums(x, centroids)
             centroids = _means(sums, sizes).to(x.dtype)
@@ -49,12 +51,14 @@ def nearest(x: Tensor, centroids: Tensor) -> Tensor:
     return torch.cat([(half - part @ centroids.T).argmin(1) for part in x.split(PART)])
 
 
-def _vectors(x: Tensor, places: Tensor) -> Tensor:
-    """Vectors by their places, which count from this rank's first vector; those of other ranks are negative or beyond its last."""
-    places = places.to(x.device)
-    own = (places >= 0) & (places < len(x))
-    found = x.new_zeros(len(places), x.shape[1])
-    found[own] = x[places[own]]
+def _vectors(x: Tensor, numbers: Tensor, chosen: Tensor) -> Tensor:
+    """The vectors of all ranks with the chosen numbers: (n, features), (n,) of this rank's, (clusters,) -> (clusters, features)."""
+    chosen = chosen.to(x.device)
+    found = x.new_zeros(len(chosen), x.shape[1])
+    if len(numbers):
+        place = torch.searchsorted(numbers, chosen).clamp(max=len(numbers) - 1)
+        own = numbers[place] == chosen
+        found[own] = x[place[own]]
     return sum_over_ranks(found)
 
 

@@ -3,17 +3,29 @@
 import difflib
 
 from models.method import Method
+from models.methods.adda import ADDA
+from models.methods.adversarial import CDAN, DANN, MSTN
+from models.methods.binary_autoencoders import BA, BDNN
 from models.methods.classic import ITQ, LSH, PCA, KMeansHashing, SpectralHashing
 from models.methods.cph import CPH
 from models.methods.dah import DAH, DPSH
+from models.methods.dan import DAN
+from models.methods.drcn import DRCN
 from models.methods.dtn import DTN
 from models.methods.idr_ae import IDRAE
 from models.methods.igan import IGAN
+from models.methods.instance_contrast import CDS, ID, PCS, ProtoNCE
 from models.methods.protoot import ProtoOT
+from models.methods.sgh import SGH
 from models.methods.sigan import SIGAN
+from models.methods.ssdh import SSDH
+from models.methods.subspaces import CORAL, GFK, JDA, TCA
 from models.methods.ucdir import UCDIR
 
-ALL = (DAH, DPSH, IGAN, CPH, SIGAN, DTN, IDRAE, UCDIR, ProtoOT, LSH, PCA, ITQ, SpectralHashing, KMeansHashing)
+ALL = (
+    DAH, DPSH, IGAN, CPH, SIGAN, DTN, IDRAE, UCDIR, ProtoOT, LSH, PCA, ITQ, SpectralHashing, KMeansHashing, BA, BDNN, SGH, SSDH,
+    TCA, JDA, GFK, CORAL, DAN, DANN, CDAN, MSTN, ADDA, DRCN, ID, ProtoNCE, CDS, PCS,
+)  # fmt: skip
 METHODS: dict[str, type[Method]] = {method.name: method for method in ALL}
 
 

@@ -1,8 +1,8 @@
-"""Contrastive terms within one domain, and terms that align the clusters of two domains without labels (UCDIR, ProtoOT)."""
+"""Contrastive terms within one domain, and terms that align two domains without labels (UCDIR, ProtoOT, and the rows beside them)."""
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import cross_entropy, normalize
 
 from models.distributed import gather
 
@@ -109,3 +109,28 @@ def nearest_others(keys: Tensor, slots: Tensor, own: Tensor) -> Tensor:
         best, found = keys.new_full((len(keys),), -3.0), torch.zeros_like(keys)
     chosen = gather(best.unsqueeze(0)).argmax(0)
     return gather(found.unsqueeze(0))[chosen, torch.arange(len(keys), device=keys.device)]
+
+
+def prototype_loss(queries: Tensor, prototypes: Tensor, member: Tensor, concentration: Tensor) -> Tensor:
+    """Mean cross-entropy of each query's own prototype among all prototypes, each with a temperature of its own (ProtoNCE; Li et al., ICLR 2021, eq. 11).
+
+    Args:
+        queries: (n, width), L2-normalised.
+        prototypes: (clusters, width), L2-normalised.
+        member: (n,) int64, the number of each query's prototype.
+        concentration: (clusters,), phi, the prototypes' temperatures.
+    """
+    return cross_entropy(queries @ prototypes.T / concentration, member)
+
+
+def matching_entropy(queries: Tensor, slots: Tensor, temperature: float) -> Tensor:
+    """Mean entropy, in nats, of each query's softmax over all ranks' memory slots of the other domain (CDS; Kim et al. 2020, eq. 4).
+
+    Args:
+        queries: (n, width), L2-normalised, of the whole batch.
+        slots: (m, width), L2-normalised; this rank's; there may be none.
+    """
+    logits = queries @ slots.T / temperature
+    denominator = gather(logits.logsumexp(1).unsqueeze(0)).logsumexp(0)
+    expected = gather(((logits - denominator.unsqueeze(1)).exp() * logits).sum(1).unsqueeze(0)).sum(0)
+    return (denominator - expected).mean()

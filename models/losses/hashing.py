@@ -51,6 +51,16 @@ def similarity_loss(codes: Tensor, labels: Tensor) -> Tensor:
     return errors.sum() / known.sum().clamp(min=1) / 2
 
 
+def structure_loss(codes: Tensor, similarities: Tensor) -> Tensor:
+    """Squared distance of scaled dot products to guessed similarities, mean over all pairs; pairs of similarity 0 contribute nothing (SSDH eq. 5).
+
+    Args:
+        codes: (n, bits), relaxed codes in [-1, 1].
+        similarities: (n, n) in {-1, 0, 1}.
+    """
+    return ((codes @ codes.T / codes.shape[1] - similarities).square() * similarities.abs()).mean()
+
+
 def quantisation_loss(codes: Tensor) -> Tensor:
     """Mean squared distance of relaxed codes to their signs (DAH eq. 5, IGAN eq. 2).
 

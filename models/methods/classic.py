@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.components import fit_components
+from models.fitting import fitting_rows
 from models.hyperparameters import Preset, hyperparameter
 from models.itq import Projection, fit_itq
 from models.method import Method, Player, RowSource, Wants
@@ -57,17 +58,9 @@ class Classic(Method):
 
     @torch.no_grad()
     def begin(self, source: RowSource | None, target: RowSource | None) -> None:
-        """Fit on the rows of the given domains."""
-        self.fit(torch.cat([self._first(rows) for rows in (source, target) if rows]))
-
-    def _first(self, rows: RowSource) -> Tensor:
-        """Feature vectors of a domain's first ``fit_rows`` rows, float32, on the CPU."""
-        found: list[Tensor] = []
-        for part in rows.rows():
-            found.append(self.extractor(part.x.to(self.device)).float().cpu())
-            if sum(map(len, found)) >= self.config.fit_rows:
-                break
-        return torch.cat(found)[: self.config.fit_rows]
+        """Fit on the rows of the given domains, float32, on the CPU."""
+        parts = [fitting_rows(rows, self.config.fit_rows, self.extractor, self.device)[0] for rows in (source, target) if rows]
+        self.fit(torch.cat(parts).float().cpu())
 
     def build(self, features: int, bits: int) -> nn.Module:
         """The module (batch, features) -> real (batch, bits); the codes are its signs."""

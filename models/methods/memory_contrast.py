@@ -169,8 +169,10 @@ class MemoryContrast(Method):
         n = len(batch.source.x)
         x = {domain: gather(each) for domain, each in zip(DOMAINS, seen.split([n, len(seen) - n]), strict=True)}
         terms: dict[str, list[Tensor]] = {}
-        for domain, key in zip(DOMAINS, keys.split([n, len(seen) - n]), strict=True):
+        key_of = dict(zip(DOMAINS, keys.split([n, len(seen) - n]), strict=True))
+        for domain, key in key_of.items():
             self.memory[domain].store(parts[domain].row, key)
+        for domain, key in key_of.items():
             for name, term in self.contrasted(domain, x[domain], gather(key), parts[domain].row).items():
                 terms.setdefault(name, []).append(term)
         features = gather(seen.detach())

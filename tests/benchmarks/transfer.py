@@ -36,6 +36,15 @@ ROWS: dict[str, dict[str, Any]] = {
     "CPH": {"method": "cph", "epochs": 10},
     "IGAN": {"method": "igan", "epochs": 10},
     "IGAN features": {"method": "igan", "preset": "features"},
+} | {name.upper(): {"method": name, "epochs": 10} for name in ("tca", "jda", "gfk", "coral", "dan", "dann", "cdan", "mstn", "adda", "drcn")} | {
+    "SGH": {"method": "sgh", "epochs": 10},
+    "SSDH": {"method": "ssdh", "epochs": 10},
+    "BA": {"method": "ba"},
+    "BDNN": {"method": "bdnn"},
+    "ID": {"method": "id", "epochs": 10},
+    "ProtoNCE": {"method": "protonce", "epochs": 10},
+    "CDS": {"method": "cds", "epochs": 10},
+    "PCS": {"method": "pcs", "epochs": 10},
     ORACLE: {"method": "dpsh", "epochs": 10},
 }  # fmt: skip
 HEAD = "| | accuracy | mAP `cross` | `target` | P@50 `cross` | `target` |\n|---|---|---|---|---|---|"

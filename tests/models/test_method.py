@@ -60,7 +60,7 @@ def test_what_a_method_draws_differs_by_epoch_and_seed(name: str, player: str, o
 def test_clusters_start_anew_each_epoch(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     starts: list[Tensor] = []
 
-    def kept(x: Tensor, places: Tensor) -> Tensor:
+    def kept(x: Tensor, numbers: Tensor, places: Tensor) -> Tensor:
         starts.append(places)
         return x[places]
 

@@ -11,6 +11,7 @@ from sklearn.cluster import KMeans
 
 from data.rows import DomainBatch
 from models.codes import signs
+from models.fitting import fitting_rows
 from models.methods.classic import ITQ, LSH, PCA, ClassicConfig, KMeansHashing, SpectralHashing
 from models.methods.idr_ae import IDRAE
 from models.networks.extractors import Extractor
@@ -131,4 +132,6 @@ def test_a_fit_takes_its_number_of_rows_however_small_the_batches_are() -> None:
 
     for wanted, expected in ((100, 100), (500, 130)):
         method = LSH(ClassicConfig(fit_rows=wanted), (24,), 3, 16)
-        torch.testing.assert_close(method._first(Streamed()), method.extractor(x[:expected]))
+        found, labels = fitting_rows(Streamed(), method.config.fit_rows, method.extractor, method.device)
+        torch.testing.assert_close(found, method.extractor(x[:expected]))
+        assert labels is None

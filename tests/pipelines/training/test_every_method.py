@@ -12,11 +12,12 @@ from tests.pipelines.training.resuming import assert_resumes_bit_identically
 
 SMALL: dict[str, dict[str, Any]] = {
     "igan": {"stages": 2}, "ucdir": {"cluster_start": 0.0, "cluster_full": 0.4, "clusters_per_class": 1}, "protoot": {"clusters_per_class": 1},
+    "jda": {"rounds": 1}, "ba": {"rounds": 2}, "adda": {"pretrained_share": 0.3},
 }  # fmt: skip
 STATE: dict[str, set[str]] = {  # what a checkpoint holds beside the encoder and its averaged copy
     "igan": {"discriminator"}, "sigan": {"critic", "pretrained"}, "dtn": {"critic", "pretrained"}, "cph": {"prototypes"}, "ucdir": {"memory"},
-    "protoot": {"memory"},
-}  # fmt: skip
+    "mstn": {"centroids"}, "adda": {"discriminator", "source_network"}, "ssdh": {"bounds"},
+} | {name: {"memory"} for name in ("protoot", "id", "protonce", "cds", "pcs")} | {name: {"maps"} for name in ("tca", "jda", "gfk", "coral")}  # fmt: skip
 
 
 def trained(digits: Path, storage: Path, method: str, **more: Any) -> dict[str, Any]:
