@@ -3,6 +3,7 @@
 import statistics
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from data.filesystem import to_path
@@ -65,9 +66,9 @@ def _settings(config: Config, row: AblationRow, direction: tuple[str, str], seed
     return TrainOptions(**given | {"method": row.method or config.method, "source": source, "target": target, "seed": seed, "own": own | row.changes})
 
 
-def result_of(wanted: TrainOptions) -> dict[str, Any]:
-    """The result of a run: from an earlier run with the same options if there is one, otherwise after training."""
-    root = to_path(wanted.dataset)
+def finished_and_cut_off(wanted: TrainOptions) -> tuple[dict[str, Any] | None, Path | None]:
+    """Look for a run with the same options: its result if it has ended, and its folder if it was cut off."""
+    root, digest = to_path(wanted.dataset), ""
     cut_off = None
     for folder in sorted(each.parent for each in to_path(wanted.storage).glob("*/config.json")):
         saved = runs.read_config(folder)
@@ -76,10 +77,18 @@ def result_of(wanted: TrainOptions) -> dict[str, Any]:
         if not (folder / "result.json").is_file():
             cut_off = folder
             continue
-        result = runs.read_result(folder)
-        if result["dataset"] == Manifest.read(root).digest():  # not of a dataset that was ingested again since
-            print(f"run {folder.name} has this result already")
-            return result
+        result, digest = runs.read_result(folder), digest or Manifest.read(root).digest()
+        if result["dataset"] == digest:  # not of a dataset that was ingested again since
+            return result, cut_off
+    return None, cut_off
+
+
+def result_of(wanted: TrainOptions) -> dict[str, Any]:
+    """The result of a run: from an earlier run with the same options if there is one, otherwise after training."""
+    result, cut_off = finished_and_cut_off(wanted)
+    if result is not None:
+        print(f"run {result['run_id']} has this result already")
+        return result
     if cut_off is None:
         return train.run(wanted)
     return train.run(make_options({"resume": cut_off.name, "storage": wanted.storage, "tracking": wanted.tracking}))

@@ -24,6 +24,7 @@ COMMANDS = {
     "tune": "search a method's hyper-parameters without target labels",
     "evaluate": "metrics and plots of a run or a registered model",
     "ablate": "train a paper's ablation table, row by row",
+    "reproduce": "the papers' tables on the data at hand, ours beside theirs",
     "register": "register a run's encoder, alias challenger",
     "promote": "make the challenger the champion if it is better",
     "sync": "send a run's record to a tracking server that was away",
@@ -36,7 +37,9 @@ COMMANDS = {
     "datasets": "the datasets known by name",
 }
 MODULES = {"tune": "tuning.search"}  # commands that are not in pipelines
-WRITTEN = {"ingest": "dataset"} | dict.fromkeys(("train", "tune", "ablate", "sync"), "storage")  # the option that a command writes to besides --out and --grid
+# the option that a command writes to besides --out and --grid
+# the option that a command writes to besides --out and --grid
+WRITTEN = {"ingest": "dataset"} | dict.fromkeys(("train", "tune", "ablate", "reproduce", "sync"), "storage")
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 

@@ -34,40 +34,52 @@ def pr_curve(query: Encoded, database: Encoded, path: Path) -> None:
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.01))
     axes.set_title(f"{query.name} in {database.name}, Hamming radius 0 to {query.codes.shape[1] * 8}", fontsize=9)
     axes.grid(alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def code_map(query: Encoded, database: Encoded, classes: list[str], path: Path, most: int = 600, seed: int = 0) -> None:
     """t-SNE of codes, coloured by class, with one marker per domain."""
-    from sklearn.manifold import TSNE  # noqa: PLC0415
-
     random = np.random.default_rng(seed)
-    parts = []
-    for part in (database, query):
-        chosen = random.permutation(len(part.codes))[:most]
-        parts.append((np.unpackbits(part.codes[chosen], axis=1).astype(np.float32), part.labels[chosen]))
-    bits = np.concatenate([codes for codes, _ in parts])
+    chosen = [random.permutation(len(part.codes))[:most] for part in (database, query)]
+    bits, labels = (np.concatenate([each[rows] for each, rows in zip(parts, chosen, strict=True)]) for parts in (
+        (as_bits(database.codes), as_bits(query.codes)), (database.labels, query.labels),
+    ))  # fmt: skip
     if len(bits) < 10:
         return
-    bits += random.normal(0, 1e-3, bits.shape)  # otherwise equal codes would coincide
-    place = TSNE(perplexity=min(30, len(bits) // 4), init="pca", random_state=seed, max_iter=500).fit_transform(bits)
     figure, axes = plt.subplots(figsize=(6, 5), layout="constrained")
+    scatter(axes, embedded_in_plane(bits, seed), labels, np.repeat([0, 1], [len(rows) for rows in chosen]), classes, [database.name, query.name])
+    axes.set_title("t-SNE of the codes: colour is the class, mark the domain", fontsize=9)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    save(figure, path)
+
+
+def as_bits(codes: np.ndarray) -> np.ndarray:
+    """Packed codes as float32 bits, 0 or 1."""
+    return np.unpackbits(codes, axis=1).astype(np.float32)
+
+
+def embedded_in_plane(x: np.ndarray, seed: int = 0) -> np.ndarray:
+    """t-SNE of rows: (n, width) -> (n, 2)."""
+    from sklearn.manifold import TSNE  # noqa: PLC0415
+
+    x = x + np.random.default_rng(seed).normal(0, 1e-3, x.shape)  # otherwise equal codes would coincide
+    found: np.ndarray = TSNE(perplexity=min(30, len(x) // 4), init="pca", random_state=seed, max_iter=500).fit_transform(x.astype(np.float32))
+    return found
+
+
+def scatter(axes: plt.Axes, place: np.ndarray, labels: np.ndarray, domain: np.ndarray, classes: list[str], names: list[str]) -> None:
+    """Draw points (n, 2): the colour is the class, grey if unknown, and the mark the domain, by its number in ``names``."""
     colours = plt.get_cmap("tab10" if len(classes) <= 10 else "nipy_spectral")
-    start = 0
-    for (codes, labels), part, mark in zip(parts, (database, query), "o^", strict=True):
-        here = place[start : start + len(codes)]
-        shades = colours(labels % 10 if len(classes) <= 10 else labels / len(classes))
-        shades[labels < 0] = to_rgba("grey")
-        axes.scatter(here[:, 0], here[:, 1], c=shades, marker=mark, s=12, alpha=0.7, linewidths=0, label=part.name)
-        start += len(codes)
+    for each, (name, mark) in enumerate(zip(names, "o^", strict=False)):
+        own = domain == each
+        shades = colours(labels[own] % 10 if len(classes) <= 10 else labels[own] / len(classes))
+        shades[labels[own] < 0] = to_rgba("grey")
+        axes.scatter(place[own, 0], place[own, 1], c=shades, marker=mark, s=12, alpha=0.7, linewidths=0, label=name)
     if len(classes) <= 10:
         for label, name in enumerate(classes):
             axes.scatter([], [], color=colours(label), marker="s", label=name)
-    axes.set_title("t-SNE of the codes: colour is the class, mark the domain", fontsize=9)
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    _save(figure, path)
 
 
 def picture(x: np.ndarray) -> np.ndarray:
@@ -117,7 +129,7 @@ def grid(queries: list[np.ndarray], answers: list[list[np.ndarray]], right: list
                 side.set(color=colour, linewidth=1.0 if c == 0 else 2.5)
     axes[0][0].set_title("query", fontsize=7)
     figure.suptitle(title, fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def pairs_grid(rows: list[list[tuple[np.ndarray, np.ndarray]]], title: str, path: Path, most: int = 8) -> None:
@@ -135,10 +147,11 @@ def pairs_grid(rows: list[list[tuple[np.ndarray, np.ndarray]]], title: str, path
     axes.imshow(sheet, interpolation="nearest")
     axes.axis("off")
     axes.set_title(f"{title} (pairs: original, made)", fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def save(figure: plt.Figure, path: Path) -> None:
+    """Write a figure as PNG, atomically, and close it."""
     with atomic_write(path) as file:
         figure.savefig(file, dpi=110)
     plt.close(figure)

@@ -17,6 +17,7 @@ from data.manifest import Manifest
 from models.methods.ucdir import UCDIR
 from pipelines import ablate, train
 from pipelines.console.cli import set_default_environment
+from pipelines.reproduction.cosine import unit_rows
 from pipelines.retrieval import evaluation, metrics
 from pipelines.retrieval.metrics import Encoded
 from pipelines.training.restore import load_method
@@ -41,12 +42,6 @@ def by_codes(codes: dict[str, np.ndarray], splits: dict[str, Encoded], pairs: li
         )
         for query, database in pairs
     }  # fmt: skip
-
-
-def unit_rows(x: np.ndarray) -> np.ndarray:
-    """Rows as vectors of length 1."""
-    flat = x.reshape(len(x), -1).astype(np.float32)
-    return flat / np.linalg.norm(flat, axis=1, keepdims=True).clip(1e-9)
 
 
 def measured(folder: Path, root: Path, manifest: Manifest, splits: dict[str, Encoded], pairs: list[tuple[str, str]]) -> dict[str, Figures]:

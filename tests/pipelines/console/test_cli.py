@@ -35,7 +35,7 @@ TRAIN = "train dah --dataset {digits} --source typeset --target handwritten --st
     ("line", "said"),
     [
         ("trian", "did you mean train?"),
-        ("train dha", "did you mean 'dah'?"),
+        ("train daah", "did you mean 'dah'?"),
         ("train", "METHOD is missing"),
         ("train dah --source a", "--dataset is missing"),
         (TRAIN + " --mdm-weight 1", "did you mean --mmd-weight?"),
