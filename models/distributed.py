@@ -108,6 +108,20 @@ def rank_slice(draw: Tensor) -> Tensor:
     return draw.chunk(world_size())[rank()]
 
 
+def drawn_bits(probabilities: Tensor, generator: torch.Generator) -> Tensor:
+    """Bits drawn by their probabilities, with the gradient of the probabilities; this rank's part of the global batch's draws (SGH eq. 14).
+
+    Args:
+        probabilities: (batch, bits), the same number of rows on each rank.
+        generator: the same on each rank.
+
+    Returns:
+        (batch, bits), 0 or 1 up to rounding.
+    """
+    threshold = rank_slice(torch.rand(world_size() * len(probabilities), probabilities.shape[1], generator=generator)).to(probabilities)
+    return (probabilities > threshold).to(probabilities) + probabilities - probabilities.detach()
+
+
 class _Normalise(torch.autograd.Function):
     """Normalise with the moments of the global batch, with the fused kernels that torch has for fixed moments.
 

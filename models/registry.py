@@ -7,6 +7,7 @@ from models.methods.adda import ADDA
 from models.methods.adversarial import CDAN, DANN, MSTN
 from models.methods.binary_autoencoders import BA, BDNN
 from models.methods.classic import ITQ, LSH, PCA, KMeansHashing, SpectralHashing
+from models.methods.cogan import CoGAN
 from models.methods.cph import CPH
 from models.methods.dah import DAH, DPSH
 from models.methods.dan import DAN
@@ -24,7 +25,7 @@ from models.methods.ucdir import UCDIR
 
 ALL = (
     DAH, DPSH, IGAN, CPH, SIGAN, DTN, IDRAE, UCDIR, ProtoOT, LSH, PCA, ITQ, SpectralHashing, KMeansHashing, BA, BDNN, SGH, SSDH,
-    TCA, JDA, GFK, CORAL, DAN, DANN, CDAN, MSTN, ADDA, DRCN, ID, ProtoNCE, CDS, PCS,
+    TCA, JDA, GFK, CORAL, DAN, DANN, CDAN, MSTN, ADDA, DRCN, CoGAN, ID, ProtoNCE, CDS, PCS,
 )  # fmt: skip
 METHODS: dict[str, type[Method]] = {method.name: method for method in ALL}
 

@@ -27,14 +27,15 @@ os.environ.update(RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0")  # one actor less for
 os.environ.update(RAY_ADDRESS=NO_RAY, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)
 
 SHARED = ROOT.parent / "shared" / "data"
+GROUPS = {"ray_cluster": "cluster", "s3_server": "servers", "by_two": "two workers"}  # by fixture; a test's first counts
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the tests that need Ray to one of pytest-xdist's processes, and those that need only the servers to one: each is started once there."""
+    """Give the tests that need Ray to one of pytest-xdist's processes, likewise others that share what is started or computed once."""
     for item in items:
         wanted = getattr(item, "fixturenames", ())
-        group = "cluster" if "ray_cluster" in wanted else "servers" if "s3_server" in wanted else ""
+        group = next((group for fixture, group in GROUPS.items() if fixture in wanted), "")
         if group:
             item.add_marker(pytest.mark.xdist_group(group))
 
@@ -68,6 +69,23 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data") / "digits"
     ingest.run(ingest.Config("digits", dataset=str(root)))
     return root
+
+
+@pytest.fixture(scope="session")
+def few_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 training and 60 test images of each domain of the embedded digits, at 16x16."""
+    import numpy as np
+
+    from data.digits import read
+    from pipelines import ingest
+
+    folder = tmp_path_factory.mktemp("few")
+    for domain in ("typeset", "handwritten"):
+        splits = {split: read(domain, split, 0, count) for split, count in (("train", 400), ("test", 60))}
+        arrays = {f"{letter}_{split}": part for split, pair in splits.items() for letter, part in zip("xy", pair, strict=True)}
+        np.savez(folder / f"{domain}.npz", **arrays)
+        ingest.run(ingest.Config(str(folder / f"{domain}.npz"), domain=domain, dataset=str(folder / "digits"), size=16))
+    return folder / "digits"
 
 
 @pytest.fixture(scope="session")

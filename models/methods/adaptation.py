@@ -80,7 +80,7 @@ class HashHead(Method):
 
     def __init__(self, config: HeadConfig, shape: tuple[int, ...], classes: int, bits: int) -> None:
         super().__init__(config, shape, classes, bits)
-        self.network = self.build_network()
+        self.network: Any = self.build_network()
         self.classifier = nn.Linear(bits, classes)
         kept = nn.ModuleDict({"network": self.network, "classifier": self.classifier})
         self.networks = nn.ModuleDict({**kept, **self.added()})
@@ -89,13 +89,14 @@ class HashHead(Method):
         self.players = {"encoder": Player(self.networks, build_optimizer(config.optimizer, groups, config.learning_rate, config.weight_decay))}
         self.track_average(kept, config.average)
 
-    def build_network(self) -> HashNetwork:
-        """The hash network."""
+    def build_network(self) -> nn.Module:
+        """The network of the codes; a hash network where nothing else is said."""
         raise NotImplementedError
 
     def network_groups(self) -> list[dict[str, Any]]:
         """Its parameter groups."""
-        return self.network.parameter_groups(1.0)
+        groups: list[dict[str, Any]] = self.network.parameter_groups(1.0)
+        return groups
 
     def added(self) -> dict[str, nn.Module]:
         """Networks that the method adds to the encoder's player."""
@@ -147,7 +148,8 @@ class Adaptation(HashHead):
         return build_network(c.network, self.shape, self.bits, c.norm, c.dropout, c.pretrained, c.freeze, c.train_norm)
 
     def network_groups(self) -> list[dict[str, Any]]:
-        return self.network.parameter_groups(self.config.pretrained_rate, self.config.depth_decay)
+        groups: list[dict[str, Any]] = self.network.parameter_groups(self.config.pretrained_rate, self.config.depth_decay)
+        return groups
 
     def begin_step(self, progress: float) -> None:
         """Set the learning rates and lambda (DANN, section 5.2.2)."""

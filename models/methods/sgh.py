@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from models.distributed import rank_slice, world_size
+from models.distributed import drawn_bits
 from models.hyperparameters import Preset, hyperparameter
 from models.method import Batch, Method, Player, Wants
 from models.networks.extractors import EXTRACTORS, Extractor
@@ -77,16 +77,10 @@ class SGH(Method):
         with torch.no_grad():
             x = self.extractor(torch.cat(parts))
         logits = self.networks["encoder"](x)
-        h = torch.cat([self._drawn(each) for each in logits.split([len(part) for part in parts])])
+        h = torch.cat([drawn_bits(each, self.draw()) for each in logits.sigmoid().split([len(part) for part in parts])])
         variance = self.others["variance"]
         error = (self.networks["decoder"](h) - x).square().mean()
         return {"reconstruction": (error * torch.exp(-variance) + variance) / 2, "prior": self._divergence(logits) / x.shape[1]}
-
-    def _drawn(self, logits: Tensor) -> Tensor:
-        """Bits drawn by their probabilities, whose gradient is that of the probabilities; the draws are those of the global batch."""
-        threshold = rank_slice(torch.rand(world_size() * len(logits), self.bits, generator=self.draw())).to(logits)
-        probability = logits.sigmoid()
-        return (probability > threshold).to(logits) + probability - probability.detach()
 
     def _divergence(self, logits: Tensor) -> Tensor:
         """Divergence of the bits' probabilities from the prior, in nats: sum over the bits, mean over the images."""

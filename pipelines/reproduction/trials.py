@@ -39,8 +39,10 @@ class DataSet:
 
     def described(self) -> str:
         """Name, classes and what a row is made of."""
-        backbone = f" by {self.manifest.embedding.backbone}" if self.manifest.embedding else ""
-        return f"{self.name}: {len(self.manifest.classes)} classes, {self.manifest.store} {self.manifest.shape}{backbone}"
+        made, embedding = "", self.manifest.embedding
+        if embedding:
+            made = f" by {embedding.backbone}" + (f", each with {embedding.views} embedded {embedding.kind} views" if embedding.views else "")
+        return f"{self.name}: {len(self.manifest.classes)} classes, {self.manifest.store} {self.manifest.shape}{made}"
 
 
 def datasets(folder: str) -> list[DataSet]:
@@ -103,9 +105,12 @@ class Trial:
 
 
 def suits(row: Row, data: DataSet) -> bool:
-    """Whether a row takes a dataset's kind of rows; features by cosine and shallow networks need features."""
-    features = data.manifest.store == "feature"
-    return features or not (row.method == NEAREST or row.settings.get("preset") == "features")
+    """Whether a row takes a dataset's kind of rows: some take features alone, some no photographs, CoGAN digits alone."""
+    shape = data.manifest.shape
+    if len(shape) == 1:
+        return row.method != "cogan"
+    small = min(shape[1:]) < 64
+    return row.method != NEAREST and row.settings.get("preset") != "features" and (small or row.method not in ("cogan", "drcn"))
 
 
 def planned(

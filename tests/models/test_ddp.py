@@ -49,6 +49,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mstn": ("mstn", {"dropout": 0.0, "width": 8}),
     "adda": ("adda", {"dropout": 0.0, "width": 8}),
     "drcn": ("drcn", {"dropout": 0.0, "width": 4}),
+    "cogan": ("cogan", {"dropout": 0.0, "width": 4}),
+    "idr-ae, drawn": ("idr-ae", {"drawn": True}),
     "ucdir, resumed": ("ucdir", {"cluster_start": 0.0, "stop": 1}),
 }  # fmt: skip
 

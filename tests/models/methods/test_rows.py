@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.distributed import drawn_bits
 from models.itq import fit_itq
 from models.memory_bank import MemoryBank
 from models.methods.binary_autoencoders import BA, best_codes, linear_decoder
@@ -93,17 +94,21 @@ def test_clusters_of_two_domains_have_concentrations() -> None:
     assert torch.allclose(banks[0].concentration, torch.tensor(phi) / (sum(phi) / 3) * 0.2) and isinstance(banks[0], MemoryBank)
 
 
-def test_sgh_draws_bits_and_passes_the_gradient_to_their_probabilities() -> None:
-    method = build("sgh")
-    logits = torch.tensor([[2.0, -2.0] * 8] * 500, requires_grad=True)  # 16 bits
-    h = method._drawn(logits)
-    assert set(h.detach().round().unique().tolist()) == {0.0, 1.0}
-    assert torch.allclose(h.detach().mean(0), logits.detach()[0].sigmoid(), atol=0.06)
-    h.sum().backward()
-    assert logits.grad is not None and torch.allclose(logits.grad, logits.detach().sigmoid() * (1 - logits.detach().sigmoid()))
-    prior = torch.distributions.Bernoulli(logits=torch.zeros_like(logits))
-    wanted = torch.distributions.kl_divergence(torch.distributions.Bernoulli(logits=logits.detach()), prior).sum(1).mean()
-    assert torch.allclose(method._divergence(logits.detach()), wanted)
+def test_drawn_bits_pass_the_gradient_to_their_probabilities() -> None:
+    probabilities = torch.tensor([[0.9, 0.1] * 8] * 500, requires_grad=True)  # 16 bits
+    bits = drawn_bits(probabilities, torch.Generator().manual_seed(0))
+    assert set(bits.detach().round().unique().tolist()) == {0.0, 1.0} and torch.allclose(bits.detach(), bits.detach().round())
+    assert torch.allclose(bits.detach().mean(0), probabilities.detach()[0], atol=0.06)
+    (3 * bits).sum().backward()
+    assert probabilities.grad is not None and (probabilities.grad == 3).all()
+
+
+def test_sghs_prior_is_a_divergence_of_bernoullis() -> None:
+    method, logits = build("sgh"), torch.tensor([[2.0, -2.0] * 8] * 5)
+    method.others["prior"].data.fill_(0.5)
+    prior = torch.distributions.Bernoulli(logits=torch.full_like(logits, 0.5))
+    wanted = torch.distributions.kl_divergence(torch.distributions.Bernoulli(logits=logits), prior).sum(1).mean()
+    assert torch.allclose(method._divergence(logits), wanted)
 
 
 @pytest.mark.parametrize("name", ["dan", "dann", "cdan", "mstn", "drcn"])

@@ -33,17 +33,17 @@ def trained(digits: Path, storage: Path, method: str, **more: Any) -> dict[str, 
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_is_trained_resumed_and_searched(method: str, digits: Path, tmp_path: Path) -> None:
-    whole = trained(digits, tmp_path / "runs", method)
+def test_a_method_is_trained_resumed_and_searched(method: str, few_digits: Path, tmp_path: Path) -> None:
+    whole = trained(few_digits, tmp_path / "runs", method)
     if METHODS[method].fitted:
-        assert trained(digits, tmp_path / "again", method)["metrics"] == whole["metrics"]
+        assert trained(few_digits, tmp_path / "again", method)["metrics"] == whole["metrics"]
     else:
         state = assert_resumes_bit_identically(whole, tmp_path / "runs", 3)
         rest = {name.split(".")[0] for name in state} - {"encoder", "generator", "autoencoder", "averaged", "taken", "extractor"}
         assert rest == STATE.get(method, set())
     runs, codes, at = str(tmp_path / "runs"), str(tmp_path / "codes"), str(tmp_path / "codes.index")
-    encode.run(encode.Config(whole["run_id"], str(digits), out=codes, domain="typeset", split="train", storage=runs))
+    encode.run(encode.Config(whole["run_id"], str(few_digits), out=codes, domain="typeset", split="train", storage=runs))
     index.run(index.Config(codes, out=at))
-    found = search.run(search.Config(at, f"{digits}#handwritten/test#0-4", model=whole["run_id"], storage=runs, k=3))
+    found = search.run(search.Config(at, f"{few_digits}#handwritten/test#0-4", model=whole["run_id"], storage=runs, k=3))
     distances = np.array([[answer["distance"] for answer in each["answers"]] for each in found["queries"]])
     assert distances.shape == (5, 3) and (np.diff(distances, axis=1) >= 0).all()
