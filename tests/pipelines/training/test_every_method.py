@@ -1,13 +1,16 @@
-"""Every method of the registry is trained or fitted, resumed bit-identically, exported, encoded and searched."""
+"""Every method of the registry is trained or fitted, resumed bit-identically, encoded and searched; its encoder is exported, as the registry keeps it."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from models.encoder import HashEncoder
 from models.registry import METHODS
 from pipelines import encode, index, search, train
+from tests.models.players import SHAPE, build
 from tests.pipelines.training.resuming import assert_resumes_bit_identically
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -47,3 +50,11 @@ def test_a_method_is_trained_resumed_and_searched(method: str, few_digits: Path,
     found = search.run(search.Config(at, f"{few_digits}#handwritten/test#0-4", model=whole["run_id"], storage=runs, k=3))
     distances = np.array([[answer["distance"] for answer in each["answers"]] for each in found["queries"]])
     assert distances.shape == (5, 3) and (np.diff(distances, axis=1) >= 0).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_exported_encoder_gives_the_same_codes(method: str) -> None:
+    encoder = HashEncoder(build(method).encoder()).eval()
+    few, more = (torch.randint(0, 256, (n, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(n)) for n in (4, 7))
+    exported = torch.export.export(encoder, (few,), dynamic_shapes=({0: torch.export.Dim("rows")},))
+    assert exported.module()(more).equal(encoder(more))
