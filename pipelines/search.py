@@ -1,29 +1,28 @@
 """Command: find the images of an index that are nearest to query images."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from data.filesystem import to_path
 from pipelines.console.config import option, positional
 from pipelines.registry.encoders import open_encoder
-from pipelines.retrieval import search_index
 from pipelines.retrieval.plots import grid, picture
 from pipelines.retrieval.queries import class_name, load_origin, load_queries, queried_dataset
+from pipelines.retrieval.sharded_index import open_index
 
 
 @dataclass
 class Config:
     """Options of ``hashbridge search``."""
 
-    index: str = positional("file that `hashbridge index` wrote")
+    index: str = positional("folder that `hashbridge index` wrote")
     images: str = positional("an image, a folder of images, or DATASET#DOMAIN/SPLIT#FIRST-LAST")
     model: str = option("", "models:/NAME@ALIAS, or a run's id (default: the one that encoded the index)")
     k: int = option(10, "answers to each query")
     grid: str = option("", "PNG file of queries and answers")
     storage: str = option("runs", "folder of runs")
     tracking: str = option("", "MLflow's tracking URI of the registry (default: as in train)")
-    probes: int = option(0, "ivf: lists that a query visits first (default: an eighth; more if they hold fewer than k images)")
+    probes: int = option(0, "ivf: lists of a shard that a query visits first (default: the index's, or an eighth; more if they hold fewer than k images)")
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -34,18 +33,19 @@ class Config:
 
 def run(config: Config) -> dict[str, Any]:
     """Search; returns each query with its answers: id, label, class name, Hamming distance."""
-    index, rows, meta = search_index.read(to_path(config.index))
-    encoder = open_encoder(config.model or meta["model"], config.storage, config.tracking, rows=queried_dataset(config.images))
-    if encoder.bits != int(meta["bits"]):
-        raise ValueError(f"the model gives {encoder.bits} bits, the index holds {meta['bits']}: search with the model that encoded it")
+    index = open_index(to_path(config.index))
+    encoder = open_encoder(config.model or index.manifest["model"], config.storage, config.tracking, rows=queried_dataset(config.images))
+    if encoder.bits != index.manifest["bits"]:
+        raise ValueError(f"the model gives {encoder.bits} bits, the index holds {index.manifest['bits']}: search with the model that encoded it")
     queries = load_queries(config.images, encoder.shape)
-    distances, found = search_index.search(index, encoder(queries.x), config.k, config.probes)
-    ids, labels, origins = (rows[name].to_pylist() for name in ("id", "label", "origin"))
-    known = [class_name(label, json.loads(meta.get("classes", "[]"))) for label in labels]
+    found = index.search(encoder(queries.x), config.k, config.probes)
     answers = [
-        [{"id": ids[n], "label": labels[n], "class": known[n], "distance": int(d)} for n, d in zip(near, far, strict=True) if n >= 0]
-        for near, far in zip(found, distances, strict=True)
-    ]
+        [
+            {"id": row["id"], "label": row["label"], "class": class_name(row["label"], index.manifest["classes"]), "distance": far}
+            for row, far in zip(near, distances, strict=True)
+        ]
+        for near, distances in zip(found.rows, found.distances, strict=True)
+    ]  # fmt: skip
     for name, true, near in zip(queries.names, queries.classes, answers, strict=True):
         print(name + (f" (class {true})" if true else ""))
         for rank, answer in enumerate(near, 1):
@@ -54,8 +54,9 @@ def run(config: Config) -> dict[str, Any]:
     if config.grid:
         if len(encoder.shape) != 3:
             raise ValueError("--grid needs images, and this model takes feature vectors")
-        pictures = [[picture(load_origin(origins[n], encoder.shape)) for n in near if n >= 0] for near in found[:20]]
-        right = [[known[n] == true if true and known[n] else None for n in near if n >= 0] for true, near in zip(queries.classes, found[:20], strict=False)]
+        pictures = [[picture(load_origin(row["origin"], encoder.shape)) for row in near] for near in found.rows[:20]]
+        pairs = zip(queries.classes, answers[:20], strict=False)
+        right = [[each["class"] == true if true and each["class"] else None for each in near] for true, near in pairs]
         title = f"{len(queries.names[:20])} queries in {to_path(config.index).name}"
         grid([picture(each) for each in queries.x[:20]], pictures, right, title, to_path(config.grid))
         print(f"picture in {config.grid}")

@@ -27,7 +27,9 @@ os.environ.update(RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0")  # one actor less for
 os.environ.update(RAY_ADDRESS=NO_RAY, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)
 
 SHARED = ROOT.parent / "shared" / "data"
-GROUPS = {"ray_cluster": "cluster", "s3_server": "servers", "by_two": "two workers"}  # by fixture; a test's first counts
+GROUPS = {  # by fixture; a test's first counts
+    "ray_cluster": "cluster", "s3_server": "servers", "by_two": "two workers", "trained": "flow", "good": "bad input", "runs": "promotion", "sample": "embedding",
+}  # fmt: skip
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups

@@ -1,4 +1,4 @@
-"""FAISS binary indexes: build one from packed codes, write it with its rows beside it, read it back with checks."""
+"""FAISS binary indexes in memory: build one from packed codes, search it."""
 
 import hashlib
 from pathlib import Path
@@ -6,11 +6,6 @@ from typing import Any
 
 import faiss
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from data.filesystem import atomic_write, local_copy, read_table
-from pipelines.retrieval.code_files import SCHEMA
 
 
 def build(codes: np.ndarray, kind: str, neighbours: int = 32, lists: int = 0) -> faiss.IndexBinary:
@@ -37,10 +32,10 @@ def build(codes: np.ndarray, kind: str, neighbours: int = 32, lists: int = 0) ->
         index.cp.min_points_per_centroid = 1
         index.train(codes)
     index.add(codes)
-    return index
+    return opened(index)
 
 
-def search(index: faiss.IndexBinary, codes: np.ndarray, k: int, probes: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def search(index: faiss.IndexBinary, codes: np.ndarray, k: int, probes: int = 0, ef: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """The nearest codes of an index to each query; all queries get ``min(k, codes in the index)`` answers.
 
     An IVF index visits some of its lists. Queries that find too few codes there visit more lists, up to all.
@@ -48,6 +43,7 @@ def search(index: faiss.IndexBinary, codes: np.ndarray, k: int, probes: int = 0)
     Args:
         codes: (queries, bits / 8) uint8.
         probes: lists that an IVF index visits first; 0 for an eighth of them.
+        ef: candidates that an HNSW index keeps, k at least; 0 for its own number.
 
     Returns:
         Hamming distances and positions in the index, (queries, answers) each.
@@ -57,7 +53,7 @@ def search(index: faiss.IndexBinary, codes: np.ndarray, k: int, probes: int = 0)
     """
     k = min(k, index.ntotal)
     if isinstance(index, faiss.IndexBinaryHNSW):
-        index.hnsw.efSearch = max(index.hnsw.efSearch, k)
+        index.hnsw.efSearch = max(ef or index.hnsw.efSearch, k)
     if not isinstance(index, faiss.IndexBinaryIVF):
         if probes:
             raise ValueError("--probes is for an index of kind ivf")
@@ -72,59 +68,14 @@ def search(index: faiss.IndexBinary, codes: np.ndarray, k: int, probes: int = 0)
     return distances, found
 
 
-def write(index: faiss.IndexBinary, kind: str, table: pa.Table, meta: dict[str, str], path: Path) -> int:
-    """Write an index, and beside it the ids, labels and origins of its codes; returns the index's size in bytes.
-
-    Args:
-        table: the rows of the codes, in the index's order.
-        meta: ``bits`` and ``model`` of the codes.
-
-    Raises:
-        OSError: it could not be written.
-    """
-    try:
-        with atomic_write(path) as file, atomic_write(beside(path)) as side:
-            faiss.write_index_binary(index, str(file))
-            pq.write_table(table.drop_columns(["code"]).replace_schema_metadata(meta | {"kind": kind, "sha256": _digest(file)}), side)
-            return file.stat().st_size
-    except RuntimeError as error:
-        raise OSError(f"index {path} could not be written: {str(error).splitlines()[0]}") from error
-
-
-def _digest(file: Path) -> str:
+def digest_of(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def beside(path: Path) -> Path:
-    """Path of the Parquet file with an index's rows."""
-    return path.with_name(f"{path.name}.parquet")
-
-
-def read(path: Path) -> tuple[faiss.IndexBinary, pa.Table, dict[str, str]]:
-    """Read an index.
-
-    Returns:
-        The index, its rows, and ``bits``, ``model`` and ``kind``.
-
-    Raises:
-        ValueError: it does not exist or cannot be read.
-    """
-    side = beside(path)
-    if not path.is_file() or not side.is_file():
-        raise ValueError(f"no index at {path} with {side.name} beside it: make one with `hashbridge index`")
-    try:
-        rows = read_table(side)
-        wanted = [each for each in SCHEMA if each.name != "code"]
-        if [(each.name, each.type) for each in rows.schema] != [(each.name, each.type) for each in wanted] or any(c.null_count for c in rows.columns):
-            raise ValueError(f"{side.name} has other columns")
-        meta = {key.decode(): value.decode() for key, value in (rows.schema.metadata or {}).items()}
-        with local_copy(path) as file:
-            if not {"bits", "model", "sha256"} <= set(meta) or _digest(file) != meta["sha256"]:  # FAISS does not check what it reads
-                raise ValueError("its digest does not match")
-            index = faiss.read_index_binary(str(file))
-    except (RuntimeError, pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        raise ValueError(f"index {path} cannot be read ({(str(error).splitlines() or [''])[0][:200]}): build it again") from error
-    if index.ntotal != len(rows):
-        raise ValueError(f"index {path} has {index.ntotal} codes, {side.name} has {len(rows)} rows: build it again")
-    return index, rows, meta
+def opened(index: faiss.IndexBinary) -> Any:
+    """An index as it is searched: a flat one gives ties in the order of their positions."""
+    if isinstance(index, faiss.IndexBinaryFlat):
+        index.use_heap = False  # type: ignore[attr-defined]
+    return index
