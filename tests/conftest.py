@@ -28,7 +28,8 @@ os.environ.update(RAY_ADDRESS=NO_RAY, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKE
 
 SHARED = ROOT.parent / "shared" / "data"
 GROUPS = {  # by fixture; a test's first counts
-    "ray_cluster": "cluster", "s3_server": "servers", "by_two": "two workers", "trained": "flow", "good": "bad input", "runs": "promotion", "sample": "embedding",
+    "ray_cluster": "cluster", "s3_server": "servers", "by_two": "two workers", "trained": "flow", "good": "bad input", "runs": "promotion",
+    "sample": "embedding",
 }  # fmt: skip
 
 
