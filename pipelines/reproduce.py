@@ -141,6 +141,7 @@ def _line(table: Table, place: Place, shown: str, trials: list[Trial], shared: S
                 continue
             metrics, line.epochs = result["metrics"], 0 if find_method(row.method).fitted else result["epochs"]
             line.seconds.append(result["seconds"])
+            line.notes += result["notes"]
         for metric in table.metrics:
             line.values[metric] += [metrics[metric]] if metric in metrics else []
     return line

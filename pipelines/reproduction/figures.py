@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 
+from data.filesystem import to_path
 from data.manifest import Manifest
 from pipelines.ablate import finished_and_cut_off
 from pipelines.reproduction.cosine import unit_rows
@@ -60,9 +61,21 @@ def _draw_place(table: Table, trials: list[Trial], shared: Shared, folder: Path)
     others = max((each for each in scored if not each[1].row.own), key=lambda one: one[0], default=None)
     before_and_after(root, manifest, query, database, own or scored[0], folder / "tsne.png")
     for name, best in (("ours", own), ("baseline", others)):
-        if best and manifest.store != "feature" and query != database:
+        images = _images(root, manifest)
+        if best and images and query != database:
             shown = f"retrievals-{name}-{best[1].shown}.png".replace(" ", "-").replace("/", "-")
-            plots.retrieval_grid(*best[2], root, manifest, folder / shown)
+            plots.retrieval_grid(*best[2], *images, folder / shown)
+
+
+def _images(root: Path, manifest: Manifest) -> tuple[Path, Manifest] | None:
+    """The dataset of the images: this one, or the one that was embedded, whose rows are in the same order, if it is still there as it was."""
+    if manifest.store != "feature":
+        return root, manifest
+    embedded = manifest.embedding
+    if not embedded or not (to_path(embedded.images) / "manifest.json").is_file():
+        return None
+    images = Manifest.read(to_path(embedded.images))
+    return (to_path(embedded.images), images) if images.digest() == embedded.digest else None
 
 
 def _lines(curves: dict[str, tuple[np.ndarray, np.ndarray]], names: tuple[str, str], path: Path) -> None:

@@ -38,6 +38,7 @@ class Line:
         paper: the paper's figure in percent, of the table's first metric.
         epochs, seconds: of a run; of fitted rows, one epoch.
         failed: messages of the runs that failed.
+        notes: of the runs' evaluation, such as rows that a metric leaves out.
     """
 
     row: Row
@@ -47,6 +48,7 @@ class Line:
     epochs: int = 0
     seconds: list[float] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def mean(self, metric: str) -> float | None:
         """The mean over the seeds, None if there is no value."""
@@ -58,7 +60,7 @@ Blocks = dict[Place, list[Line]]
 
 def plain_name(name: str) -> str:
     """A domain's or direction's name as the papers' tables spell it here: lower case, with spaces."""
-    return re.sub(r"[ _-]+", " ", name.lower().replace("->", ">")).replace(" > ", " -> ").replace(">", "->").replace("-->", "->").strip()
+    return " -> ".join(" ".join(re.split(r"[ _-]+", part.strip().lower())) for part in name.split("->"))
 
 
 def papers_figure(table: Table, row: Row, column: str, bits: int) -> float | None:
@@ -124,12 +126,22 @@ def markdown(paper: str, table: Table, blocks: Blocks, seeds: list[int], absent:
             seconds = f"{statistics.mean(line.seconds):.0f}" if line.seconds else ""
             figure = "" if line.paper is None else f"{line.paper:.1f}"
             text.append(f"| {name}{failed} | {figure} | " + " | ".join(cells) + f" | {line.epochs or ''} | {seconds} |")
-        text += ["", verdict(table, lines), ""]
+        text += ["", verdict(table, lines), "", *_noted(lines)]
     if absent:
         text += [f"Not at hand: {', '.join(absent)}. `hashbridge datasets` says which data have these domains.", ""]
     if table.missing:
         text += [f"Rows of the paper that are not here: {table.missing}.", ""]
     return "\n".join(text)
+
+
+def _noted(lines: list[Line]) -> list[str]:
+    """The notes of the lines' runs, each once with the rows that it is of; "all rows" if it is of all that have runs."""
+    shown: dict[str, list[str]] = {}
+    for line in lines:
+        for note in dict.fromkeys(line.notes):
+            shown.setdefault(note, []).append(line.shown)
+    trained = [line for line in lines if line.seconds]
+    return [f"Note ({'all rows' if len(rows) == len(trained) else ', '.join(rows)}): {note}\n" for note, rows in shown.items()]
 
 
 def rows_of(paper: str, table: Table, blocks: Blocks) -> list[dict[str, Any]]:

@@ -72,6 +72,12 @@ def test_the_verdict_says_who_is_ahead() -> None:
     assert verdict(table, lines[:1]) == ""
 
 
+def test_notes_of_the_runs_are_told_with_their_rows() -> None:
+    row = Row("x", "dah")
+    lines = [Line(row, name, {}, seconds=[1.0], notes=notes) for name, notes in (("a", ["left out"]), ("b", ["left out", "trained on", "trained on"]))]
+    assert report._noted(lines) == ["Note (all rows): left out\n", "Note (b): trained on\n"]
+
+
 def test_a_mean_needs_every_direction(digits: Path) -> None:
     table, row = find_tables("dah", 4)[0], Row("x", "dah", {"mean": 41.0})
     data = DataSet(digits, Manifest.read(digits))
