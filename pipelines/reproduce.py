@@ -6,11 +6,11 @@ from typing import Any
 
 from data.filesystem import to_path, write_text
 from models.registry import find_method
-from pipelines.ablate import finished_and_cut_off
 from pipelines.console.config import flag, option, positional
 from pipelines.reproduction import report
 from pipelines.reproduction.cosine import by_cosine
 from pipelines.reproduction.report import Blocks, Line, Place
+from pipelines.reproduction.reuse import finished_and_cut_off
 from pipelines.reproduction.tables import NEAREST, TABLES, Table, find_tables
 from pipelines.reproduction.trials import DataSet, Pair, Shared, Trial, datasets, planned, run_trials
 

@@ -46,7 +46,7 @@ class IDRAEConfig:
         "relative", "the reconstruction's squared error: a share of the features' variance, a mean over them, or eq. 2's sum",
         choices=("relative", "mean", "sum"),
     )  # fmt: skip
-    drawn: bool = hyperparameter(False, "the decoder takes bits that are drawn by their probabilities, as SGH's; off in the paper")
+    stochastic: bool = hyperparameter(False, "the decoder takes bits that are drawn by their probabilities, as SGH's; off in the paper")
     penalty_weight: float = hyperparameter(10.0, "weight of the critic's gradient penalty", 1.0, 30.0, log=True, when={"matching": ("critic",)})
     extractor: str = hyperparameter("auto", "h: none takes the input as it is; auto: EfficientNet-Lite0 from 64 pixels", choices=EXTRACTORS)
     normalised: bool = hyperparameter(True, "feature vectors of h are scaled to a mean square of 1; off in the paper")
@@ -148,7 +148,7 @@ class IDRAE(Method):
         features = self.networks["extractor"](torch.cat(parts))
         b = self.networks["encoder"](features)
         each = b.split([len(part) for part in parts])
-        decoded = torch.cat([drawn_bits(part, self.draw()) for part in each]) if self.config.drawn else b
+        decoded = torch.cat([drawn_bits(part, self.draw()) for part in each]) if self.config.stochastic else b
         terms = {"reconstruction": self._error(self.networks["decoder"](decoded), features.detach())}
         if self.config.matching != "none":
             terms["matching"] = self._matching(torch.cat([gather(part) for part in each]))  # in the row order of one process

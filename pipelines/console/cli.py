@@ -23,7 +23,6 @@ COMMANDS = {
     "train": "train a method and evaluate it",
     "tune": "search a method's hyper-parameters without target labels",
     "evaluate": "metrics and plots of a run or a registered model",
-    "ablate": "train a paper's ablation table, row by row",
     "reproduce": "the papers' tables on the data at hand, ours beside theirs",
     "register": "register a run's encoder, alias challenger",
     "promote": "make the challenger the champion if it is better",
@@ -39,7 +38,7 @@ COMMANDS = {
 MODULES = {"tune": "tuning.search"}  # commands that are not in pipelines
 # the option that a command writes to besides --out and --grid
 # the option that a command writes to besides --out and --grid
-WRITTEN = {"ingest": "dataset"} | dict.fromkeys(("train", "tune", "ablate", "reproduce", "sync"), "storage")
+WRITTEN = {"ingest": "dataset"} | dict.fromkeys(("train", "tune", "reproduce", "sync"), "storage")
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 

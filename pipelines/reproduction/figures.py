@@ -8,8 +8,8 @@ import numpy as np
 
 from data.filesystem import to_path
 from data.manifest import Manifest
-from pipelines.ablate import finished_and_cut_off
 from pipelines.reproduction.cosine import unit_rows
+from pipelines.reproduction.reuse import finished_and_cut_off
 from pipelines.reproduction.tables import NEAREST, Table
 from pipelines.reproduction.trials import Shared, Trial
 from pipelines.retrieval import evaluation, plots

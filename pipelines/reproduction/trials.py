@@ -11,9 +11,9 @@ from typing import Any
 from data.filesystem import remove, to_path
 from data.manifest import Manifest
 from models.registry import find_method
-from pipelines.ablate import finished_and_cut_off, result_of
 from pipelines.console import cluster
 from pipelines.console.cli import error_line
+from pipelines.reproduction.reuse import finished_and_cut_off, result_of
 from pipelines.reproduction.tables import NEAREST, Row, Table
 from pipelines.training.options import TrainOptions, make_options
 

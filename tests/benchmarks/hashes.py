@@ -14,8 +14,9 @@ import numpy as np
 
 from data.manifest import Manifest
 from models.methods.idr_ae import IDRAE
-from pipelines import ablate, train
+from pipelines import train
 from pipelines.console.cli import set_default_environment
+from pipelines.reproduction.reuse import result_of
 from pipelines.retrieval import evaluation
 from pipelines.training.restore import load_method
 
@@ -45,7 +46,7 @@ def measured(name: str, given: argparse.Namespace, bits: int, seed: int) -> dict
         "workers": 0, "threads": given.threads, "storage": given.storage, "tracking": "none", "plots": False,
     } | own)  # fmt: skip
     with contextlib.redirect_stdout(sys.stderr):
-        result = ablate.result_of(config)
+        result = result_of(config)
     root = Path(given.dataset)
     manifest = Manifest.read(root)
     encode = evaluation.MethodEncoder(load_method(Path(given.storage) / result["run_id"], manifest))

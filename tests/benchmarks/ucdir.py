@@ -15,9 +15,10 @@ import numpy as np
 
 from data.manifest import Manifest
 from models.methods.ucdir import UCDIR
-from pipelines import ablate, train
+from pipelines import train
 from pipelines.console.cli import set_default_environment
 from pipelines.reproduction.cosine import unit_rows
+from pipelines.reproduction.reuse import result_of
 from pipelines.retrieval import evaluation, metrics
 from pipelines.retrieval.metrics import Encoded
 from pipelines.training.restore import load_method
@@ -94,7 +95,7 @@ def main() -> None:
                 "storage": given.storage, "tracking": "none", "plots": False,
             }  # fmt: skip
             with contextlib.redirect_stdout(sys.stderr):
-                result = ablate.result_of(train.make_config(options | row.changes))
+                result = result_of(train.make_config(options | row.changes))
             found.append(measured(Path(given.storage) / result["run_id"], root, manifest, splits, pairs))
         show(row.name, found)
 

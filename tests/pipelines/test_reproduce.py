@@ -1,6 +1,7 @@
 """The papers' tables: their figures as printed, the trials that they ask for, and the report."""
 
 import csv
+import json
 import statistics
 from pathlib import Path
 
@@ -9,13 +10,14 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from data.manifest import Manifest
-from pipelines import reproduce
+from pipelines import reproduce, train
 from pipelines.console.cli import main
 from pipelines.reproduction import report
 from pipelines.reproduction.cosine import by_cosine, mean_average_precision, unit_rows
 from pipelines.reproduction.report import Line, Place, plain_name, verdict
+from pipelines.reproduction.reuse import result_of
 from pipelines.reproduction.tables import NEAREST, TABLES, Row, find_tables
-from pipelines.reproduction.trials import DataSet, Shared, Trial, datasets
+from pipelines.reproduction.trials import DataSet, Shared, Trial, _train, datasets
 from pipelines.retrieval.metrics import Encoded
 from tests.servers import Head
 
@@ -130,10 +132,25 @@ def test_rows_are_trained_once_and_written(few_digits: Path, tmp_path: Path, ray
     assert pictures == wanted and all((out / each).stat().st_size > 5000 for each in wanted)
 
 
-def test_a_failed_row_is_named(digits: Path, tmp_path: Path, ray_cluster: Head, capsys: pytest.CaptureFixture[str]) -> None:
-    given = {"paper": "dah", "table": 4, "data": str(digits), "pairs": "typeset:handwritten", "rows": "ITQ", "bits": "2000", "storage": str(tmp_path)}
-    with pytest.raises(ValueError, match="bits is 2000"):
-        reproduce.run(reproduce.Config(**given))
+def test_a_run_is_taken_again_if_options_and_data_are_the_same(few_digits: Path, tmp_path: Path) -> None:
+    def result(**more: object) -> str:
+        given = {"method": "lsh", "dataset": str(few_digits), "target": "typeset", "storage": str(tmp_path), "workers": 0, "tracking": "none", "plots": False}
+        return str(result_of(train.make_config(given | more))["run_id"])
+
+    first = result()
+    assert result() == first != result(seed=1) and result(fit_rows=100) not in (first, result(seed=1))
+    place = tmp_path / first / "result.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"dataset": "rows that have been replaced"}))
+    assert result() != first
+
+
+def test_a_row_that_diverges_is_told_and_not_tried_again(few_digits: Path, tmp_path: Path) -> None:
+    options = train.make_config({
+        "method": "igan", "dataset": str(few_digits), "source": "typeset", "target": "handwritten", "storage": str(tmp_path), "workers": 0, "tracking": "none",
+        "plots": False, "epochs": 2, "steps_per_epoch": 3, "per_class": 2, "width": 4, "discriminator_rate": 1e30, "spectral": False, "pretrain_epochs": 0,
+    })  # fmt: skip
+    told = _train({"folder": "here"}, {"here": options})
+    assert [*told] == ["failed"] and "not finite" in told["failed"]
 
 
 def test_features_by_cosine_need_no_run(shared_data: Path, tmp_path: Path) -> None:
@@ -150,7 +167,7 @@ def test_features_by_cosine_need_no_run(shared_data: Path, tmp_path: Path) -> No
     ("reproduce nothing --data x", "no paper 'nothing'"), ("reproduce dah --table 9 --data x", "dah has no table 9"), ("reproduce dah", "--data is missing"),
     ("reproduce dah --data {empty}", "no dataset in"), ("reproduce dah --data {digits} --rows DRCN", "no row 'DRCN'"),
     ("reproduce dah --data {digits} --pairs a:b", "the data have the domains"), ("reproduce dah --data {digits} --seeds one", "must be whole numbers"),
-    ("reproduce dah --data {digits} --presets mine", "must be default, paper"),
+    ("reproduce dah --data {digits} --presets mine", "must be default, paper"), ("reproduce dah --data {digits} --bits 2000", "bits is 2000"),
     ("reproduce ucdir --table 1 --data {digits} --rows ID --presets paper --pairs typeset:typeset", "nothing to train"),
 ])  # fmt: skip
 def test_wrong_options_get_one_line(words: str, told: str, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,8 +84,7 @@ def test_a_space_without_a_choice_is_refused() -> None:
 
 
 def test_no_option_of_a_command_hides_a_methods_field() -> None:
-    from pipelines import ablate
     from tuning import search
 
     own = {each.name for method in METHODS.values() for each in fields(method.Config)}
-    assert not own & {each.name for kind in (ablate.Config, search.Config) for each in fields(kind)}
+    assert not own & {each.name for each in fields(search.Config)}

@@ -1,7 +1,6 @@
 """IGAN, SIGAN and DTN on the embedded digits: trained, resumed, failing, translating, and in an ablation table."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from models.registry import find_method
-from pipelines import ablate, train, translate
+from pipelines import train, translate
 from pipelines.console.cli import main
 from pipelines.training import checkpoint
 from tests.servers import Head
@@ -107,13 +105,6 @@ def test_a_discriminator_that_runs_away_under_ray_is_not_started_again(ray_clust
     assert "\n" not in str(caught.value) and last_good(tmp_path).name == "epoch-00002"
 
 
-def test_a_row_of_another_method_keeps_what_the_user_changed(digits: Path, tmp_path: Path) -> None:
-    values = {"method": "sigan", "dataset": str(digits), "source": "typeset", "target": "handwritten", "storage": str(tmp_path), "width": 8}
-    row = next(each for each in find_method("sigan").ablation if each.method == "dtn")
-    wanted = ablate._settings(ablate.make_config(values), row, ("typeset", "handwritten"), 1)
-    assert wanted.method == "dtn" and wanted.seed == 1 and wanted.own == vars(find_method("dtn").preset("default")) | {"width": 8}
-
-
 def test_sigan_translates_features_as_vectors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for domain in ("one", "two"):
         np.savez(tmp_path / f"{domain}.npz", x_train=np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32), y_train=np.arange(40) % 4)
@@ -123,36 +114,3 @@ def test_sigan_translates_features_as_vectors(tmp_path: Path, capsys: pytest.Cap
     run = next((tmp_path / "runs").iterdir()).name
     assert main(f"translate {run} {tmp_path}/set#one/train --out {tmp_path}/made --storage {tmp_path}/runs".split()) == 2
     assert "has no generator of images" in capsys.readouterr().err
-
-
-def table(digits: Path, storage: Path, **more: Any) -> dict[str, Any]:
-    options = {"workers": 0, "tracking": "none"} | SMALL | {"epochs": 2, "steps_per_epoch": 2}
-    values = {"method": "igan", "dataset": str(digits), "storage": str(storage)} | options | more
-    return ablate.run(ablate.make_config(values))["table"]["typeset -> handwritten"]
-
-
-def test_an_ablation_trains_each_row_once_and_goes_on_where_it_was_cut_off(digits: Path, tmp_path: Path) -> None:
-    first = table(digits, tmp_path)
-    assert [*first] == [row.name for row in find_method("igan").ablation] and len(list(tmp_path.glob("igan-*"))) == 5
-    for row, cells in zip(find_method("igan").ablation, first.values(), strict=True):
-        own = json.loads((tmp_path / cells["runs"][0] / "config.json").read_text())["own"]
-        assert all(own[name] == value for name, value in row.changes.items())
-    cut = tmp_path / first["Lc + Ls"]["runs"][0]
-    (cut / "result.json").unlink()
-    shutil.rmtree(cut / "checkpoints" / "epoch-00002")
-    assert table(digits, tmp_path) == first
-    assert (cut / "result.json").is_file() and len(list(tmp_path.glob("igan-*"))) == 5
-    result = json.loads((cut / "result.json").read_text())
-    (cut / "result.json").write_text(json.dumps(result | {"dataset": "rows that have been replaced"}))
-    again = table(digits, tmp_path)
-    assert [row for row in first if again[row]["runs"] != first[row]["runs"]] == ["Lc + Ls"]
-
-
-def test_a_row_that_diverges_is_shown_and_the_others_go_on(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = table(digits, tmp_path, discriminator_rate=1e30, spectral=False, seeds="3")
-    assert [name for name, cells in found.items() if cells["failed"]] == ["Lc + Ls + Lh + La", "Lc + Ls + Lh + La + L1"]
-    shown = capsys.readouterr().out
-    assert shown.count("; 1 failed") == 2 and "85.5 (mnist -> usps)" in shown
-    line = f"ablate dpsh --dataset {digits} --source typeset --target handwritten"
-    assert main(line.split()) == 2
-    assert "dpsh has no ablation table; these have one: dah, igan, sigan" in capsys.readouterr().err

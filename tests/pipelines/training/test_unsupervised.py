@@ -62,7 +62,6 @@ def test_what_cannot_be_trained_is_said(digits: Path, tmp_path: Path, capsys: py
     for line, said in (
         ("train ucdir --target handwritten", "--source is missing"),
         ("train itq --source handwritten --target handwritten", "source and target are both 'handwritten': leave --source out"),
-        ("ablate idr-ae --target handwritten --both", "--both trains in both directions, but --source is missing"),
         ("train itq --target handwritten --workers 2", "itq is fitted in one process, not trained by 2 workers"),
         ("train itq --target handwritten --extractor vgg16 --pretrained nowhere.pth", "weights 'nowhere.pth' of vgg16 cannot be loaded"),
         ("train idr-ae --target handwritten --matching best", "none, critic, assignment, bitwise"),
