@@ -28,11 +28,11 @@ def run(digits: Path, storage: Path, method: str, **more: Any) -> dict[str, Any]
 
 
 @pytest.mark.parametrize("method", FITTED)
-def test_a_classic_hash_is_fitted_at_once_and_retrieves(method: str, digits: Path, tmp_path: Path) -> None:
-    one = run(digits, tmp_path, method)
+def test_a_classic_hash_is_fitted_at_once_and_retrieves(method: str, few_digits: Path, tmp_path: Path) -> None:
+    one = run(few_digits, tmp_path, method)
     assert one["metrics"]["target/map"] > 0.25 and not any(name.startswith(("cross", "accuracy")) for name in one["metrics"])
     assert one["epochs"] == 1 and one["run_id"].startswith(f"{method}-handwritten-32-") and not one["oracle"]
-    again, both = run(digits, tmp_path, method), run(digits, tmp_path, method, source="typeset")
+    again, both = run(few_digits, tmp_path, method), run(few_digits, tmp_path, method, source="typeset")
     assert again["metrics"] == one["metrics"]
     assert both["metrics"]["target/map"] != one["metrics"]["target/map"] and both["metrics"]["cross/map"] > 0.1
 
