@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from models.distributed import drawn_bits, gather
+from models.distributed import gather
 from models.hyperparameters import AblationRow, Preset, hyperparameter
 from models.losses.adversarial import critic_loss, generator_loss, gradient_penalty
 from models.losses.matching import assignment_distance, bitwise_distance
@@ -46,7 +46,6 @@ class IDRAEConfig:
         "relative", "the reconstruction's squared error: a share of the features' variance, a mean over them, or eq. 2's sum",
         choices=("relative", "mean", "sum"),
     )  # fmt: skip
-    stochastic: bool = hyperparameter(False, "the decoder takes bits that are drawn by their probabilities, as SGH's; off in the paper")
     penalty_weight: float = hyperparameter(10.0, "weight of the critic's gradient penalty", 1.0, 30.0, log=True, when={"matching": ("critic",)})
     extractor: str = hyperparameter("auto", "h: none takes the input as it is; auto: EfficientNet-Lite0 from 64 pixels", choices=EXTRACTORS)
     normalised: bool = hyperparameter(True, "feature vectors of h are scaled to a mean square of 1; off in the paper")
@@ -147,10 +146,9 @@ class IDRAE(Method):
         parts = [part.x for part in batch if part is not None]
         features = self.networks["extractor"](torch.cat(parts))
         b = self.networks["encoder"](features)
-        each = b.split([len(part) for part in parts])
-        decoded = torch.cat([drawn_bits(part, self.draw()) for part in each]) if self.config.stochastic else b
-        terms = {"reconstruction": self._error(self.networks["decoder"](decoded), features.detach())}
+        terms = {"reconstruction": self._error(self.networks["decoder"](b), features.detach())}
         if self.config.matching != "none":
+            each = b.split([len(part) for part in parts])
             terms["matching"] = self._matching(torch.cat([gather(part) for part in each]))  # in the row order of one process
         return terms
 

@@ -50,7 +50,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "adda": ("adda", {"dropout": 0.0, "width": 8}),
     "drcn": ("drcn", {"dropout": 0.0, "width": 4}),
     "cogan": ("cogan", {"dropout": 0.0, "width": 4}),
-    "idr-ae, stochastic": ("idr-ae", {"stochastic": True}),
     "ucdir, resumed": ("ucdir", {"cluster_start": 0.0, "stop": 1}),
 }  # fmt: skip
 
