@@ -109,7 +109,7 @@ def rank_slice(draw: Tensor) -> Tensor:
 
 
 def drawn_bits(probabilities: Tensor, generator: torch.Generator) -> Tensor:
-    """Bits drawn by their probabilities, with the gradient of the probabilities; this rank's part of the global batch's draws (SGH eq. 14).
+    """Bits drawn by their probabilities, with the gradient of the probabilities; this rank's part of the global batch's draws (SGH).
 
     Args:
         probabilities: (batch, bits), the same number of rows on each rank.

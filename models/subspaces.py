@@ -21,7 +21,7 @@ def _class_means(x: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.nd
 
 def transfer_axes(source: np.ndarray, target: np.ndarray, width: int, ridge: float, labels: np.ndarray | None = None, guesses: np.ndarray | None = None,
                   classes: int = 0) -> np.ndarray:  # fmt: skip
-    """Axes on which the domains' means are near and the variance is large: TCA with a linear kernel, or JDA's step (Long et al., ICCV 2013, eq. 8).
+    """Axes on which the domains' means are near and the variance is large: TCA with a linear kernel, or JDA's step (Long et al., ICCV 2013).
 
     They solve ``(X M X' + ridge I) a = X H X' a phi`` for the smallest phi. M is JDA's sum of the outer products of the domains' means, and of the means of
     each class if there are labels, divided by its Frobenius norm; H centres.
@@ -67,7 +67,7 @@ def nearest_neighbour(queries: np.ndarray, rows: np.ndarray, labels: np.ndarray)
 
 
 def joint_axes(source: np.ndarray, target: np.ndarray, labels: np.ndarray, classes: int, width: int, ridge: float, rounds: int) -> np.ndarray:
-    """JDA's axes (width, features): TCA's, then rounds with the target's classes guessed by the nearest source row on the axes (algorithm 1)."""
+    """JDA's axes (width, features): TCA's, then rounds with the target's classes guessed by the nearest source row on the axes."""
     axes = transfer_axes(source, target, width, ridge)
     for _ in range(rounds):
         guesses = nearest_neighbour(target @ axes.T, source @ axes.T, labels)
@@ -76,7 +76,7 @@ def joint_axes(source: np.ndarray, target: np.ndarray, labels: np.ndarray, class
 
 
 def flow_axes(source: np.ndarray, target: np.ndarray, width: int) -> np.ndarray:
-    """A root of the geodesic flow kernel: axes A (2 width, features) with A'A = G (Gong et al., CVPR 2012, eq. 6).
+    """A root of the geodesic flow kernel: axes A (2 width, features) with A'A = G (Gong et al., CVPR 2012).
 
     G integrates the projections on all subspaces between the domains' principal subspaces of ``width`` axes.
     """
@@ -96,7 +96,7 @@ def flow_axes(source: np.ndarray, target: np.ndarray, width: int) -> np.ndarray:
 
 
 def recolouring(source: np.ndarray, target: np.ndarray, ridge: float) -> np.ndarray:
-    """CORAL: the map A (features, features) that gives centred source rows the target's covariance, x A' (Sun et al., AAAI 2016, algorithm 1).
+    """CORAL: the map A (features, features) that gives centred source rows the target's covariance, x A' (Sun et al., AAAI 2016).
 
     Args:
         ridge: added to the diagonals of both covariances; 1 in the paper.

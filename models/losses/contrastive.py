@@ -112,7 +112,7 @@ def nearest_others(keys: Tensor, slots: Tensor, own: Tensor) -> Tensor:
 
 
 def prototype_loss(queries: Tensor, prototypes: Tensor, member: Tensor, concentration: Tensor) -> Tensor:
-    """Mean cross-entropy of each query's own prototype among all prototypes, each with a temperature of its own (ProtoNCE; Li et al., ICLR 2021, eq. 11).
+    """Mean cross-entropy of each query's own prototype among all prototypes, each with a temperature of its own (ProtoNCE; Li et al., ICLR 2021).
 
     Args:
         queries: (n, width), L2-normalised.
@@ -124,7 +124,7 @@ def prototype_loss(queries: Tensor, prototypes: Tensor, member: Tensor, concentr
 
 
 def matching_entropy(queries: Tensor, slots: Tensor, temperature: float) -> Tensor:
-    """Mean entropy, in nats, of each query's softmax over all ranks' memory slots of the other domain (CDS; Kim et al. 2020, eq. 4).
+    """Mean entropy, in nats, of each query's softmax over all ranks' memory slots of the other domain (CDS; Kim et al. 2020).
 
     Args:
         queries: (n, width), L2-normalised, of the whole batch.

@@ -23,13 +23,15 @@ class _Reversed(torch.autograd.Function):
 
 
 def reversed_gradient(x: Tensor, strength: float) -> Tensor:
-    """``x``, which receives ``-strength`` times its gradient (Ganin and Lempitsky, ICML 2015, eq. 9-10)."""
+    """``x``, which receives ``-strength`` times its gradient (Ganin and Lempitsky, ICML 2015)."""
     reversed_: Tensor = _Reversed.apply(x, strength)  # type: ignore[no-untyped-call]
     return reversed_
 
 
 def domain_loss(source: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of a discriminator of two domains: mean over each domain's samples, then over the domains (DANN eq. 4, ADDA eq. 2).
+    """Cross-entropy of a discriminator of two domains: mean over each domain's samples, then over the domains (DANN, ADDA).
+
+    The papers add the two domains; this mean is half of their sum, so a lambda of 1 here is one of 0.5 there.
 
     Args:
         source, target: (n,) and (m,) logits of "source".
@@ -41,12 +43,12 @@ def domain_loss(source: Tensor, target: Tensor) -> Tensor:
 
 
 def multilinear(features: Tensor, probabilities: Tensor) -> Tensor:
-    """Outer product of each sample's features and class probabilities: (n, width), (n, classes) -> (n, width * classes) (Long et al., NeurIPS 2018, eq. 4)."""
+    """Outer product of each sample's features and class probabilities: (n, width), (n, classes) -> (n, width * classes) (Long et al., NeurIPS 2018)."""
     return (features.unsqueeze(2) * probabilities.unsqueeze(1)).flatten(1)
 
 
 def moved_centroids(memory: Tensor, x: Tensor, labels: Tensor, kept: float) -> Tensor:
-    """Centroids of classes, moved towards those of a batch (Xie et al., ICML 2018, algorithm 1).
+    """Centroids of classes, moved towards those of a batch (Xie et al., ICML 2018).
 
     Args:
         memory: (classes, width); receives no gradient.

@@ -52,7 +52,7 @@ def similarity_loss(codes: Tensor, labels: Tensor) -> Tensor:
 
 
 def structure_loss(codes: Tensor, similarities: Tensor) -> Tensor:
-    """Squared distance of scaled dot products to guessed similarities, mean over all pairs; pairs of similarity 0 contribute nothing (SSDH eq. 5).
+    """Squared distance of scaled dot products to guessed similarities, mean over all pairs; pairs of similarity 0 contribute nothing (SSDH).
 
     Args:
         codes: (n, bits), relaxed codes in [-1, 1].

@@ -152,7 +152,7 @@ class Adaptation(HashHead):
         return groups
 
     def begin_step(self, progress: float) -> None:
-        """Set the learning rates and lambda (DANN, section 5.2.2)."""
+        """Set the learning rates and lambda (DANN)."""
         super().begin_step(progress)
         c = self.config
         self.strength = c.adaptation_weight * (2 / (1 + math.exp(-c.ramp * progress)) - 1 if c.ramp else 1.0)

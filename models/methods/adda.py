@@ -33,7 +33,7 @@ class ADDAConfig(AdaptationConfig):
 
 
 class ADDA(Adaptation):
-    """The target's network deceives a discriminator of its codes and of the source network's (eq. 9)."""
+    """The target's network deceives a discriminator of its codes and of the source network's."""
 
     name: ClassVar[str] = "adda"
     reference: ClassVar[str] = "Tzeng et al., Adversarial Discriminative Domain Adaptation, CVPR 2017"
@@ -56,7 +56,9 @@ class ADDA(Adaptation):
 
     def begin_epoch(self, epoch: int, epochs: int, source: RowSource | None = None, target: RowSource | None = None) -> None:
         """Pretrain in the first epochs; then keep the source's network."""
-        first = max(1, round(self.config.pretrained_share * epochs))
+        if epochs < 2:
+            raise ValueError("adda needs at least 2 --epochs: the first trains the source's network, the rest adapt the target's")
+        first = min(max(1, round(self.config.pretrained_share * epochs)), epochs - 1)
         self.pretraining = epoch < first
         if epoch == first:
             self.network.load_state_dict(self.ema_networks["network"].state_dict())

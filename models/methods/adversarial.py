@@ -30,7 +30,7 @@ class AdversarialConfig(AdaptationConfig):
 
 
 class DANN(Adaptation):
-    """A discriminator cannot tell the domains' codes apart (eq. 9)."""
+    """A discriminator cannot tell the domains' codes apart."""
 
     name: ClassVar[str] = "dann"
     reference: ClassVar[str] = "Ganin et al., Domain-Adversarial Training of Neural Networks, JMLR 2016"
@@ -61,7 +61,7 @@ class DANN(Adaptation):
 
 
 class CDAN(DANN):
-    """A discriminator cannot tell the domains apart by codes and classes together (eq. 3, 4); without entropy weights: CDAN-M."""
+    """A discriminator cannot tell the domains apart by codes and classes together; without entropy weights: CDAN-M."""
 
     name: ClassVar[str] = "cdan"
     reference: ClassVar[str] = "Long et al., Conditional Adversarial Domain Adaptation, NeurIPS 2018"
@@ -71,7 +71,7 @@ class CDAN(DANN):
         return self.bits * self.classes
 
     def shown(self, u: Tensor, logits: Tensor) -> Tensor:
-        return multilinear(u, logits.detach().softmax(1))
+        return multilinear(u, logits.detach().softmax(1))  # a reading: the probabilities condition, they receive no gradient
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class MSTNConfig(AdversarialConfig):
 
 
 class MSTN(DANN):
-    """DANN, and the same place for each class's centroid in both domains (eq. 5); the target's classes are the classifier's guesses.
+    """DANN, and the same place for each class's centroid in both domains; the target's classes are the classifier's guesses.
 
     The squared distance is a mean over classes and bits, so that its weight does not depend on their numbers.
     """

@@ -72,23 +72,8 @@ class BAConfig(ClassicConfig):
     margin: float = hyperparameter(1e-3, "weight of the SVMs' squared norm", 1e-5, 1e-1, log=True)
 
 
-class _Linear(nn.Module):
-    """x -> x W' + b with fitted values."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, features: int, bits: int) -> None:
-        super().__init__()
-        self.register_buffer("weight", torch.zeros(bits, features))
-        self.register_buffer("bias", torch.zeros(bits))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ self.weight.T + self.bias
-
-
 class BA(Classic):
-    """Binary autoencoder by auxiliary coordinates: turns between an SVM for each bit, a linear decoder, and the codes (algorithm of section 3).
+    """Binary autoencoder by auxiliary coordinates: turns between an SVM for each bit, a linear decoder, and the codes.
 
     The SVMs have the squared hinge and are solved together; the first codes are ITQ's.
     """
@@ -99,7 +84,7 @@ class BA(Classic):
     config: BAConfig
 
     def build(self, features: int, bits: int) -> nn.Module:
-        return _Linear(features, bits)
+        return nn.Linear(features, bits).requires_grad_(False)
 
     def fit(self, x: Tensor) -> None:
         c = self.config
@@ -133,7 +118,7 @@ class BDNNConfig(ClassicConfig):
 
 
 class BDNN(Classic):
-    """Binary deep network without labels (UH-BDNN): its codes reconstruct the input, are independent and balanced (eq. 8).
+    """Binary deep network without labels (UH-BDNN): its codes reconstruct the input, are independent and balanced.
 
     Two sigmoid layers, of four and two times L units, and a linear one; the paper has 8 to 32 bits and names widths for these. The first codes are ITQ's.
     """
@@ -151,7 +136,7 @@ class BDNN(Classic):
         return nn.Sequential(layers[0], nn.Sigmoid(), layers[1], nn.Sigmoid(), layers[2])
 
     def fit(self, x: Tensor) -> None:
-        c, n = self.config, len(x)
+        c, n, device = self.config, len(x), self.device
         network = self.hashing.cpu()
         b = signs(fit_itq(x, self.bits, self.draw().initial_seed())(x))
         weights = [layer.weight for layer in network if isinstance(layer, nn.Linear)]
@@ -168,4 +153,4 @@ class BDNN(Classic):
 
             minimise([*network.parameters()], loss, 40)
             b = best_codes(x, b, decoder, base, network(x), c.binary_weight, (-1.0, 1.0))
-        self.hashing.to(self.device)
+        self.hashing.to(device)

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import log_softmax
 
 from models.distributed import BatchNorm, gather, rank_slice
 from models.hyperparameters import Preset, hyperparameter
@@ -89,7 +88,7 @@ class _TargetCodes(nn.Module):
 
 
 class CoGAN(HashHead):
-    """Coupled discriminators that classify the source and judge generated pairs (eq. 3)."""
+    """Coupled discriminators that classify the source and judge generated pairs."""
 
     name: ClassVar[str] = "cogan"
     reference: ClassVar[str] = "Liu and Tuzel, Coupled Generative Adversarial Networks, NIPS 2016"
@@ -145,6 +144,3 @@ class CoGAN(HashHead):
         """The EMA copy if there is one: the target's images -> codes."""
         network = self.ema_networks["network"]
         return _TargetCodes(network["judge"], network["hash"]).eval()
-
-    def classify(self, x: Tensor) -> Tensor:
-        return log_softmax(self.ema_networks["classifier"](self.encode(x)), 1)

@@ -22,7 +22,7 @@ class DANConfig(AdaptationConfig):
 
 
 class DAN(Adaptation):
-    """The layers' activations, the codes and the classifier's outputs have the same distribution in both domains (eq. 6)."""
+    """The layers' activations, the codes and the classifier's outputs have the same distribution in both domains."""
 
     name: ClassVar[str] = "dan"
     reference: ClassVar[str] = "Long et al., Learning Transferable Features with Deep Adaptation Networks, ICML 2015"

@@ -27,7 +27,7 @@ class DRCNConfig(AdaptationConfig):
 
 
 class DRCN(Adaptation):
-    """Codes that classify the source and reconstruct the target (eq. 3)."""
+    """Codes that classify the source and reconstruct the target."""
 
     name: ClassVar[str] = "drcn"
     reference: ClassVar[str] = "Ghifary et al., Deep Reconstruction-Classification Networks for Unsupervised Domain Adaptation, ECCV 2016"

@@ -42,7 +42,7 @@ class ConcentratedBank(MemoryBank):
 
 
 def cluster_together(banks: list[Any], generator: torch.Generator, temperature: float) -> None:
-    """Cluster the slots of banks as one set: all get the same centroids, members and concentrations (Li et al., ICLR 2021, section 3.4).
+    """Cluster the slots of banks as one set: all get the same centroids, members and concentrations (Li et al., ICLR 2021).
 
     phi of a cluster of Z slots v around c is ``sum ||v - c|| / (Z log(Z + alpha))``.
     """
@@ -62,7 +62,7 @@ def cluster_together(banks: list[Any], generator: torch.Generator, temperature: 
 
 
 class ID(MemoryContrast):
-    """Instance discrimination: each image against all images of both domains (eq. 2)."""
+    """Instance discrimination: each image against all images of both domains."""
 
     name: ClassVar[str] = "id"
     reference: ClassVar[str] = "Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018"
@@ -139,7 +139,7 @@ class MatchingConfig(MemoryContrastConfig):
 
 
 class CDS(ID):
-    """Instance discrimination within each domain, and a low entropy of each image's similarities to the other domain's (eq. 5)."""
+    """Instance discrimination within each domain, and a low entropy of each image's similarities to the other domain's."""
 
     name: ClassVar[str] = "cds"
     reference: ClassVar[str] = "Kim et al., Cross-domain Self-supervised Learning for Domain Adaptation with Few Source Labels, 2020"
@@ -157,7 +157,7 @@ class CDS(ID):
 
 
 class PCS(MemoryContrast):
-    """Contrast with the clusters of each domain, and a low entropy of each image's similarities to the other domain's clusters (eq. 4, 7)."""
+    """Contrast with the clusters of each domain, and a low entropy of each image's similarities to the other domain's clusters."""
 
     name: ClassVar[str] = "pcs"
     reference: ClassVar[str] = "Yue et al., Prototypical Cross-domain Self-supervised Learning for Few-shot Unsupervised Domain Adaptation, CVPR 2021"

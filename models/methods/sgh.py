@@ -1,7 +1,7 @@
 """SGH, stochastic generative hashing (Dai et al., ICML 2017).
 
 Symbols: x feature vector, h in {0, 1} its code, q(h|x) Bernoulli of a linear layer, p(x|h) Gaussian around a linear decoder, theta the bits' prior. The
-description length E_q[-log p(x, h) + log q(h|x)] is minimised (eq. 6); h is drawn, and the gradient goes through its probability (eq. 14).
+description length E_q[-log p(x, h) + log q(h|x)] is minimised; h is drawn, and the gradient goes through its probability.
 """
 
 from dataclasses import dataclass

@@ -40,7 +40,7 @@ class SSDHConfig:
 
 
 def half_gaussians(distances: Tensor) -> tuple[float, float, float]:
-    """Place of the peak of a histogram of distances (n,), and the deviations from it to the left and to the right (section 3.1)."""
+    """Place of the peak of a histogram of distances (n,), and the deviations from it to the left and to the right."""
     low, high = float(distances.min()), float(distances.max())
     counts = torch.histc(distances, BINS, low, high)
     peak = low + (float(counts.argmax()) + 0.5) * (high - low) / BINS
@@ -50,7 +50,7 @@ def half_gaussians(distances: Tensor) -> tuple[float, float, float]:
 
 
 class SSDH(Method):
-    """Codes whose products are the similarities that the features' distances tell (eq. 5)."""
+    """Codes whose products are the similarities that the features' distances tell."""
 
     name: ClassVar[str] = "ssdh"
     reference: ClassVar[str] = "Yang et al., Semantic Structure-based Unsupervised Deep Hashing, IJCAI 2018"

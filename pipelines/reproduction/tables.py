@@ -66,10 +66,9 @@ def _along(columns: tuple[str, ...], *figures: float) -> dict[str, float]:
     return dict(zip(columns, figures, strict=True))
 
 
-def _ablation(method: str, start: int = 0, stop: int | None = None, **more: Any) -> tuple[Row, ...]:
+def _ablation(method: str) -> tuple[Row, ...]:
     """The rows of a method's ablation table, which are settings of one of our systems."""
-    kind = find_method(method)
-    return tuple(Row(row.name, row.method or method, row.figures, row.changes | more, own=not row.method) for row in kind.ablation[start:stop])
+    return tuple(Row(row.name, row.method or method, row.figures, row.changes, own=not row.method) for row in find_method(method).ablation)
 
 
 OFFICE = tuple(f"{a} -> {b}" for a, b in itertools.permutations(("amazon", "dslr", "webcam"), 2))

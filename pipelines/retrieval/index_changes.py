@@ -226,12 +226,13 @@ def measure(folder: Path, sample: int, k: int, wanted: float = 0.0, seed: int = 
         if k < 1:
             raise ValueError("the index has one code: there is nothing to measure")
         exact, _ = search_index.search(search_index.build(every, "flat"), every[chosen], k + 1)
-        farthest = exact[:, -1:]
+        farthest = exact[:, -1].tolist()
         searches = _searches(manifest, index.shards) if wanted else [{}]
         for parameters in searches:
             index.manifest = manifest | {"parameters": manifest["parameters"] | parameters}
-            found = np.array(index.search(every[chosen], k + 1).distances)
-            recall = float(((found <= farthest).sum(1) - 1).clip(0, k).mean() / k)
+            found = index.search(every[chosen], k + 1).distances
+            near = [sum(far <= most for far in each) - 1 for each, most in zip(found, farthest, strict=True)]
+            recall = float(np.clip(near, 0, k).mean() / k)
             if recall >= wanted:
                 break
         else:

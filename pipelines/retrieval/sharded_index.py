@@ -58,7 +58,7 @@ class ShardedIndex:
         return sum(shard["count"] for shard in self.manifest["shards"])
 
     def search(self, codes: np.ndarray, k: int, probes: int = 0) -> Answers:
-        """The nearest codes of all shards to each query; all queries get ``min(k, codes)`` answers.
+        """The nearest codes of all shards to each query; ``min(k, codes)`` of them, of kind hnsw sometimes fewer.
 
         Args:
             codes: (queries, bits / 8) uint8.
@@ -71,11 +71,12 @@ class ShardedIndex:
         return merged(parts, k)
 
     def search_shard(self, number: int, codes: np.ndarray, k: int, probes: int = 0) -> Answers:
-        """The nearest codes of one shard."""
+        """The nearest codes of one shard; an HNSW graph may find fewer than k."""
         kept = self.manifest["parameters"]
         distances, found = search_index.search(self.shards[number], codes, k, probes or kept.get("probes", 0), kept.get("ef", 0))
-        rows = self.rows(number, found)
-        return Answers(distances.tolist(), [[rows[place] for place in near] for near in found.tolist()])
+        rows = self.rows(number, found[found >= 0])
+        nearest = [[rows[place] for place in near if place >= 0] for near in found.tolist()]
+        return Answers([far[near >= 0].tolist() for far, near in zip(distances, found, strict=True)], nearest)
 
     def rows(self, number: int, places: np.ndarray) -> dict[int, Record]:
         """A shard's rows at these places, read from disk."""

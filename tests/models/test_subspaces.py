@@ -20,7 +20,7 @@ def domains() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("joint", [False, True])
 def test_transfer_axes_solve_the_papers_eigenproblem(joint: bool, domains: tuple[np.ndarray, ...]) -> None:
-    """``(X M X' + ridge I) A = X H X' A Phi`` with M of JDA eq. 3 and 5, of the smallest Phi."""
+    """``(X M X' + ridge I) A = X H X' A Phi`` with M of the means' outer products, of the smallest Phi."""
     source, target, labels, guesses = domains
     n, m = len(source), len(target)
     e = np.concatenate([np.full(n, 1 / n), np.full(m, -1 / m)])

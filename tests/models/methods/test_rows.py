@@ -140,6 +140,14 @@ def test_adda_trains_the_targets_network_beside_the_fixed_sources() -> None:
     assert all(each.equal(before[name]) for name, each in method.source_network.state_dict().items())
 
 
+def test_adda_never_ends_without_adapting() -> None:
+    method = build("adda", pretrained_share=0.8)
+    with pytest.raises(ValueError, match="at least 2 --epochs"):
+        method.begin_epoch(0, 1)
+    method.begin_epoch(1, 2)
+    assert method.is_active("discriminator")
+
+
 def test_coral_maps_the_source_alone() -> None:
     method = build("coral", augment=False)
     method.maps["source"].take(torch.zeros(256).numpy(), 2 * torch.eye(256).numpy())

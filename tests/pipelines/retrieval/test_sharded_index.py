@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.console.cli import main
-from pipelines.retrieval import index_changes
+from pipelines.retrieval import index_changes, search_index
 from pipelines.retrieval.code_files import SCHEMA, read_codes
 from pipelines.retrieval.sharded_index import ShardedIndex, open_index, read_manifest
 from tests.servers import Head
@@ -76,6 +76,22 @@ def test_rows_are_added_and_removed(kind: str, tmp_path: Path) -> None:
     assert [sorted(each) for each in found] == [sorted(each) for each in wanted]
     if kind == "flat":
         assert found == wanted
+
+
+def test_answers_that_a_graph_does_not_find_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index_changes.create(tmp_path / "i", table(0, 40), META, "hnsw", 1)
+    index = open_index(tmp_path / "i")
+    whole = index.search(QUERIES, 5)
+    search = search_index.search
+
+    def fewer(*given: object) -> tuple[np.ndarray, np.ndarray]:
+        distances, found = search(*given)  # type: ignore[arg-type]
+        distances[0, 3:], found[0, 3:] = 2**31 - 1, -1  # as FAISS does
+        return distances, found
+
+    monkeypatch.setattr(search_index, "search", fewer)
+    less = index.search(QUERIES, 5)
+    assert less.rows[0] == whole.rows[0][:3] and less.distances[0] == whole.distances[0][:3] and less.rows[1:] == whole.rows[1:]
 
 
 def test_only_the_shards_that_change_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
