@@ -72,8 +72,9 @@ class ShardedIndex:
 
     def search_shard(self, number: int, codes: np.ndarray, k: int, probes: int = 0) -> Answers:
         """The nearest codes of one shard; an HNSW graph may find fewer than k."""
-        kept = self.manifest["parameters"]
-        distances, found = search_index.search(self.shards[number], codes, k, probes or kept.get("probes", 0), kept.get("ef", 0))
+        kept, shard = self.manifest["parameters"], self.shards[number]
+        own = min(kept.get("probes", 0), getattr(shard, "nlist", 0))  # a shard that lost rows has fewer lists
+        distances, found = search_index.search(shard, codes, k, probes or own, kept.get("ef", 0))
         rows = self.rows(number, found[found >= 0])
         nearest = [[rows[place] for place in near if place >= 0] for near in found.tolist()]
         return Answers([far[near >= 0].tolist() for far, near in zip(distances, found, strict=True)], nearest)

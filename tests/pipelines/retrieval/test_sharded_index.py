@@ -167,6 +167,16 @@ def test_a_recall_that_is_asked_for_is_reached(kind: str, tmp_path: Path) -> Non
     assert np.mean([sum(far <= most for far in each) for each, most in zip(near.distances, exact, strict=True)]) / 11 > 0.95
 
 
+def test_a_shard_that_lost_lists_is_searched_in_all_that_are_left(tmp_path: Path) -> None:
+    rows = table(0, 200)
+    index_changes.create(tmp_path / "i", rows, META, "ivf", 1)
+    manifest = index_changes.measure(tmp_path / "i", 100, 10, 1.0)
+    index_changes.remove(tmp_path / "i", rows["id"].to_pylist()[:190])
+    index = open_index(tmp_path / "i")
+    assert index.shards[0].nlist < manifest["parameters"]["probes"]
+    assert [sorted(each) for each in answers(index, QUERIES, 10)] == brute(rows.slice(190), QUERIES, 10)
+
+
 def test_a_flat_index_finds_all(tmp_path: Path) -> None:
     index_changes.create(tmp_path / "i", table(0, 90), META, "flat", 1)
     assert index_changes.measure(tmp_path / "i", 50, 10)["recall"] == {"at_10": 1.0}
