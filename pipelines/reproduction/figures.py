@@ -43,12 +43,12 @@ def _draw_place(table: Table, trials: list[Trial], shared: Shared, folder: Path)
         result, _ = finished_and_cut_off(options)
         if result is None:
             continue
-        run = Path(options.storage) / result["run_id"]
+        run = to_path(options.storage) / result["run_id"]
         encode = evaluation.MethodEncoder(load_method(run, manifest))
         codes = evaluation.encode_split(encode, root, manifest, query), evaluation.encode_split(encode, root, manifest, database)
-        curves[trial.shown] = precision_recall(
-            distance_histograms(codes[0].codes, codes[0].labels, codes[1].codes, codes[1].labels, own=query == database)
-        )
+        if (codes[0].labels >= 0).any():  # a target may have none
+            found = distance_histograms(codes[0].codes, codes[0].labels, codes[1].codes, codes[1].labels, own=query == database)
+            curves[trial.shown] = precision_recall(found)
         cost = [record["terms"]["matching"] for record in runs.read_progress(run) if "matching" in record["terms"]]
         costs |= {trial.shown: cost} if cost and table.alone else {}
         if not trial.row.oracle:
@@ -60,8 +60,8 @@ def _draw_place(table: Table, trials: list[Trial], shared: Shared, folder: Path)
     own = max((each for each in scored if each[1].row.own), key=lambda one: one[0], default=None)
     others = max((each for each in scored if not each[1].row.own), key=lambda one: one[0], default=None)
     before_and_after(root, manifest, query, database, own or scored[0], folder / "tsne.png")
+    images = _images(root, manifest)
     for name, best in (("ours", own), ("baseline", others)):
-        images = _images(root, manifest)
         if best and images and query != database:
             shown = f"retrievals-{name}-{best[1].shown}.png".replace(" ", "-").replace("/", "-")
             plots.retrieval_grid(*best[2], *images, folder / shown)
