@@ -1,7 +1,9 @@
 """Decodes image files of any size and mode to uint8 arrays of one shape."""
 
+import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -92,27 +94,52 @@ def decode_rows(content: bytes, channels: int, size: int) -> np.ndarray:
     Raises:
         ValueError: the bytes are not a readable image; says why.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content)) as image:
-                if image.width * image.height > LARGEST_PIXELS:
-                    raise ValueError(f"{image.width}x{image.height} pixels is above the limit of {LARGEST_PIXELS:,}")
-                image.draft("RGB" if channels == 3 else "L", (size, size))
-                ImageOps.exif_transpose(image, in_place=True)
-                flat = _flat(_eight_bit(image))
+    with _one_line_faults(content):
+        flat = _opened(content, "RGB" if channels == 3 else "L", (size, size))
         mode = "L" if channels == 1 else "RGB"
         flat = flat if flat.mode == mode else flat.convert(mode)
         if flat.size != (size, size):
             flat = flat.resize((size, size), Image.Resampling.BILINEAR)
-        array = np.asarray(flat)
+        return np.asarray(flat)
+
+
+def _opened(content: bytes, mode: str, size: tuple[int, int]) -> Image.Image:
+    """An image file's first frame, upright, 8 bits, L or RGB; a JPEG may be decoded smaller, but not below ``size``."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(content)) as image:
+            if image.width * image.height > LARGEST_PIXELS:
+                raise ValueError(f"{image.width}x{image.height} pixels is above the limit of {LARGEST_PIXELS:,}")
+            image.draft(mode, size)
+            ImageOps.exif_transpose(image, in_place=True)
+            return _flat(_eight_bit(image))
+
+
+@contextlib.contextmanager
+def _one_line_faults(content: bytes) -> Iterator[None]:
+    """Turn what decoders raise into a ValueError of one line."""
+    try:
+        yield
     except UnidentifiedImageError:
         raise ValueError("not an image" if content else "empty file") from None
     except (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, ArithmeticError, MemoryError) as error:
         raise ValueError(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
     except Exception as error:  # decoders also raise errors of their own libraries (struct.error, zlib.error, bomb errors)
         raise ValueError(f"{type(error).__name__}: {error}") from None
-    return array
+
+
+def thumbnail(content: bytes, longest: int) -> bytes:
+    """An image file as a JPEG file without metadata, its longer side at most ``longest`` pixels, its aspect ratio kept.
+
+    Raises:
+        ValueError: the bytes are not a readable image; says why.
+    """
+    with _one_line_faults(content):
+        image = _opened(content, "RGB", (longest, longest))
+        image.thumbnail((longest, longest))
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=90)
+        return buffer.getvalue()
 
 
 def to_jpeg(image: np.ndarray, quality: int = JPEG_QUALITY) -> bytes:

@@ -5,7 +5,7 @@ from typing import Any
 
 from data.filesystem import to_path
 from pipelines.console.config import option, positional
-from pipelines.registry.encoders import open_encoder
+from pipelines.registry.encoders import check_encodes, open_encoder, resolve
 from pipelines.retrieval.plots import grid, picture
 from pipelines.retrieval.queries import class_name, load_origin, load_queries, queried_dataset
 from pipelines.retrieval.sharded_index import open_index
@@ -34,6 +34,8 @@ class Config:
 def run(config: Config) -> dict[str, Any]:
     """Search; returns each query with its answers: id, label, class name, Hamming distance."""
     index = open_index(to_path(config.index))
+    if config.model:
+        check_encodes(resolve(config.model, config.storage, config.tracking), index.manifest["model"], config.storage, config.tracking)
     encoder = open_encoder(config.model or index.manifest["model"], config.storage, config.tracking, rows=queried_dataset(config.images))
     if encoder.bits != index.manifest["bits"]:
         raise ValueError(f"the model gives {encoder.bits} bits, the index holds {index.manifest['bits']}: search with the model that encoded it")

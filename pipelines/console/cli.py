@@ -30,13 +30,13 @@ COMMANDS = {
     "encode": "folder or Parquet to a Parquet of codes",
     "index": "codes to a search index",
     "search": "find the nearest images of an index",
+    "serve": "search as a service on Ray Serve, with a page",
     "translate": "source images in the target's style",
     "submit": "run a command as a Ray job: submit [options] -- train igan ...",
     "methods": "the methods, with papers, needs and defaults",
     "datasets": "the datasets known by name",
 }
 MODULES = {"tune": "tuning.search"}  # commands that are not in pipelines
-# the option that a command writes to besides --out and --grid
 # the option that a command writes to besides --out and --grid
 WRITTEN = {"ingest": "dataset"} | dict.fromkeys(("train", "tune", "reproduce", "sync"), "storage")
 USER_ERRORS = (ValueError, OSError, FloatingPointError)

@@ -1,7 +1,7 @@
 """Encoders by name: the encoder of a run, or of a registered model."""
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -42,17 +42,18 @@ class RegisteredEncoder:
 
     def __init__(self, model: str, uri: str, gpu: bool = False) -> None:
         """Args:
-        model: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
-        uri: tracking URI of the registry.
+        model: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``, or a folder that one was copied to.
+        uri: tracking URI of the registry; "" for a folder.
         gpu: whether to encode on a GPU.
 
         Raises:
             ValueError: there is no such model.
         """
-        connect(uri)
+        if uri:
+            connect(uri)
         import mlflow  # noqa: PLC0415
 
-        with one_line_errors(uri):
+        with one_line_errors(uri or model):
             info = mlflow.models.get_model_info(model)
             loader = info.flavors.get("python_function", {}).get("loader_module")
             if loader != "mlflow.pytorch" or info.signature is None:  # other loaders could run code of their own
@@ -68,13 +69,38 @@ class RegisteredEncoder:
 
     def tags(self, model: str) -> dict[str, str]:
         """The tags of the version that a model URI refers to."""
-        import mlflow  # noqa: PLC0415
+        return dict(_version(model).tags)
 
-        rest = model.removeprefix("models:/")
-        client = mlflow.MlflowClient()
-        if "@" in rest:
-            return dict(client.get_model_version_by_alias(*rest.split("@")).tags)
-        return dict(client.get_model_version(*rest.split("/")).tags)
+
+def _version(model: str) -> Any:
+    """The registered version that ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` is, by the tracking server that is connected."""
+    import mlflow  # noqa: PLC0415
+
+    client, rest = mlflow.MlflowClient(), model.removeprefix("models:/")
+    return client.get_model_version_by_alias(*rest.rsplit("@", 1)) if "@" in rest else client.get_model_version(*rest.rsplit("/", 1))
+
+
+class Resolved(NamedTuple):
+    """The model that a name stands for now: its own ``name``, the ``run`` whose encoder it is, and its ``source``, which no other model has ("" of a run)."""
+
+    name: str
+    run: str
+    source: str
+
+
+def resolve(model: str, storage: str, tracking: str) -> Resolved:
+    """The version that an alias stands for; versions and runs stand for themselves.
+
+    Raises:
+        ValueError: there is no such model or run, or the registry cannot be reached.
+    """
+    if not model.startswith("models:/"):
+        return Resolved(model, runs.find_run(model, storage).name, "")
+    uri = registry_uri(model, storage, tracking)
+    connect(uri)
+    with one_line_errors(uri):
+        found = _version(model)
+    return Resolved(f"models:/{found.name}/{found.version}", found.tags.get("run_id", ""), found.source)
 
 
 def registry_uri(model: str, storage: str, tracking: str) -> str:
@@ -82,6 +108,24 @@ def registry_uri(model: str, storage: str, tracking: str) -> str:
     if not model.startswith("models:/"):
         return ""
     return tracking or default_uri(storage)
+
+
+def check_encodes(model: Resolved, codes: str, storage: str, tracking: str) -> None:
+    """Check that a model is the one that made the codes of an index: the same version, or another name of the same run's encoder.
+
+    Args:
+        codes: the model that the index names.
+
+    Raises:
+        ValueError: it is another model, or the index does not say which version of an alias it was.
+    """
+    if model.name == codes:
+        return
+    if codes.startswith("models:/") and "@" in codes:
+        raise ValueError(f"the index names its model as {codes}, and an alias can move: encode and index again, then it names the version")
+    known = resolve(codes, storage, tracking).run if codes.startswith("models:/") else Path(codes).name
+    if not known or known != model.run:
+        raise ValueError(f"the codes of the index are of {codes}, not of {model.name}: search with the model that encoded it")
 
 
 def open_encoder(model: str, storage: str, tracking: str, gpu: bool = False, rows: Manifest | None = None) -> Encoder:
@@ -96,3 +140,17 @@ def open_encoder(model: str, storage: str, tracking: str, gpu: bool = False, row
     if model.startswith("models:/"):
         return RegisteredEncoder(model, registry_uri(model, storage, tracking), gpu)
     return RunEncoder(runs.find_run(model, storage), gpu, rows)
+
+
+def download(model: str, uri: str, folder: Path) -> None:
+    """Copy a registered model to a folder that does not exist yet.
+
+    Raises:
+        ValueError: there is no such model, or the registry cannot be reached.
+    """
+    connect(uri)
+    import mlflow  # noqa: PLC0415
+
+    folder.mkdir()
+    with one_line_errors(uri):
+        mlflow.artifacts.download_artifacts(model, dst_path=str(folder))

@@ -63,20 +63,30 @@ def queried_dataset(images: str) -> Manifest | None:
     return Manifest.read(root) if "#" in images and not to_path(images).exists() and (root / "manifest.json").exists() else None
 
 
-def _dataset_queries(images: str, shape: tuple[int, ...]) -> Queries:
+def parse_rows(text: str) -> tuple[str, str, str, int, int]:
+    """Folder, domain, split, first row and the row after the last of DATASET#DOMAIN/SPLIT#FIRST-LAST.
+
+    Raises:
+        ValueError: the text is of another form.
+    """
     try:
-        root, name, rows = images.rsplit("#", 2)
+        root, name, rows = text.rsplit("#", 2)
         domain, split = name.rsplit("/", 1)
         first, _, last = rows.partition("-")
-        start, stop = int(first), int(last or first) + 1
+        return root, domain, split, int(first), int(last or first) + 1
     except ValueError:
-        raise ValueError(f"{images!r} is neither a path nor DATASET#DOMAIN/SPLIT#FIRST-LAST") from None
+        raise ValueError(f"{text!r} is neither a path nor DATASET#DOMAIN/SPLIT#FIRST-LAST") from None
+
+
+def _dataset_queries(images: str, shape: tuple[int, ...]) -> Queries:
+    root, domain, split, start, stop = parse_rows(images)
+    name = f"{domain}/{split}"
     folder = to_path(root)
     manifest = Manifest.read(folder)
     if tuple(manifest.shape) != tuple(shape):
         raise ValueError(f"the model takes rows of shape {list(shape)}, dataset {manifest.dataset!r} has {manifest.shape}")
     if not 0 <= start < stop <= manifest.split(domain, split).rows:
-        raise ValueError(f"rows {rows} are outside {name}, which has {manifest.split(domain, split).rows}")
+        raise ValueError(f"rows {start}-{stop - 1} are outside {name}, which has {manifest.split(domain, split).rows}")
     parts = list(read_decoded(folder, manifest, domain, split, start, stop))
     labels = [int(label) for part in parts for label in part.labels]
     x = torch.cat([part.x for part in parts]).numpy()

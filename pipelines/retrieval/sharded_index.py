@@ -5,6 +5,7 @@ version before stay until the next change, for readers that have begun with it. 
 """
 
 import heapq
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,12 +93,15 @@ class ShardedIndex:
 
 def merged(parts: list[Answers], k: int) -> Answers:
     """The k nearest of several shards' answers, ties by id."""
-    distances, rows = [], []
-    for query in zip(*(zip(part.distances, part.rows, strict=True) for part in parts), strict=True):
-        pairs = heapq.nsmallest(k, (pair for far, near in query for pair in zip(far, near, strict=True)), key=lambda pair: (pair[0], pair[1]["id"]))
-        distances.append([distance for distance, _ in pairs])
-        rows.append([row for _, row in pairs])
-    return Answers(distances, rows)
+    queries = zip(*(zip(part.distances, part.rows, strict=True) for part in parts), strict=True)
+    found = [nearest(query, k) for query in queries]
+    return Answers([distances for distances, _ in found], [rows for _, rows in found])
+
+
+def nearest(found: Iterable[tuple[list[int], list[Record]]], k: int) -> tuple[list[int], list[Record]]:
+    """The distances and rows of the k nearest answers to one query in several shards, ties by id."""
+    pairs = heapq.nsmallest(k, (pair for far, near in found for pair in zip(far, near, strict=True)), key=lambda pair: (pair[0], pair[1]["id"]))
+    return [distance for distance, _ in pairs], [row for _, row in pairs]
 
 
 def read_manifest(folder: Path) -> Record:
