@@ -1,26 +1,30 @@
 """Command: search as a service on Ray Serve, with a page."""
 
+import contextlib
 import ipaddress
 import json
+import logging
 import os
+import shutil
 import signal
 import socket
+import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.filesystem import to_path
-from models.allocator import keep_freed_memory
 from pipelines.console import cluster
 from pipelines.console.config import option, positional
 from pipelines.registry.encoders import registry_uri
 from pipelines.retrieval.sharded_index import read_manifest
 
-FAST = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}  # HAProxy before the gateway, gRPC behind it: a fifth of the latency
+CPUS = 0.5  # that a replica reserves, or its part of a machine that has fewer
 OPENING = 300.0  # seconds in which the first version must be open
 
 
@@ -57,6 +61,27 @@ class Config:
             raise ValueError("--compare-model is the model of a second index: give its folder by --compare")
 
 
+def fast_environment(folder: str) -> dict[str, str]:
+    """Environment of a Ray that is started for this service: HAProxy before the gateway and gRPC behind it, which is a third of the latency.
+
+    The files of HAProxy are in a folder of their own and its ports are free ones, so that a machine can have several services. When the
+    service ends it does not wait for load balancers.
+    """
+    ports = [str(_free_port()) for _ in range(2)]
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg", "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/admin.sock",
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/metrics.sock", "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/server-state", "RAY_SERVE_HAPROXY_STATS_PORT": ports[0], "RAY_SERVE_HAPROXY_METRICS_PORT": ports[1],
+    }  # fmt: skip
+
+
+def _free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return int(opened.getsockname()[1])
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches an address."""
     try:
@@ -78,50 +103,52 @@ def run(config: Config) -> dict[str, Any]:
     return {"url": url}
 
 
-class running:  # noqa: N801  used as a function
-    """A context in which an index is served; gives the service's address."""
+@contextlib.contextmanager
+def running(config: Config) -> Iterator[str]:
+    """Serve an index inside a context; gives the service's address.
 
-    def __init__(self, config: Config) -> None:
-        """Raises ValueError if what is to be served is not there, the port is taken, or a token is missing."""
-        self.config = config
-        manifests = [read_manifest(to_path(folder)) for folder in (config.index, config.compare) if folder]
-        models = [given or manifest["model"] for given, manifest in zip((config.model, config.compare_model), manifests, strict=False)]
-        self.tracking = next((uri for model in models if (uri := registry_uri(model, config.storage, config.tracking))), "")
-        _check_port(config.host, config.port)
-        keep_freed_memory()
-        if not os.environ.get("RAY_ADDRESS"):
-            for name, value in FAST.items():
-                os.environ.setdefault(name, value)
+    Raises:
+        ValueError: what is to be served is not there or does not fit, the port is taken, or a token is missing.
+    """
+    manifests = [read_manifest(to_path(folder)) for folder in (config.index, config.compare) if folder]
+    models = [given or manifest["model"] for given, manifest in zip((config.model, config.compare_model), manifests, strict=False)]
+    tracking = next((uri for model in models if (uri := registry_uri(model, config.storage, config.tracking))), "")
+    _check_port(config.host, config.port)
+    folder = ""
+    if not os.environ.get("RAY_ADDRESS"):
+        folder = tempfile.mkdtemp(prefix="hashbridge-serve-")
+        for name, value in fast_environment(folder).items():
+            os.environ.setdefault(name, value)
+    ray = cluster.connect()
+    from ray import serve  # noqa: PLC0415
 
-    def __enter__(self) -> str:
-        ray = cluster.connect()
-        from ray import serve  # noqa: PLC0415
+    from pipelines.serving import application  # noqa: PLC0415
 
-        from pipelines.serving import application  # noqa: PLC0415
-
-        given = self.config
-        settings = application.Settings(
-            application.absolute(given.index), _named(given.model, given), given.compare and application.absolute(given.compare),
-            _named(given.compare_model, given), application.absolute(given.storage), self.tracking, application.absolute(given.cache), given.replicas,
-            given.most_replicas, given.gpu, given.timeout, given.poll, given.waiting, given.body_limit,
-            application.hashed_token(needed=not is_loopback(given.host)),
-        )  # fmt: skip
-        self.serve, self.ray = serve, ray
-        try:
-            serve.start(http_options={"host": given.host, "port": given.port, "request_timeout_s": given.timeout + 30}, logging_config=application.QUIET)
-            serve.run(application.application(settings), name=application.NAME, route_prefix="/")
-            url = f"http://{'127.0.0.1' if given.host in ('0.0.0.0', '::') else given.host}:{given.port}"
-            _wait(url)
-        except BaseException:
-            self.__exit__()
-            raise
-        return url
-
-    def __exit__(self, *_: object) -> None:
-        self.serve.shutdown()
+    if not os.environ.get("HASHBRIDGE_VERBOSE"):
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    replicas = (sum(len(each["shards"]) for each in manifests) + 2) * config.replicas
+    settings = application.Settings(
+        application.absolute(config.index), _named(config.model), config.compare and application.absolute(config.compare), _named(config.compare_model),
+        application.absolute(config.storage), tracking, application.absolute(config.cache), config.replicas, config.most_replicas,
+        min(CPUS, ray.cluster_resources().get("CPU", 1.0) / replicas), config.gpu, config.timeout, config.poll, config.waiting, config.body_limit,
+        application.hashed_token(needed=not is_loopback(config.host)),
+    )  # fmt: skip
+    try:
+        options = {"host": config.host, "port": config.port, "request_timeout_s": config.timeout + 30}
+        serve.start(http_options=options, logging_config=application.QUIET)
+        serve.run_many([serve.RunTarget(application.application(settings), application.NAME)], wait_for_applications_running=False)
+        url = f"http://{'127.0.0.1' if config.host in ('0.0.0.0', '::') else config.host}:{config.port}"
+        _wait(url, lambda: serve.status().applications[application.NAME])
+        yield url
+    finally:
+        if folder:
+            ray.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            serve.delete(application.NAME)
 
 
-def _named(model: str, config: Config) -> str:
+def _named(model: str) -> str:
     """A model as replicas find it."""
     found = Path(model)
     return str(found.resolve()) if model and not model.startswith("models:/") and (found / "config.json").is_file() else model
@@ -136,25 +163,32 @@ def _check_port(host: str, port: int) -> None:
             raise ValueError(f"nothing can listen at {host}:{port}: {error.strerror or error}") from error
 
 
-def _wait(url: str) -> None:
+def _wait(url: str, state: Callable[[], Any]) -> None:
     """Wait until the first version is open.
+
+    Args:
+        state: what Ray Serve says of the application.
 
     Raises:
         ValueError: it cannot be opened; says why.
     """
-    end, state = time.monotonic() + OPENING, dict[str, Any]()
+    end = time.monotonic() + OPENING
     while time.monotonic() < end:
+        told = state()
+        if told.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            raise ValueError(f"the service cannot start: {' '.join(told.message.split())[-500:]}")
         try:
             with urllib.request.urlopen(f"{url}/healthz", timeout=5):
                 return
         except urllib.error.HTTPError as error:
             with error:
                 content = error.read()
-            state = json.loads(content) if content[:1] == b"{" else {}
-            faults = [each["refused"] for each in state.get("indexes", {}).values() if each.get("refused")]
+            found = json.loads(content) if content[:1] == b"{" else {}
+            faults = [each["refused"] for each in found.get("indexes", {}).values() if each.get("refused")]
             if faults:
                 raise ValueError(faults[0]) from None
         except OSError:
             pass
         time.sleep(0.2)
-    raise ValueError(f"the service was not ready after {OPENING:.0f} s: {state or 'it does not answer'}")
+    waiting = [f"{name} ({each.status}: {each.message})" for name, each in state().deployments.items() if each.status != "HEALTHY"]
+    raise ValueError(f"the service was not ready after {OPENING:.0f} s; waiting for {'; '.join(waiting)[:500] or 'its gateway'}")

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+import yaml
 
 from data.manifest import Manifest
 from models.encoder import HashEncoder, encode_all
@@ -143,7 +144,7 @@ def open_encoder(model: str, storage: str, tracking: str, gpu: bool = False, row
 
 
 def download(model: str, uri: str, folder: Path) -> None:
-    """Copy a registered model to a folder that does not exist yet.
+    """Copy a registered model to a folder that does not exist yet; the copy can be loaded without the registry.
 
     Raises:
         ValueError: there is no such model, or the registry cannot be reached.
@@ -154,3 +155,6 @@ def download(model: str, uri: str, folder: Path) -> None:
     folder.mkdir()
     with one_line_errors(uri):
         mlflow.artifacts.download_artifacts(model, dst_path=str(folder))
+    described = yaml.safe_load((folder / "MLmodel").read_text())
+    described.pop("model_id", None)  # MLflow would look it up in the registry
+    (folder / "MLmodel").write_text(yaml.safe_dump(described))

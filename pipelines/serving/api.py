@@ -55,6 +55,7 @@ def create_app(gateway: Gateway, limits: Limits, token: str = "") -> Any:
     app = FastAPIOffline(title="hashbridge", description="Finds images across domains by binary codes.", redoc_url=None, lifespan=lifespan)
     app.add_exception_handler(RequestError, _refused)
     app.add_exception_handler(HTTPException, _not_found)
+    app.add_exception_handler(Exception, _failed)
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
 
     @app.get("/", include_in_schema=False)
@@ -103,6 +104,10 @@ async def _refused(_: Request, error: Any) -> Response:
     if error.status in (408, 413):  # the rest of the body is not read
         headers["connection"] = "close"
     return JSONResponse({"error": error.reason}, error.status, headers)
+
+
+async def _failed(_: Request, error: Any) -> Response:  # the guard logs it
+    return JSONResponse({"error": "the request failed; the server's log says why"}, 500)
 
 
 async def _not_found(_: Request, error: Any) -> Response:

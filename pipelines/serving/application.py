@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,6 +44,7 @@ class Settings:
         storage, tracking, cache: of runs, of the registry, of copies of registered models.
         replicas: of each deployment; at most so many with ``most``.
         most: replicas up to which each deployment grows with its load; 0 for a fixed number.
+        cpus: that each replica reserves.
         gpu: whether encoders have a GPU each.
         timeout: seconds for a request.
         poll: seconds between looks at the index and the alias.
@@ -59,6 +61,7 @@ class Settings:
     cache: str = str(Path.home() / ".cache" / "hashbridge")
     replicas: int = 1
     most: int = 0
+    cpus: float = 0.5
     gpu: bool = False
     timeout: float = 30.0
     poll: float = 2.0
@@ -107,6 +110,7 @@ def application(settings: Settings) -> Any:
     Raises:
         ValueError: an index does not exist or cannot be read.
     """
+    cpus: Record = {"num_cpus": math.floor(settings.cpus * 100) / 100}
     scale: Record = {"num_replicas": settings.replicas}
     if settings.most > settings.replicas:
         load = {"target_ongoing_requests": 4, "upscale_delay_s": 10, "downscale_delay_s": 120}
@@ -121,11 +125,11 @@ def application(settings: Settings) -> Any:
             name = Path(folder).name
             name = name if name not in shards else f"{name}-2"
             count = len(read_manifest(to_path(folder))["shards"])
-            shards[name] = [deployed(ShardDeployment, f"{name}-shard-{number}", {"num_cpus": 0.5}).bind() for number in range(count)]
-    encoder = deployed(EncoderDeployment, "encoder", {"num_cpus": 0.5, "num_gpus": int(settings.gpu)}).bind(
+            shards[name] = [deployed(ShardDeployment, f"{name}-shard-{number}", cpus).bind() for number in range(count)]
+    encoder = deployed(EncoderDeployment, "encoder", cpus | {"num_gpus": int(settings.gpu)}).bind(
         settings.storage, settings.tracking, settings.cache, settings.gpu
     )
-    return deployed(GatewayDeployment, "gateway", {"num_cpus": 0.5}).bind(asdict(settings), shards, encoder)
+    return deployed(GatewayDeployment, "gateway", cpus).bind(asdict(settings), shards, encoder)
 
 
 def build(arguments: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -126,7 +127,7 @@ class Version:
     async def some(self, wanted: Filter, count: int, seed: int) -> list[Record]:
         """At most ``count`` rows that match a filter, drawn at random from all shards alike."""
         parts = await self._all("some", wanted, count, seed)
-        return [row for turn in zip(*(part + [None] * (count - len(part)) for part in parts), strict=True) for row in turn if row][:count]
+        return [row for turn in itertools.zip_longest(*parts) for row in turn if row][:count]
 
 
 class Gateway:

@@ -164,15 +164,18 @@ async function start() {
   sample();
 }
 
-function take(files) {
-  const file = [...files].find((each) => each.type.startsWith("image/")) || files[0];
+function take(list) {
+  const files = [...list], file = files.find((each) => each.type.startsWith("image/")) || files[0];
   if (!file) return;
   history.pushState(null, "");
   ask({ file });
 }
 
 $("query").addEventListener("load", () => { $("query").hidden = false; });
-$("file").addEventListener("change", (event) => take(event.target.files));
+$("file").addEventListener("change", (event) => {
+  take(event.target.files);
+  event.target.value = "";  // so that the same file can be chosen again
+});
 $("token").addEventListener("submit", (event) => {
   event.preventDefault();
   sessionStorage.setItem("token", $("secret").value);
