@@ -130,6 +130,21 @@ def _trained(digits: Path, storage: Path, **more: int) -> dict[str, torch.Tensor
 
 
 @pytest.fixture(scope="session")
+def runs(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Runs of a worse and of a better encoder, their storage and tracking URI."""
+    from pipelines import train
+
+    storage = tmp_path_factory.mktemp("promotion")
+    made = {"storage": str(storage), "uri": f"sqlite:///{storage}/mlflow.db"}
+    for name, method in (("worse", "lsh"), ("better", "itq")):
+        made[name] = train.run(train.make_config({
+            "method": method, "dataset": str(digits), "source": "typeset", "target": "handwritten", "bits": 32, "workers": 0,
+            "storage": str(storage), "tracking": "none", "plots": False,
+        }))["run_id"]  # fmt: skip
+    return made
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data; skips the test if it does not exist."""
     if not (SHARED / "usps.npz").exists():

@@ -7,23 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import promote, register, train
+from pipelines import promote, register
 from pipelines.console.cli import main
 from pipelines.registry import versions
 from pipelines.registry.connection import connect
-
-
-@pytest.fixture(scope="module")
-def runs(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Runs of a worse and of a better encoder, their storage and tracking URI."""
-    storage = tmp_path_factory.mktemp("promotion")
-    made: dict[str, Any] = {"storage": str(storage), "uri": f"sqlite:///{storage}/mlflow.db"}
-    for name, method in (("worse", "lsh"), ("better", "itq")):
-        made[name] = train.run(train.make_config({
-            "method": method, "dataset": str(digits), "source": "typeset", "target": "handwritten", "bits": 32, "workers": 0,
-            "storage": str(storage), "tracking": "none", "plots": False,
-        }))["run_id"]  # fmt: skip
-    return made
 
 
 def registered(runs: dict[str, Any], model: str, *which: str) -> promote.Config:
