@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from pipelines.serving.environment import fast_environment
 from tests.servers import BUCKET, PASSWORD, ROOT, S3, SECRET, TOKEN, USER, Database, Head, Tracking, free_port
 
 if TYPE_CHECKING:
@@ -24,12 +26,13 @@ os.environ.update(MLFLOW_TRACKING_USERNAME=USER, MLFLOW_TRACKING_PASSWORD=PASSWO
 NO_RAY = "127.0.0.1:9"  # nothing listens there: a test that needs Ray asks for the fixture
 os.environ.update(GOMP_SPINCOUNT="1000")  # as the command line does: two processes share two cores
 os.environ.update(RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0")  # one actor less for each training
+os.environ.update(fast_environment(tempfile.mkdtemp(prefix="hb-proxy-", dir="/tmp")))  # as `hashbridge serve` does; the path of a socket is short
 os.environ.update(RAY_ADDRESS=NO_RAY, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)
 
 SHARED = ROOT.parent / "shared" / "data"
 GROUPS = {  # by fixture; a test's first counts
     "ray_cluster": "cluster", "s3_server": "servers", "by_two": "two workers", "trained": "flow", "good": "bad input", "runs": "promotion",
-    "sample": "embedding",
+    "sample": "embedding", "browser": "page",
 }  # fmt: skip
 
 

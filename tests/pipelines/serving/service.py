@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import io
 import json
 import threading
 import time
@@ -71,13 +72,20 @@ class FoldingEncoders:
         return codes
 
 
+def png(row: np.ndarray) -> bytes:
+    """A grey image (1, h, w) uint8 as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(row[0]).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def write_images(folder: Path, count: int) -> list[Path]:
     """Small images of noise, PNG files."""
     draw = np.random.default_rng(3)
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{number:03}.png" for number in range(count)]
     for file in files:
-        Image.fromarray(draw.integers(0, 256, (SIZE, SIZE), np.uint8)).save(file)
+        file.write_bytes(png(draw.integers(0, 256, (1, SIZE, SIZE), np.uint8)))
     return files
 
 

@@ -1,13 +1,11 @@
 """A service that follows a champion: real models in a registry, in one process."""
 
-import io
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from httpx2 import Client
-from PIL import Image
 
 from pipelines import encode, index, promote, register, search
 from pipelines.registry.encoders import resolve
@@ -18,7 +16,7 @@ from pipelines.serving.gateway import Gateway, Side
 from pipelines.serving.guard import Limits
 from pipelines.serving.served import Choice
 from pipelines.serving.shards import Shards
-from tests.pipelines.serving.service import Handle, running, until
+from tests.pipelines.serving.service import Handle, png, running, until
 
 NAME, ALIAS = "served", "models:/served@champion"
 
@@ -57,11 +55,7 @@ def test_a_service_follows_the_champion(digits: Path, runs: dict[str, str], tmp_
         found = search.run(search.Config(str(tmp_path / "i"), queries, ALIAS, 20, tracking=runs["uri"]))
         return [[(row["id"], row["distance"]) for row in query["answers"]] for query in found["queries"]]
 
-    images = []
-    for row in load_queries(queries, (1, 32, 32)).x:
-        buffer = io.BytesIO()
-        Image.fromarray(row[0]).save(buffer, "PNG")
-        images.append(buffer.getvalue())
+    images = [png(row) for row in load_queries(queries, (1, 32, 32)).x]
     app, gateway = served(runs, tmp_path)
     with running(app) as client:
         before = searched()

@@ -1,0 +1,183 @@
+"""The service on Ray Serve: answers of `search`, replicas that are killed under load, hostile requests."""
+
+import http.client
+import json
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+import psutil
+import pytest
+
+from pipelines import encode, index, search, serve, train
+from pipelines.retrieval.queries import load_queries
+from tests.pipelines.serving.service import png, until
+from tests.pipelines.serving.test_api import HOSTILE
+from tests.servers import Head, free_port
+
+BITS = 32
+REQUESTS, LEAK = 10_000, 200 * 2**20
+
+
+@pytest.fixture(scope="module")
+def made(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run's encoder in ``runs``, and an index of two shards in ``i``."""
+    folder = tmp_path_factory.mktemp("service")
+    run = train.run(train.make_config({
+        "method": "itq", "dataset": str(few_digits), "source": "typeset", "target": "handwritten", "bits": BITS, "workers": 0,
+        "storage": str(folder / "runs"), "tracking": "none", "plots": False,
+    }))["run_id"]  # fmt: skip
+    encode.run(encode.Config(run, str(few_digits), out=str(folder / "codes"), split="train", storage=str(folder / "runs")))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(ray_cluster: Head, made: Path) -> Iterator[str]:
+    """The address of the service."""
+    index.run(index.Config(str(made / "codes"), out=str(made / "i"), shards=2))
+    config = serve.Config(str(made / "i"), port=free_port(), storage=str(made / "runs"), poll=0.5, cache=str(made / "cache"), body_limit=1)
+    with serve.running(config) as address:
+        yield address
+
+
+def processes(name: str = "ServeReplica:hashbridge") -> list[psutil.Process]:
+    """The service's processes of this name."""
+    return [each for each in psutil.process_iter() if name in " ".join(_line(each))]
+
+
+def _line(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except psutil.Error:
+        return []
+
+
+def ids(address: str, count: int) -> list[str]:
+    return [row["id"] for row in httpx2.get(f"{address}/ids", params={"count": count, "seed": 1}).json()["ids"]]
+
+
+def test_answers_are_those_of_search(url: str, made: Path, few_digits: Path) -> None:
+    found = search.run(search.Config(str(made / "i"), f"{few_digits}#handwritten/test#0-9", k=30, storage=str(made / "runs")))
+    pictures = [httpx2.get(f"{url}/image/{name}") for name in ids(url, 5)]
+    assert all(each.status_code == 200 and each.headers["content-type"] == "image/png" for each in pictures)
+    files = [("image", ("digit.png", png(row))) for row in load_queries(f"{few_digits}#handwritten/test#0-9", (1, 16, 16)).x]
+    told = httpx2.post(f"{url}/search", files=files, data={"k": "30"}).json()["queries"]
+    assert [[(row["id"], row["distance"], row["class"]) for row in query["answers"]] for query in told] == [
+        [(row["id"], row["distance"], row["class"]) for row in query["answers"]] for query in found["queries"]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("killed", ["i-shard-1", "encoder"])
+def test_a_replica_is_killed_under_load(url: str, killed: str) -> None:
+    """No request fails, and all answers are the same."""
+    names = ids(url, 6)
+    picture = httpx2.get(f"{url}/image/{names[0]}").content
+
+    def ask(client: httpx2.Client, number: int) -> Any:
+        if killed == "encoder":
+            answer = client.post("/search", content=picture, headers={"content-type": "image/png"})
+        else:
+            answer = client.post("/search", json={"id": names[number % len(names)]})
+        assert answer.status_code == 200, answer.text
+        return answer.json()["queries"][0]["answers"]
+
+    with httpx2.Client(base_url=url, timeout=60) as client:
+        wanted = [ask(client, number) for number in range(len(names))]
+    ended, wrong, counts = threading.Event(), list[Any](), [0] * 4
+
+    def load(thread: int) -> None:
+        with httpx2.Client(base_url=url, timeout=60) as client:
+            while not ended.is_set():
+                number = counts[thread]
+                try:
+                    if ask(client, number) != wanted[number % len(names)]:
+                        wrong.append(number)
+                except Exception as error:
+                    wrong.append(error)
+                counts[thread] += 1
+
+    threads = [threading.Thread(target=load, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    until(lambda: min(counts) >= 5)
+    (process,) = processes(f"ServeReplica:hashbridge:{killed}")
+    process.kill()
+    process.wait(10)
+    before = list(counts)
+    until(lambda: min(now - then for now, then in zip(counts, before, strict=True)) >= 5, 60)
+    ended.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong and len(processes(f"ServeReplica:hashbridge:{killed}")) == 1
+
+
+def hostile(random_: random.Random) -> tuple[str, str, bytes, dict[str, str]]:
+    """A request that nobody should send: method, path, body and headers."""
+    kind = random_.randrange(8)
+    junk = random_.randbytes(random_.choice((0, 1, 100, 3000, 60_000)))
+    if kind == 0:
+        name = random_.choice(("../" * 9 + "etc/passwd", "%2e%2e%2f" * 9 + "etc/passwd", "%00", "a" * 6000, "%ff%fe", "//etc/passwd"))
+        return "GET", f"/image/{name}", b"", {}
+    if kind == 1:
+        return "POST", "/search", junk, {"content-type": random_.choice(("image/png", "image/jpeg", "application/json", "text/html", ""))}
+    if kind == 2:
+        return "POST", "/search", junk, {"content-type": "multipart/form-data; boundary=" + "x" * random_.choice((0, 1, 200))}
+    if kind == 3:
+        return random_.choice(("PUT", "DELETE", "PATCH", "OPTIONS", "TRACE")), random_.choice(("/", "/search", "/image/x")), b"", {}
+    if kind == 4:
+        return "GET", "/ids?" + random_.choice(("count=99999999", "seed=-1", "label=%00", "index=..", "count=1e9")), b"", {}
+    if kind == 5:
+        return "GET", "/about", b"", {"host": random_.choice(("evil.example", "", "127.0.0.1.evil.example")), "authorization": "Bearer " + "x" * 4000}
+    if kind == 6:
+        return "POST", "/search", json.dumps({"code": "0" * random_.randrange(40), "k": random_.choice((0, 10**30, "x", None, 7))}).encode(), {
+            "content-type": "application/json"}  # fmt: skip
+    bodies = [given["content"] for _, given in HOSTILE.values() if "content" in given and len(given["content"]) < 70_000]
+    return "POST", "/search", random_.choice(bodies), {"content-type": random_.choice(("image/png", "application/json"))}
+
+
+def test_hostile_requests(url: str) -> None:
+    """No crash, no leak, no traceback to a client."""
+    names, place = ids(url, 3), urlsplit(url).netloc
+    wanted = httpx2.post(f"{url}/search", json={"id": names[0]}).json()["queries"]
+    statuses, wrong = dict[int, int](), list[Any]()
+    alive = {each.pid for each in processes()}
+
+    def attack(seed: int, count: int) -> None:
+        draw, connection = random.Random(seed), http.client.HTTPConnection(place, timeout=30)
+        for _ in range(count):
+            method, path, body, headers = hostile(draw)
+            try:
+                connection.request(method, path, body, headers)
+                answer = connection.getresponse()
+                text = answer.read()
+                statuses[answer.status] = statuses.get(answer.status, 0) + 1
+                if answer.status >= 500 or b"Traceback" in text or b'File "' in text:
+                    wrong.append((method, path[:80], headers, answer.status, text[:300]))
+            except (OSError, http.client.HTTPException):  # a body that is refused early
+                statuses[0] = statuses.get(0, 0) + 1
+                connection.close()
+        connection.close()
+
+    def wave(count: int) -> None:
+        threads = [threading.Thread(target=attack, args=(seed, count // 4)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def memory() -> int:
+        return sum(each.memory_info().rss for each in [*processes(), *processes("haproxy"), *processes("HAProxyManager")])
+
+    wave(400)  # what is loaded at first use is no leak
+    before = memory()
+    wave(REQUESTS)
+    grown = memory() - before
+    assert not wrong, wrong[:3]
+    assert sum(statuses.values()) == REQUESTS + 400 and statuses.get(0, 0) < REQUESTS // 50, statuses
+    assert sum(statuses.get(status, 0) for status in (400, 403, 404, 405, 413, 415, 422)) > 0.8 * REQUESTS, statuses
+    assert grown < LEAK and {each.pid for each in processes()} == alive
+    assert httpx2.post(f"{url}/search", json={"id": names[0]}).json()["queries"] == wanted
