@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import faiss
 import ray.exceptions
 from grpc import RpcError
 from ray import serve
@@ -72,6 +73,10 @@ class Settings:
 
 class ShardDeployment(Shards):
     """The deployment of a shard."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        faiss.omp_set_num_threads(1)  # shards are searched side by side; a second thread costs more than it gains
 
 
 class EncoderDeployment(Encoders):
