@@ -13,7 +13,7 @@ setup: .venv/.done
 	touch $@
 
 demo: setup
-	$(BIN)/hashbridge demo
+	$(BIN)/hashbridge demo $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from data.catalog import open_source
 from data.filesystem import is_local, to_path
 from models.registry import METHODS, find_method
-from pipelines import embed, encode, index, ingest, promote, register, search, train
+from pipelines import embed, encode, index, ingest, promote, register, search, serve, train
 from pipelines.console.config import option
 
 NAME = "hashbridge-demo"
@@ -37,6 +37,8 @@ class Config:
     epochs: int = option(0, "epochs of the method; the baseline takes a sixth (default: 30; 10 on photographs)")
     steps: int = option(100, "steps of an epoch")
     seed: int = option(0, "seed")
+    serve: bool = option(False, "at the end serve the index with a page, until interrupted")
+    port: int = option(8000, "port of the page")
 
     def __post_init__(self) -> None:
         if not is_local(to_path(self.out)):
@@ -144,4 +146,7 @@ def run(config: Config) -> dict[str, Any]:
     plots = runs / run_id / "plots"
     print(f"\npictures: {plots}/retrievals.png, precision_recall.png, codes_tsne.png; {out}/search.png")
     print(f"model: {model} (version {version['version']}), tracked in {uri}; {seconds:.0f} s in all")
+    if config.serve:
+        print(f"\n6. serve {shown.source}: drop an image of {shown.target} on the page")
+        serve.run(serve.Config(str(out / f"{shown.source}.index"), model, port=config.port, storage=str(runs), tracking=uri))
     return {"results": results, "model": version, "search": found, "pictures": str(plots), "seconds": seconds}

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -18,12 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.filesystem import to_path
 from pipelines.console import cluster
 from pipelines.console.config import option, positional
 from pipelines.registry.encoders import registry_uri
-from pipelines.retrieval.sharded_index import read_manifest
-from pipelines.serving.environment import fast_environment
+from pipelines.serving.environment import fast_environment, hashed_token
+from pipelines.serving.served import Choice
 
 CPUS = 0.5  # that a replica reserves, or its part of a machine that has fewer
 OPENING = 300.0  # seconds in which the first version must be open
@@ -90,13 +90,16 @@ def running(config: Config) -> Iterator[str]:
     Raises:
         ValueError: what is to be served is not there or does not fit, the port is taken, or a token is missing.
     """
-    manifests = [read_manifest(to_path(folder)) for folder in (config.index, config.compare) if folder]
-    models = [given or manifest["model"] for given, manifest in zip((config.model, config.compare_model), manifests, strict=False)]
-    tracking = next((uri for model in models if (uri := registry_uri(model, config.storage, config.tracking))), "")
+    token = hashed_token(needed=not is_loopback(config.host))
+    asked = [(folder, model) for folder, model in ((config.index, config.model), (config.compare, config.compare_model)) if folder]
+    chosen = [Choice(folder, model, config.storage, config.tracking).latest(None) for folder, model in asked]
+    tracking = next((uri for each in chosen if (uri := registry_uri(each.model.name, config.storage, config.tracking))), "")
     _check_port(config.host, config.port)
     folder = ""
     if not os.environ.get("RAY_ADDRESS"):
-        folder = tempfile.mkdtemp(prefix="hashbridge-serve-")
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()  # one that this process has started was not started for a service
+        folder = tempfile.mkdtemp(prefix="hb-", dir="/tmp")  # the path of a socket may have 97 characters
         for name, value in fast_environment(folder).items():
             os.environ.setdefault(name, value)
     ray = cluster.connect()
@@ -106,12 +109,12 @@ def running(config: Config) -> Iterator[str]:
 
     if not os.environ.get("HASHBRIDGE_VERBOSE"):
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    replicas = (sum(len(each["shards"]) for each in manifests) + 2) * config.replicas
+    replicas = (sum(len(each.places) for each in chosen) + 2) * config.replicas
     settings = application.Settings(
         application.absolute(config.index), _named(config.model), config.compare and application.absolute(config.compare), _named(config.compare_model),
         application.absolute(config.storage), tracking, application.absolute(config.cache), config.replicas, config.most_replicas,
         min(CPUS, ray.cluster_resources().get("CPU", 1.0) / replicas), config.gpu, config.timeout, config.poll, config.waiting, config.body_limit,
-        application.hashed_token(needed=not is_loopback(config.host)),
+        token,
     )  # fmt: skip
     try:
         options = {"host": config.host, "port": config.port, "request_timeout_s": config.timeout + 30}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,7 +28,9 @@ os.environ.update(MLFLOW_TRACKING_USERNAME=USER, MLFLOW_TRACKING_PASSWORD=PASSWO
 NO_RAY = "127.0.0.1:9"  # nothing listens there: a test that needs Ray asks for the fixture
 os.environ.update(GOMP_SPINCOUNT="1000")  # as the command line does: two processes share two cores
 os.environ.update(RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0")  # one actor less for each training
-os.environ.update(fast_environment(tempfile.mkdtemp(prefix="hb-proxy-", dir="/tmp")))  # as `hashbridge serve` does; the path of a socket is short
+PROXY = tempfile.mkdtemp(prefix="hb-", dir="/tmp")  # the path of a socket may have 97 characters
+atexit.register(shutil.rmtree, PROXY, True)
+os.environ.update(fast_environment(PROXY))  # as `hashbridge serve` does
 os.environ.update(RAY_ADDRESS=NO_RAY, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)
 
 SHARED = ROOT.parent / "shared" / "data"

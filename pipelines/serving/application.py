@@ -3,9 +3,7 @@
 ``python -m pipelines serve`` runs it; KubeRay's RayService imports ``build``.
 """
 
-import hashlib
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +19,12 @@ from data.filesystem import is_local, to_path
 from pipelines.retrieval.sharded_index import Record, read_manifest
 from pipelines.serving.api import create_app
 from pipelines.serving.encoders import Encoders
+from pipelines.serving.environment import hashed_token
 from pipelines.serving.gateway import Gateway, Side
 from pipelines.serving.guard import Limits
 from pipelines.serving.served import Choice
 from pipelines.serving.shards import Shards
 
-TOKEN = "HASHBRIDGE_TOKEN"
 NAME = "hashbridge"  # of the application
 UNREACHABLE = (ray.exceptions.RayActorError, ray.exceptions.ActorUnavailableError, ray.exceptions.RayTaskError, RayServeException, RpcError, ConnectionError)
 QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")  # a line a request costs a tenth of the rate
@@ -149,17 +147,3 @@ def build(arguments: dict[str, Any]) -> Any:
     if not arguments.get("index"):
         raise ValueError("setting index is missing: the folder of the index")
     return application(Settings(**arguments, token=hashed_token(needed=True)))
-
-
-def hashed_token(needed: bool) -> str:
-    """The SHA-256 of the environment's token, in hexadecimal; "" if there is none.
-
-    Raises:
-        ValueError: it is needed and not there, or too short.
-    """
-    token = os.environ.get(TOKEN, "")
-    if needed and not token:
-        raise ValueError(f"off this machine a token is needed: set {TOKEN} to a secret of at least 16 characters")
-    if token and len(token) < 16:
-        raise ValueError(f"{TOKEN} has {len(token)} characters, but must have at least 16")
-    return hashlib.sha256(token.encode()).hexdigest() if token else ""

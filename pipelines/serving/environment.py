@@ -1,6 +1,10 @@
-"""The environment of a Ray that is started for a service."""
+"""The environment of a service: its token, and what a Ray that is started for it is told."""
 
+import hashlib
+import os
 import socket
+
+TOKEN = "HASHBRIDGE_TOKEN"
 
 
 def fast_environment(folder: str) -> dict[str, str]:
@@ -22,3 +26,17 @@ def _free_port() -> int:
     with socket.socket() as opened:
         opened.bind(("127.0.0.1", 0))
         return int(opened.getsockname()[1])
+
+
+def hashed_token(needed: bool) -> str:
+    """The SHA-256 of the environment's token, in hexadecimal; "" if there is none.
+
+    Raises:
+        ValueError: it is needed and not there, or too short.
+    """
+    token = os.environ.get(TOKEN, "")
+    if needed and not token:
+        raise ValueError(f"off this machine a token is needed: set {TOKEN} to a secret of at least 16 characters")
+    if token and len(token) < 16:
+        raise ValueError(f"{TOKEN} has {len(token)} characters, but must have at least 16")
+    return hashlib.sha256(token.encode()).hexdigest() if token else ""

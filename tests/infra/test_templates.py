@@ -15,6 +15,7 @@ import yaml
 
 from infra.render import render, sizes
 from pipelines.console.cli import parse
+from pipelines.serving.environment import fast_environment
 from pipelines.submit import ENVIRONMENT
 from tests.servers import ROOT
 
@@ -103,6 +104,33 @@ def test_the_job_runs_a_command_that_there_is() -> None:
     start, _, command = job["spec"]["entrypoint"].partition(" pipelines ")
     name, config, _ = parse(command.split())
     assert start == "python -m" and name == "tune" and config.gpu and config.dataset.startswith(sizes()["SHARED"])
+
+
+def test_the_service_is_built_from_its_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    from pipelines.serving.application import Settings, build
+    from tests.pipelines.serving.service import make_index, rows
+
+    (service,) = documents(INFRA / "kuberay" / "service.yaml")
+    config = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
+    (application,) = config.applications
+    assert application.import_path == f"{build.__module__}:{build.__name__}" and config.http_options.host == "0.0.0.0"
+    given = application.args | {"index": str(tmp_path / "i")}
+    assert Settings(**given).most == int(sizes()["SERVE_MAX"]) and given["storage"].startswith(sizes()["SHARED"])
+    make_index(tmp_path / "i", rows(20), 2)
+    monkeypatch.delenv("HASHBRIDGE_TOKEN", raising=False)
+    with pytest.raises(ValueError, match="a token is needed"):
+        build(given)
+    monkeypatch.setenv("HASHBRIDGE_TOKEN", "0123456789abcdef")
+    build(given)
+    for wrong, said in (({"indx": "x"}, "no setting 'indx'"), ({"index": ""}, "setting index is missing"), ({"index": str(tmp_path)}, "no index at")):
+        with pytest.raises(ValueError, match=said):
+            build(given | wrong)
+    (cluster,) = documents(INFRA / "kuberay" / "cluster.yaml")
+    assert service["spec"]["rayClusterConfig"]["rayVersion"] == cluster["spec"]["rayVersion"]
+    for each in containers(INFRA / "kuberay" / "service.yaml").values():
+        assert {"secretRef": {"name": "hashbridge-token"}} in each["envFrom"] and environment(each) <= set(fast_environment(""))
 
 
 def test_compose_and_kubernetes_give_the_tracking_server_the_same() -> None:

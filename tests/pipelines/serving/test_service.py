@@ -3,6 +3,7 @@
 import http.client
 import json
 import random
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,9 @@ import psutil
 import pytest
 
 from pipelines import encode, index, search, serve, train
+from pipelines.console.cli import main
 from pipelines.retrieval.queries import load_queries
-from tests.pipelines.serving.service import png, until
+from tests.pipelines.serving.service import make_index, png, rows, until
 from tests.pipelines.serving.test_api import HOSTILE
 from tests.servers import Head, free_port
 
@@ -42,6 +44,32 @@ def url(ray_cluster: Head, made: Path) -> Iterator[str]:
     config = serve.Config(str(made / "i"), port=free_port(), storage=str(made / "runs"), poll=0.5, cache=str(made / "cache"), body_limit=1)
     with serve.running(config) as address:
         yield address
+
+
+def test_what_cannot_be_served_is_refused_in_one_line(made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Ray is started."""
+    run = next(each.name for each in (made / "runs").iterdir())
+    make_index(made / "other", rows(20), model="another-run")
+    make_index(made / "one", rows(20), model=run)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for options, said in (
+            ("nowhere", "no index at nowhere"), ("one --model nothing", "no run 'nothing'"), ("other", "no run 'another-run'"),
+            (f"other --model {run}", f"the codes of the index are of another-run, not of {run}"), ("one --host 0.0.0.0", "off this machine a token is needed"),
+            (f"one --port {port}", f"nothing can listen at 127.0.0.1:{port}"), ("one --host nowhere.invalid", "off this machine"),
+            ("one --port 0", "--port is 0"), ("one --replicas 0", "--replicas is 0"), ("one --timeout 0", "--timeout and --poll must be above 0"),
+            ("one --compare-model x", "--compare-model is the model of a second index"), ("one --compare nowhere", "no index at nowhere"),
+        ):  # fmt: skip
+            monkeypatch.chdir(made)
+            monkeypatch.delenv("HASHBRIDGE_TOKEN", raising=False)
+            assert main(["serve", *options.split(), "--storage", str(made / "runs")]) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert said in line
+        monkeypatch.setenv("HASHBRIDGE_TOKEN", "short")
+        assert main(["serve", "one", "--storage", str(made / "runs")]) == 2
+        assert "HASHBRIDGE_TOKEN has 5 characters" in capsys.readouterr().err
 
 
 def processes(name: str = "ServeReplica:hashbridge") -> list[psutil.Process]:
