@@ -147,6 +147,8 @@ async def _search(gateway: Gateway, question: Question) -> Record:
 async def _codes(version: Version, question: Question) -> tuple[list[str], list[bytes]]:
     """Names and codes of the queries."""
     if question.images:
+        if len(version.shape) != 3:
+            raise RequestError(422, f"{version.served.model.name} takes feature vectors, not images: ask with an id or a code")
         return [f"image {number}" for number in range(1, len(question.images) + 1)], await version.encode(question.images)
     if question.id:
         return [question.id], [(await version.find(question.id[:LONGEST_ID]))["code"]]

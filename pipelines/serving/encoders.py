@@ -46,8 +46,6 @@ class Encoders:
             encoder, batches = await self._load(model)
         except (ValueError, OSError, RuntimeError) as error:
             return (str(error).splitlines() or [type(error).__name__])[0][:300]
-        if len(encoder.shape) != 3:
-            return f"{model.name} takes feature vectors, not images"
         loop = asyncio.get_running_loop()
         tasks = [loop.run_in_executor(self.decoders, decode, image, encoder.shape[0], encoder.shape[1]) for image in images]
         decoded = await asyncio.gather(*tasks, return_exceptions=True)

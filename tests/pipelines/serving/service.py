@@ -55,10 +55,10 @@ class FoldingEncoders:
     """Encoders without a network: an image's code is the threshold of its first pixels."""
 
     def __init__(self) -> None:
-        self.bits = BITS
+        self.bits, self.shape = BITS, (1, SIZE, SIZE)
 
     async def about(self, model: Resolved) -> tuple[tuple[int, ...], int]:
-        return (1, SIZE, SIZE), self.bits
+        return self.shape, self.bits
 
     async def encode(self, model: Resolved, images: list[bytes]) -> Any:
         from data.images import decode

@@ -1,5 +1,6 @@
 """The service's answers, in one process: against brute force, `search`, and what must be refused."""
 
+import asyncio
 import io
 import json
 import threading
@@ -192,8 +193,6 @@ def test_more_requests_than_are_worked_on_are_told_to_come_again(index: Path) ->
         find, gateway.encoder.served.encode = gateway.encoder.served.encode, None
 
         async def slow(model: Any, images: list[bytes]) -> Any:
-            import asyncio
-
             while not wait.is_set():
                 await asyncio.sleep(0.01)
             return await find(model, images)
@@ -225,6 +224,25 @@ def test_a_time_limit_and_a_failure_are_one_line(index: Path) -> None:
         assert told.status_code == 500 and told.json() == {"error": "the request failed; the server's log says why"}
         gateway.encoder.faults = []
         assert client.post("/search", content=image, headers=PNG).status_code == 200
+
+
+def test_an_index_of_features_is_asked_with_ids(index: Path) -> None:
+    app, gateway = service(index)
+    gateway.encoder.served.shape = (64,)
+    with running(app) as client:
+        told = client.post("/search", content=b"x", headers=PNG)
+        assert told.status_code == 422 and told.json() == {"error": "run takes feature vectors, not images: ask with an id or a code"}
+        assert not client.get("/about").json()["indexes"][0]["images"] and client.post("/search", json={"code": "00000000"}).status_code == 200
+
+
+def test_codes_of_another_length_are_not_served(index: Path) -> None:
+    _, gateway = service(index)
+    gateway.encoder.served.bits = 64
+    (side,) = gateway.sides.values()
+    asyncio.run(gateway.renew(side))
+    assert side.now is None and side.fault == "the model gives 64 bits, the index holds 32"
+    ready, state = gateway.health()
+    assert not ready and state["status"] == "starting" and state["indexes"]["i"]["refused"] == side.fault
 
 
 def test_a_dead_shard_is_asked_again(index: Path) -> None:
