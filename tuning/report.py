@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pyarrow as pa
 import pyarrow.csv
@@ -19,10 +20,11 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from data.filesystem import atomic_write, write_text
-from pipelines import register, train
+from pipelines import promote, register, train
 from pipelines.training import runs
 from pipelines.training.options import TrainOptions, make_options
 from pipelines.training.plan import make_plan, prepare
+from tuning.confirm import Confirmed, write_confirmed
 from tuning.study import STATES, cut_off, reason
 from tuning.trial import JUDGED, trial_folder
 
@@ -55,6 +57,25 @@ def write_table(rows: list[dict[str, Any]], out: Path) -> None:
         pyarrow.csv.write_csv(columns, file)
     with atomic_write(out / "trials.parquet") as file:
         pyarrow.parquet.write_table(columns, file)
+
+
+def ranked(study: optuna.Study) -> list[FrozenTrial]:
+    """The finished trials of a search with one objective, the best first; each configuration once."""
+    ended = [each for each in study.trials if each.state == TrialState.COMPLETE and each.value is not None]
+    ended.sort(key=lambda each: each.value or 0.0, reverse=study.direction.name == "MAXIMIZE")
+    return [each for number, each in enumerate(ended) if each.params not in [other.params for other in ended[:number]]]
+
+
+def knee(front: list[FrozenTrial]) -> FrozenTrial | None:
+    """The trial of a front that is farthest from the line between its ends, both objectives scaled to its width; None of fewer than three."""
+    if len(front) < 3:
+        return None
+    points = np.array([each.values for each in front])
+    scaled = (points - points.min(0)) / np.maximum(points.max(0) - points.min(0), 1e-12)
+    order = np.argsort(scaled[:, 1], kind="stable")
+    (ax, ay), (bx, by) = scaled[order[0]], scaled[order[-1]]
+    far = np.abs((bx - ax) * (scaled[:, 1] - ay) - (by - ay) * (scaled[:, 0] - ax))
+    return front[int(far.argmax())]
 
 
 def best_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -100,8 +121,11 @@ def draw(study: optuna.Study, names: list[str], out: Path) -> None:
             pyplot.close("all")
 
 
-def conclude(config: Any, study: optuna.Study, folder: Path, tracker: Any) -> dict[str, Any]:
+def conclude(config: Any, study: optuna.Study, folder: Path, tracker: Any, confirmed: list[Confirmed]) -> dict[str, Any]:
     """Write the results, track and print them, and register the best model; returns them.
+
+    Args:
+        confirmed: the finalists under other seeds, the best mean first; it is the best then. Empty if none were trained again.
 
     Raises:
         ValueError: no trial has finished; gives the last failure.
@@ -115,6 +139,9 @@ def conclude(config: Any, study: optuna.Study, folder: Path, tracker: Any) -> di
         tracker.finish(out, {}, "FAILED")
         said = next((row["reason"] for row in reversed(rows) if row["reason"]), "")
         raise ValueError(f"search {folder.name}: none of {len(rows)} trials finished" + (f"; the last failed: {said}" if said else ""))
+    if confirmed:
+        best = [confirmed[0].trial]
+        write_confirmed(confirmed, config.names()[0], [float(each.trial.value or 0.0) for each in confirmed], out)
     write_text(out / "best.yaml", yaml.safe_dump(options_of(config, best[0].params), sort_keys=False))
     names = config.names()
     draw(study, names, out)
@@ -124,8 +151,15 @@ def conclude(config: Any, study: optuna.Study, folder: Path, tracker: Any) -> di
     for each in best:
         figures = "  ".join(f"{name} {value:.4f}" for name, value in zip(names, each.values, strict=True))
         print(f"trial {each.number}: {figures}  " + " ".join(f"{name}={_short(value)}" for name, value in each.params.items()))
+    for candidate in confirmed:
+        seen = f"{names[0]} {candidate.mean:.4f} ± {candidate.deviation:.4f} with {len(candidate.values)} other seeds"
+        print(f"trial {candidate.trial.number}: {seen} (in the search {candidate.trial.value:.4f})")
+    if bent := knee(best) if len(names) == 2 else None:
+        print(f"knee of the front: trial {bent.number}, " + "  ".join(f"{name} {value:.4f}" for name, value in zip(names, bent.values, strict=True)))
     print(f"table, pictures and best.yaml in {out}; train with `hashbridge train --config {out / 'best.yaml'}`")
     found = {"study": study.study_name, "trial": best[0].number, "values": values, "params": best[0].params, "trials": counts, "results": str(out)}
+    found |= {"confirmed": [{"trial": each.trial.number, "mean": each.mean, "deviation": each.deviation} for each in confirmed]} if confirmed else {}
+    found |= {"knee": bent.number} if bent else {}
     return found | (_register(config, best[0], folder, tracker.uri) if config.register else {})
 
 
@@ -154,4 +188,8 @@ def _register(config: Any, best: FrozenTrial, folder: Path, uri: str) -> dict[st
         train.conclude(plan, setup, place, judged(folder, best.number)[-1]["seconds"])
         run_id = place.name
     version = register.run(register.Config(run_id, name=config.register, storage=storage, tracking="" if uri == "none" else uri))
-    return {"run_id": run_id, "version": version["version"]}
+    found = {"run_id": run_id, "version": version["version"]}
+    if config.promote:
+        told = promote.run(promote.Config(config.register, storage=storage, tracking="" if uri == "none" else uri, seed=config.seed))
+        found["promoted"] = told["promoted"]
+    return found

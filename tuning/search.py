@@ -10,14 +10,17 @@ from data.filesystem import is_local, remove, to_path
 from data.manifest import Manifest
 from models.registry import find_method
 from pipelines.console import cluster
-from pipelines.console.config import flag, option, read_yaml
+from pipelines.console.config import build, flag, option, read_yaml
 from pipelines.registry.connection import sqlite_path
 from pipelines.training import runs
 from pipelines.training.options import TrainOptions, make_options, method_fields
 from pipelines.training.plan import make_plan, prepare
 from tuning import report
+from tuning.confirm import confirm
+from tuning.explain import Explain, explain
 from tuning.objectives import OBJECTIVES
 from tuning.space import RESERVED, Space, space_of
+from tuning.start import first_trials
 from tuning.study import ProgressCallback, TuneSearch, open_study, recover
 from tuning.trial import SearchContext, trial
 
@@ -38,6 +41,11 @@ class Config(TrainOptions):
     study: str = option("", "name of the search (default: method, source, target)")
     space: str = option("", "YAML file that narrows, widens or fixes the space: `threshold: 0.9`, `bits: [32, 64]`, `hash_weight: {low: 0.1, high: 10}`")
     sampler: str = option("tpe", "what draws the values", SAMPLERS)
+    start: str = option("default,paper", "first trials, with commas: default, paper, another search (its best three), a YAML file of configurations, or none")
+    confirm: int = option(0, "train the best few again with so many other seeds; the best mean wins")
+    finalists: int = option(3, "with --confirm: how many trials are trained again")
+    promote: bool = option(False, "with --register: make the model the champion if it is significantly better")
+    explain: str = option("", "name of a search: show how much each of its fields matters, and end")
     asha: bool = option(True, "stop trials early that do worse than others did by the same epoch; not with two objectives")
     concurrency: int = option(0, "trials at once (default: as many as the cluster has room for)")
     trial_workers: int = option(1, "workers of a trial; more than one start Ray Train")
@@ -53,9 +61,15 @@ class Config(TrainOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("trials", "trial_workers"):
+        for name in ("trials", "trial_workers", "finalists"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{flag(name)} is {getattr(self, name)}, but must be at least 1")
+        if self.confirm < 0 or self.confirm == 1:
+            raise ValueError(f"--confirm is {self.confirm}, but must be at least 2, or 0 for none")
+        if self.confirm and "," in self.objective:
+            raise ValueError("--confirm needs one objective: of two there is no best mean")
+        if self.promote and not self.register:
+            raise ValueError("--promote is of a registered model: give --register NAME")
         if not 0 < self.gpu_share <= 1:
             raise ValueError(f"--gpu-share is {self.gpu_share}, but must be above 0 and at most 1")
         for name in self.names():
@@ -70,15 +84,23 @@ class Config(TrainOptions):
 
     def maximise(self) -> list[bool]:
         """For each objective, whether larger is better."""
-        return [name in ORACLES or (name in OBJECTIVES and OBJECTIVES[name].maximise) for name in self.names()]
+        return [maximised(name) for name in self.names()]
 
     def folder(self) -> Path:
         """The search's folder."""
         return to_path(self.storage) / (self.study or "-".join(filter(None, ("tune", self.method, self.source, self.target))))
 
 
-def make_config(values: dict[str, Any]) -> Config:
+def maximised(name: str) -> bool:
+    """Whether larger values of an objective are better."""
+    return name in ORACLES or (name in OBJECTIVES and OBJECTIVES[name].maximise)
+
+
+def make_config(values: dict[str, Any]) -> Config | Explain:
     """Build the config; a resumed search's saved options are the defaults of those not given."""
+    if values.get("explain"):
+        explained: Explain = build(Explain, {name: values[name] for name in ("explain", "storage", "study_storage") if name in values})
+        return explained
     named = dict(values)
     if values.get("resume"):
         plain = Config(**{name: str(values.get(name, "")) for name in ("method", "source", "target", "study")} | {"storage": values.get("storage", "runs")})
@@ -135,8 +157,10 @@ def _held(config: Config, manifest: Manifest, labels: bool) -> dict[str, dict[st
     return held
 
 
-def run(config: Config) -> dict[str, Any]:
-    """Search; returns the best trial, its values and the folder of the results."""
+def run(config: Config | Explain) -> dict[str, Any]:
+    """Search; returns the best trial, its values and the folder of the results. Or explain a search."""
+    if isinstance(config, Explain):
+        return explain(config)
     folder, root = config.folder().resolve(), to_path(config.dataset).resolve()
     manifest = Manifest.read(root)
     space = _space(config)
@@ -155,6 +179,7 @@ def run(config: Config) -> dict[str, Any]:
     options = {each.name: getattr(config, each.name) for each in fields(TrainOptions) if each.init and each.name not in ("own", "resume")}
     options |= config.own | {"workers": config.trial_workers if config.trial_workers > 1 else 0, "dataset": str(root), "plots": False}
     make_plan(prepare(make_options(options)), lambda: config.threads)
+    first = first_trials(config.start, space, find_method(config.method), config.own, config.bits, config.storage, config.names()[0], config.maximise()[0])
     if (folder / SAVED).exists() and not config.resume:
         raise ValueError(f"search {folder.name} is in {config.storage} already: continue it with --resume, or give another --study")
     folder.mkdir(parents=True, exist_ok=True)
@@ -164,16 +189,23 @@ def run(config: Config) -> dict[str, Any]:
     runs.write_json(folder / SAVED, saved | {"given": {k: v for k, v in config.drawn.items() if k != "resume"}})
     storage = config.study_storage or (f"sqlite:///{sqlite_path(folder)}/study.db" if is_local(folder) else f"{folder}/study")
     study = open_study(storage, folder.name, config.maximise(), config.sampler, config.seed)
+    if not study.trials:
+        for name, values in first.items():
+            study.enqueue_trial(values, user_attrs={"start": name})
     done = recover(study, folder, config.names())
     left = config.trials - done
     tracker = _tracker(config, folder)
     print(f"search {folder.name}: {done} of {config.trials} trials are done; {len(space.searched)} values are searched", file=sys.stderr)
+    oracle = "each" if any(name in ORACLES for name in config.names()) else "last" if config.oracle else ""
+    setting, config.concurrency = SearchContext(options, str(folder), oracle), at_once
+    held = _held(config, manifest, method.wants.source_labels) if left > 0 or config.confirm else {}
     if left > 0:
-        oracle = "each" if any(name in ORACLES for name in config.names()) else "last" if config.oracle else ""
-        setting = SearchContext(options, str(folder), oracle)
-        config.concurrency = at_once
-        _search(config, setting, study, space, left, share, _held(config, manifest, method.wants.source_labels), tracker)
-    return report.conclude(config, study, folder, tracker)
+        _search(config, setting, study, space, left, share, held, tracker)
+    confirmed = []
+    if config.confirm and (finalists := report.ranked(study)[: config.finalists]):
+        seeds = [config.seed + number for number in range(1, config.confirm + 1)]
+        confirmed = confirm(finalists, seeds, setting, held, share, at_once, config.names()[0], config.maximise()[0])
+    return report.conclude(config, study, folder, tracker, confirmed)
 
 
 def _tracker(config: Config, folder: Path) -> Any:

@@ -1,6 +1,7 @@
 """Searches: finished, extended, killed and resumed, with failing trials; and requests that are refused."""
 
 import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -38,7 +39,7 @@ def searched(ray_cluster: Head, digits: Path, tmp_path_factory: pytest.TempPathF
     space.write_text(
         yaml.safe_dump({"learning_rate": [0.002, 1e30], "dropout": [0.2, 5.0], "bits": [16, 32], "mmd_weight": {"low": 0.1, "high": 1.0}, "final_rate": 0.5})
     )
-    assert main(line(digits, storage, "--study", "s", "--space", space, "--trials", 4, "--sampler", "random", "--seed", 25, "--oracle")) == 0
+    assert main(line(digits, storage, "--study", "s", "--space", space, "--trials", 4, "--sampler", "random", "--start", "none", "--seed", 25, "--oracle")) == 0
     return storage
 
 
@@ -85,6 +86,8 @@ def test_a_finished_search_is_extended_and_not_begun_twice(digits: Path, searche
     assert after[:4] == before and [row["number"] for row in after] == list(range(5))
     assert len({row["mmd_weight"] for row in after}) == 5  # another seed than the first four had
     capsys.readouterr()
+    assert main(["tune", "--explain", "s", "--storage", str(searched)]) == 2
+    assert "trials have finished, but 4 are needed" in capsys.readouterr().err
     assert main(line(digits, searched, "--study", "s")) == 2
     assert "--resume" in capsys.readouterr().err
 
@@ -101,12 +104,41 @@ def test_bits_against_quality_give_a_front_and_register_the_best(ray_cluster: He
     assert found is not None and int(found[1]["bits"]) == best["bits"]
 
 
+def test_a_confirmed_winner_is_registered_and_promoted_in_one_command(ray_cluster: Head, digits: Path, tmp_path: Path) -> None:
+    more = ("--trials", 2, "--confirm", 2, "--finalists", 2, "--register", "m", "--promote", "--no-asha", "--json")
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        assert main(line(digits, tmp_path, "--study", "c", *more)) == 0
+    told = json.loads(shown.getvalue().splitlines()[-1])
+    rows = sorted(trials(tmp_path, "c"), key=lambda row: -row["information"])
+    assert [row["number"] for row in trials(tmp_path, "c")] == [0, 1]
+    values = {}
+    for row in rows[:2]:
+        places = [tmp_path / "c" / "confirmed" / f"seed-{seed}" / f"trial-{row['number']:04d}" for seed in (1, 2)]
+        assert [json.loads((place / "config.json").read_text())["seed"] for place in places] == [1, 2]
+        values[row["number"]] = [json.loads((place / "trial.json").read_text())["information"] for place in places]
+    means = {number: sum(each) / 2 for number, each in values.items()}
+    assert {each["trial"]: pytest.approx(each["mean"]) for each in told["confirmed"]} == means and told["trial"] == max(means, key=lambda each: means[each])
+    deviations = {each["trial"]: each["deviation"] for each in told["confirmed"]}
+    assert deviations == {number: pytest.approx(abs(a - b) / 2**0.5) for number, (a, b) in values.items()} and min(deviations.values()) > 0
+    best = yaml.safe_load((tmp_path / "c" / "results" / "best.yaml").read_text())
+    assert best["mmd_weight"] == next(row for row in rows if row["number"] == told["trial"])["mmd_weight"]
+    assert len((tmp_path / "c" / "results" / "confirmed.csv").read_text().splitlines()) == 3
+    from pipelines.registry import versions
+
+    found = versions.version_tags(f"sqlite:///{tmp_path}/mlflow.db", "m", "champion")
+    assert told["promoted"] and found is not None and found[0] == told["version"] and found[1]["run_id"] == told["run_id"]
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
         (["--trial-workers", "64"], "the cluster has 2"), (["--concurrency", "9"], "9 trials at once need 9 CPUs"), (["--gpu"], "GPUs, but the cluster has 0"),
         (["--objective", "luck"], "no objective 'luck'"), (["--sampler", "dice"], "must be one of"), (["--trials", "0"], "at least 1"),
         (["--objective", "bits"], "must be one objective, or two"), (["--space", "nowhere.yaml"], "cannot be read"),
+        (["--start", "nothing"], "names 'nothing', which is neither default, paper"), (["--start", "nowhere.yaml"], "cannot be read"),
+        (["--confirm", "1"], "at least 2"), (["--confirm", "2", "--objective", "information,bits"], "needs one objective"),
+        (["--promote"], "give --register NAME"), (["--explain", "nothing"], "no search 'nothing'"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_at_once(

@@ -1,0 +1,101 @@
+"""The first trials of a search, the shares of its fields, and the knee of a front."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from models.registry import METHODS, find_method
+from pipelines.training import runs
+from tuning.explain import importances
+from tuning.report import knee, ranked
+from tuning.space import space_of
+from tuning.start import first_trials
+
+
+def firsts(asked: str, method: str = "dah", given: dict[str, Any] | None = None, storage: str = "runs", search_bits: bool = False) -> dict[str, dict[str, Any]]:
+    kind = find_method(method)
+    own = asdict(kind.Config())
+    return first_trials(asked, space_of(kind, own, given or {}, set(), 64, search_bits), kind, own, 64, storage, "information", True)
+
+
+@pytest.mark.parametrize("method", [name for name, each in METHODS.items() if not each.fitted])
+def test_the_defaults_and_the_papers_setting_are_first(method: str) -> None:
+    kind = find_method(method)
+    found = firsts("default,paper", method)
+    default = asdict(kind.Config())
+    space = space_of(kind, default, {}, set(), 64, False)
+    for name, value in found["default"].items():
+        low, high = space.searched[name].low, space.searched[name].high
+        assert value == min(max(default[name], low), high)
+    assert list(found) in (["default"], ["default", "paper"]) and found.get("paper") != found["default"]
+    study = optuna.create_study()
+    for values in found.values():
+        study.enqueue_trial(values)
+    assert [space(study.ask()) for _ in found] == list(found.values())  # Optuna draws what is queued
+
+
+def test_none_bits_and_narrowed_spaces() -> None:
+    assert firsts("none") == {}
+    assert firsts("default", search_bits=True)["default"]["bits"] == 64
+    given = {"bits": [16, 32], "mmd_weight": {"low": 900.0, "high": 1000.0, "log": False}}
+    assert {name: firsts("default", given=given)["default"][name] for name in ("bits", "mmd_weight")} == {"bits": 16, "mmd_weight": 900.0}  # moved into it
+
+
+def test_other_searches_and_files(tmp_path: Path) -> None:
+    folder = tmp_path / "before"
+    (folder / "results").mkdir(parents=True)
+    runs.write_json(folder / "search.json", {"given": {"method": "dah"}})
+    with pytest.raises(ValueError, match="no results yet"):
+        firsts("before", storage=str(tmp_path))
+    rows = [{"number": n, "status": "complete" if n else "failed", "information": float(n % 4) if n else None, "mmd_weight": 0.1 * (n + 1)} for n in range(6)]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "results" / "trials.parquet")
+    found = firsts("default, before", storage=str(tmp_path))
+    assert list(found) == ["default", "before: trial 3", "before: trial 2", "before: trial 1"]
+    assert [round(each["mmd_weight"], 6) for each in list(found.values())[1:]] == [0.4, 0.3, 0.2]
+    assert firsts(str(folder)) == {name.replace("before", str(folder)): each for name, each in found.items() if name != "default"}
+    (tmp_path / "best.yaml").write_text(yaml.safe_dump({"method": "dah", "dataset": "x", "mmd_weight": 0.7}))
+    assert next(iter(firsts(str(tmp_path / "best.yaml")).values()))["mmd_weight"] == 0.7
+    for text, said in (("method: igan", "is of method igan"), ("- 3", "must be a configuration"), ("[", "cannot be read")):
+        (tmp_path / "best.yaml").write_text(text)
+        with pytest.raises(ValueError, match=said):
+            firsts(str(tmp_path / "best.yaml"))
+    with pytest.raises(ValueError, match="is of method dah, the search of igan"):
+        firsts(str(folder), "igan")
+
+
+def test_shares_of_fields() -> None:
+    """Of 3a + b the first field has nine tenths of the variance; a field that is drawn with a large a alone is measured there."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+
+    def value(trial: optuna.Trial) -> float:
+        a, b, c = trial.suggest_float("a", 0, 1), trial.suggest_float("b", 0, 1), trial.suggest_float("c", 0, 1)
+        return 3 * a + b + 0 * c + (trial.suggest_float("d", 0, 1) if a > 0.5 else 0)
+
+    with pytest.raises(ValueError, match="0 trials have finished"):
+        importances(study)
+    study.optimize(value, 150)
+    found = importances(study)
+    assert list(found)[0] == "a" and found["a"][0] > 0.6 and found["b"][0] > found["c"][0] and found["c"][0] < 0.05
+    assert found["a"][1] == 150 and 40 < found["d"][1] < 110 and found["d"][0] > found["c"][0]
+    assert sum(share for name, (share, _) in found.items() if name != "d") == pytest.approx(1)
+
+
+def test_the_knee_and_the_ranks() -> None:
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    points = [(1.0, 16), (2.0, 32), (2.1, 64), (2.2, 128)]
+    for quality, bits in points:
+        study.add_trial(optuna.trial.create_trial(values=[quality, bits]))
+    front = sorted(study.best_trials, key=lambda each: each.values[1])
+    found = knee(front)
+    assert found is not None and found.values == [2.0, 32] and knee(front[:2]) is None
+    single = optuna.create_study(direction="maximize")
+    spread = {"x": optuna.distributions.FloatDistribution(0, 9)}
+    for value, x in ((1.0, 1.0), (3.0, 2.0), (2.0, 2.0), (2.5, 3.0)):
+        single.add_trial(optuna.trial.create_trial(value=value, params={"x": x}, distributions=spread))
+    assert [each.value for each in ranked(single)] == [3.0, 2.5, 1.0]

@@ -1,0 +1,76 @@
+"""How much each searched field matters: shares of the objective's variance over a search's trials."""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from data.filesystem import is_local, to_path
+from pipelines.console.config import option
+from pipelines.registry.connection import sqlite_path
+from pipelines.training import runs
+from tuning.study import open_study
+
+FEWEST = 4  # finished trials
+
+
+@dataclass
+class Explain:
+    """Options of ``hashbridge tune --explain``."""
+
+    explain: str = option("", "name of a search: show how much each of its fields matters")
+    storage: str = option("runs", "folder of runs and searches")
+    study_storage: str = option("", "Optuna's storage of the search")
+
+
+def importances(study: optuna.Study, objective: int = 0, seed: int = 0) -> dict[str, tuple[float, int]]:
+    """Each field's share of the variance of an objective (fANOVA), and the number of trials that it is computed from.
+
+    A field that only some trials draw is measured among those, beside the fields that all have.
+
+    Raises:
+        ValueError: fewer than ``FEWEST`` trials have finished, or all have the same value.
+    """
+    ended = [each for each in study.trials if each.state == TrialState.COMPLETE]
+    if len(ended) < FEWEST:
+        raise ValueError(f"{len(ended)} trials have finished, but {FEWEST} are needed to compare fields")
+    common = [name for name in ended[0].params if all(name in each.params for each in ended)]
+    every = list({name: None for each in ended for name in each.params})
+    found: dict[str, tuple[float, int]] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in every:
+            names = common if name in common else [*common, name]
+            if name in common and name in found:
+                continue
+            own = [each for each in ended if name in each.params]
+            if len(own) < FEWEST:
+                continue
+            shares = optuna.importance.get_param_importances(
+                study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=seed), params=names, target=lambda each: each.values[objective]
+            )
+            found |= {each: (shares[each], len(own)) for each in (common if name in common else [name])}
+    return dict(sorted(found.items(), key=lambda each: -each[1][0]))
+
+
+def explain(config: Explain) -> dict[str, Any]:
+    """Print how much each field of a search matters."""
+    folder = to_path(config.storage) / config.explain
+    if not (folder / "search.json").is_file():
+        raise ValueError(f"no search {config.explain!r} in {config.storage}")
+    given = runs.read_json(folder / "search.json")["given"]
+    names = str(given.get("objective", "information")).split(",")
+    storage = config.study_storage or given.get("study_storage") or (
+        f"sqlite:///{sqlite_path(folder.resolve())}/study.db" if is_local(folder) else f"{folder}/study"
+    )
+    from tuning.search import maximised  # noqa: PLC0415
+
+    study = open_study(storage, folder.name, [maximised(name) for name in names], "random", 0)
+    found = {name: importances(study, number) for number, name in enumerate(names)}
+    for name, shares in found.items():
+        print(f"{name} of {config.explain}: share of its variance, from so many trials")
+        for each, (share, count) in shares.items():
+            print(f"  {each:<24}{share:>7.3f}{count:>6}")
+    return {"study": config.explain, "importances": {name: {each: share for each, (share, _) in shares.items()} for name, shares in found.items()}}
