@@ -39,8 +39,8 @@ def submit(
     return run
 
 
-def test_train_and_tune_as_jobs_from_a_clone(submit: Callable[[str], tuple[int, str, str]], digits: Path, tmp_path: Path) -> None:
-    shared = f"dah --dataset {digits} --source typeset --target handwritten --bits 16 --per-class 4 --epochs 1 --steps-per-epoch 3 --tracking none --json"
+def test_train_and_tune_as_jobs_from_a_clone(submit: Callable[[str], tuple[int, str, str]], few_digits: Path, tmp_path: Path) -> None:
+    shared = f"dah --dataset {few_digits} --source typeset --target handwritten --bits 16 --per-class 4 --epochs 1 --steps-per-epoch 3 --tracking none --json"
     status, out, err = submit(f"train {shared} --workers 0 --no-plots --storage {tmp_path}/runs")
     assert status == 0 and '"run_id"' in out, out + err
     assert json.loads(next(tmp_path.glob("runs/*/result.json")).read_text())["epochs"] == 1

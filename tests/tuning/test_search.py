@@ -32,14 +32,15 @@ def trials(storage: Path, study: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def searched(ray_cluster: Head, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def searched(ray_cluster: Head, few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Storage of a search of four trials, of which those with the wrong values fail."""
     storage = tmp_path_factory.mktemp("searches")
     space = storage / "space.yaml"
     space.write_text(
         yaml.safe_dump({"learning_rate": [0.002, 1e30], "dropout": [0.2, 5.0], "bits": [16, 32], "mmd_weight": {"low": 0.1, "high": 1.0}, "final_rate": 0.5})
     )
-    assert main(line(digits, storage, "--study", "s", "--space", space, "--trials", 4, "--sampler", "random", "--start", "none", "--seed", 25, "--oracle")) == 0
+    drawn = ("--trials", 4, "--sampler", "random", "--start", "none", "--seed", 25)
+    assert main(line(few_digits, storage, "--study", "s", "--space", space, *drawn, "--oracle")) == 0
     return storage
 
 
@@ -79,7 +80,7 @@ def test_the_search_and_its_trials_are_tracked(searched: Path) -> None:
     assert {each.path for each in client.list_artifacts(parent.info.run_id)} >= {"best.yaml", "trials.csv", "trials.parquet"}
 
 
-def test_a_finished_search_is_extended_and_not_begun_twice(digits: Path, searched: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_search_is_extended_and_not_begun_twice(few_digits: Path, searched: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = trials(searched, "s")
     assert main(["tune", "--storage", str(searched), "--study", "s", "--resume", "--trials", "5"]) == 0
     after = trials(searched, "s")
@@ -88,12 +89,12 @@ def test_a_finished_search_is_extended_and_not_begun_twice(digits: Path, searche
     capsys.readouterr()
     assert main(["tune", "--explain", "s", "--storage", str(searched)]) == 2
     assert "trials have finished, but 4 are needed" in capsys.readouterr().err
-    assert main(line(digits, searched, "--study", "s")) == 2
+    assert main(line(few_digits, searched, "--study", "s")) == 2
     assert "--resume" in capsys.readouterr().err
 
 
-def test_bits_against_quality_give_a_front_and_register_the_best(ray_cluster: Head, digits: Path, tmp_path: Path) -> None:
-    assert main(line(digits, tmp_path, "--study", "p", "--trials", 3, "--objective", "information,bits", "--register", "m", "--no-retrain")) == 0
+def test_bits_against_quality_give_a_front_and_register_the_best(ray_cluster: Head, few_digits: Path, tmp_path: Path) -> None:
+    assert main(line(few_digits, tmp_path, "--study", "p", "--trials", 3, "--objective", "information,bits", "--register", "m", "--no-retrain")) == 0
     rows = trials(tmp_path, "p")
     assert {row["bits"] for row in rows} <= {16, 32, 64, 128} and all(row["status"] == "complete" for row in rows)
     assert (tmp_path / "p" / "results" / "pareto.png").stat().st_size > 5000
@@ -104,11 +105,11 @@ def test_bits_against_quality_give_a_front_and_register_the_best(ray_cluster: He
     assert found is not None and int(found[1]["bits"]) == best["bits"]
 
 
-def test_a_confirmed_winner_is_registered_and_promoted_in_one_command(ray_cluster: Head, digits: Path, tmp_path: Path) -> None:
+def test_a_confirmed_winner_is_registered_and_promoted_in_one_command(ray_cluster: Head, few_digits: Path, tmp_path: Path) -> None:
     more = ("--trials", 2, "--confirm", 2, "--finalists", 2, "--register", "m", "--promote", "--no-asha", "--json")
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown):
-        assert main(line(digits, tmp_path, "--study", "c", *more)) == 0
+        assert main(line(few_digits, tmp_path, "--study", "c", *more)) == 0
     told = json.loads(shown.getvalue().splitlines()[-1])
     rows = sorted(trials(tmp_path, "c"), key=lambda row: -row["information"])
     assert [row["number"] for row in trials(tmp_path, "c")] == [0, 1]
@@ -142,29 +143,31 @@ def test_a_confirmed_winner_is_registered_and_promoted_in_one_command(ray_cluste
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_at_once(
-    ray_cluster: Head, more: list[str], said: str, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ray_cluster: Head, more: list[str], said: str, few_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip
-    assert main(line(digits, tmp_path, *more)) == 2
+    assert main(line(few_digits, tmp_path, *more)) == 2
     assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_an_objective_of_classes_needs_a_method_that_names_some(ray_cluster: Head, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["tune", "ucdir", "--dataset", str(digits), "--source", "typeset", "--target", "handwritten", "--storage", str(tmp_path), "--trials", "1"]
+def test_an_objective_of_classes_needs_a_method_that_names_some(
+    ray_cluster: Head, few_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    arguments = ["tune", "ucdir", "--dataset", str(few_digits), "--source", "typeset", "--target", "handwritten", "--storage", str(tmp_path), "--trials", "1"]
     assert main(arguments) == 2
     assert "has none: use density" in capsys.readouterr().err
 
 
-def test_a_trial_of_two_workers(ray_cluster: Head, digits: Path, tmp_path: Path) -> None:
-    arguments = line(digits, tmp_path, "--study", "w", "--trials", 1, "--epochs", 1, "--trial-workers", 2, "--concurrency", 1, "--tracking", "none")
+def test_a_trial_of_two_workers(ray_cluster: Head, few_digits: Path, tmp_path: Path) -> None:
+    arguments = line(few_digits, tmp_path, "--study", "w", "--trials", 1, "--epochs", 1, "--trial-workers", 2, "--concurrency", 1, "--tracking", "none")
     assert main(arguments) == 0
     (row,) = trials(tmp_path, "w")
     assert row["status"] == "complete" and row["information"] > 0 and row["start_up"] > 0
     assert json.loads((tmp_path / "w" / "trial-0000" / "config.json").read_text())["workers"] == 2
 
 
-def test_a_killed_search_goes_on(ray_cluster: Head, digits: Path, tmp_path: Path) -> None:
-    searching = line(digits, tmp_path, "--study", "k", "--trials", 2, "--epochs", 4, "--concurrency", 1, "--no-asha", "--tracking", "none")
+def test_a_killed_search_goes_on(ray_cluster: Head, few_digits: Path, tmp_path: Path) -> None:
+    searching = line(few_digits, tmp_path, "--study", "k", "--trials", 2, "--epochs", 4, "--concurrency", 1, "--no-asha", "--tracking", "none")
     process = subprocess.Popen([sys.executable, "-m", "pipelines", *searching], cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     folder, end = tmp_path / "k", time.monotonic() + 180
     while not list((folder / "trial-0001").glob("checkpoints/*")):
