@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pipelines.serving.environment import fast_environment
 from tests.servers import BUCKET, PASSWORD, ROOT, S3, SECRET, TOKEN, USER, Database, Head, Tracking, free_port
 
 if TYPE_CHECKING:
@@ -28,15 +25,12 @@ os.environ.update(MLFLOW_TRACKING_USERNAME=USER, MLFLOW_TRACKING_PASSWORD=PASSWO
 NO_RAY = "127.0.0.1:9"  # nothing listens there: a test that needs Ray asks for the fixture
 os.environ.update(GOMP_SPINCOUNT="1000")  # as the command line does: two processes share two cores
 os.environ.update(RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0")  # one actor less for each training
-PROXY = tempfile.mkdtemp(prefix="hb-", dir="/tmp")  # the path of a socket may have 97 characters
-atexit.register(shutil.rmtree, PROXY, True)
-os.environ.update(fast_environment(PROXY))  # as `hashbridge serve` does
 os.environ.update(RAY_ADDRESS=NO_RAY, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)
 
 SHARED = ROOT.parent / "shared" / "data"
 GROUPS = {  # by fixture; a test's first counts
     "ray_cluster": "cluster", "s3_server": "servers", "by_two": "two workers", "trained": "flow", "good": "bad input", "runs": "promotion",
-    "sample": "embedding", "browser": "page",
+    "sample": "embedding", "browser": "page", "made": "service",
 }  # fmt: skip
 
 

@@ -100,9 +100,16 @@ def rows(count: int, seed: int = 0, files: Sequence[Path] = ()) -> pa.Table:
 
 def make_index(folder: Path, table: pa.Table, shards: int = 1, kind: str = "flat", model: str = "run") -> dict[str, Any]:
     """An index of a table, built in this process."""
+    with built_here():
+        return index_changes.create(folder, table, {"bits": str(BITS), "model": model, "classes": json.dumps(CLASSES)}, kind, shards, lists=5)
+
+
+@contextlib.contextmanager
+def built_here() -> Iterator[None]:
+    """Build the shards of an index in this process, without Ray."""
     built, index_changes._built = index_changes._built, lambda folder, parts, *more: [index_changes.build_shard(folder, part, *more) for part in parts]
     try:
-        return index_changes.create(folder, table, {"bits": str(BITS), "model": model, "classes": json.dumps(CLASSES)}, kind, shards, lists=5)
+        yield
     finally:
         index_changes._built = built
 
