@@ -34,9 +34,9 @@ class Config:
 def run(config: Config) -> dict[str, Any]:
     """Search; returns each query with its answers: id, label, class name, Hamming distance."""
     index = open_index(to_path(config.index))
-    if config.model:
-        check_encodes(resolve(config.model, config.storage, config.tracking), index.manifest["model"], config.storage, config.tracking)
-    encoder = open_encoder(config.model or index.manifest["model"], config.storage, config.tracking, rows=queried_dataset(config.images))
+    model = resolve(config.model or index.manifest["model"], config.storage, config.tracking)
+    check_encodes(model, index.manifest["model"], config.storage, config.tracking)
+    encoder = open_encoder(model.name, config.storage, config.tracking, rows=queried_dataset(config.images))
     if encoder.bits != index.manifest["bits"]:
         raise ValueError(f"the model gives {encoder.bits} bits, the index holds {index.manifest['bits']}: search with the model that encoded it")
     queries = load_queries(config.images, encoder.shape)

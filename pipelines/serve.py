@@ -1,7 +1,6 @@
 """Command: search as a service on Ray Serve, with a page."""
 
 import contextlib
-import ipaddress
 import json
 import logging
 import os
@@ -22,7 +21,7 @@ from typing import Any
 from pipelines.console import cluster
 from pipelines.console.config import option, positional
 from pipelines.registry.encoders import registry_uri
-from pipelines.serving.environment import fast_environment, hashed_token
+from pipelines.serving.environment import fast_environment, hashed_token, is_loopback
 from pipelines.serving.served import Choice
 
 CPUS = 0.5  # that a replica reserves, or its part of a machine that has fewer
@@ -60,14 +59,6 @@ class Config:
             raise ValueError("--timeout and --poll must be above 0")
         if self.compare_model and not self.compare:
             raise ValueError("--compare-model is the model of a second index: give its folder by --compare")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -111,16 +102,18 @@ def running(config: Config) -> Iterator[str]:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
     replicas = (sum(len(each.places) for each in chosen) + 2) * config.replicas
     settings = application.Settings(
-        application.absolute(config.index), _named(config.model), config.compare and application.absolute(config.compare), _named(config.compare_model),
-        application.absolute(config.storage), tracking, application.absolute(config.cache), config.replicas, config.most_replicas,
-        min(CPUS, ray.cluster_resources().get("CPU", 1.0) / replicas), config.gpu, config.timeout, config.poll, config.waiting, config.body_limit,
-        token,
+        index=application.absolute(config.index), model=_named(config.model),
+        compare=config.compare and application.absolute(config.compare), compare_model=_named(config.compare_model),
+        storage=application.absolute(config.storage), tracking=tracking, cache=application.absolute(config.cache),
+        replicas=config.replicas, most=config.most_replicas, cpus=min(CPUS, ray.cluster_resources().get("CPU", 1.0) / replicas), gpu=config.gpu,
+        timeout=config.timeout, poll=config.poll, waiting=config.waiting, body=config.body_limit, token=token,
     )  # fmt: skip
     try:
         options = {"host": config.host, "port": config.port, "request_timeout_s": config.timeout + 30}
         serve.start(http_options=options, logging_config=application.QUIET)
         serve.run_many([serve.RunTarget(application.application(settings), application.NAME)], wait_for_applications_running=False)
-        url = f"http://{'127.0.0.1' if config.host in ('0.0.0.0', '::') else config.host}:{config.port}"
+        shown = "127.0.0.1" if config.host in ("0.0.0.0", "::") else f"[{config.host}]" if ":" in config.host else config.host
+        url = f"http://{shown}:{config.port}"
         _wait(url, lambda: serve.status().applications[application.NAME])
         yield url
     finally:
@@ -170,7 +163,7 @@ def _wait(url: str, state: Callable[[], Any]) -> None:
             faults = [each["refused"] for each in found.get("indexes", {}).values() if each.get("refused")]
             if faults:
                 raise ValueError(faults[0]) from None
-        except OSError:
+        except OSError:  # nothing listens yet
             pass
         time.sleep(0.2)
     waiting = [f"{name} ({each.status}: {each.message})" for name, each in state().deployments.items() if each.status != "HEALTHY"]

@@ -36,8 +36,9 @@ class Confirmed:
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
 
 
-def again(job: dict[str, Any], setting: SearchContext, held: dict[str, dict[str, Any]]) -> None:
-    """Train one configuration with one seed, unless that has been done."""
+def again(config: dict[str, Any], setting: SearchContext, held: dict[str, dict[str, Any]]) -> None:
+    """Train one configuration with one seed, the ``job`` of Tune's config, unless that has been done."""
+    job = config["job"]
     own = replace(setting, options=setting.options | {"seed": job["seed"]}, folder=_place(setting.folder, job["seed"]))
     if not (trial_folder(to_path(own.folder), job["number"]) / ENDED).is_file():
         trial(job["values"] | {"number": job["number"], "continues": ""}, own, held)
@@ -71,7 +72,7 @@ def confirm(
     print(f"confirming {len(finalists)} trials with seeds {', '.join(map(str, seeds))}", file=sys.stderr)
     try:
         tune.Tuner(
-            tune.with_resources(tune.with_parameters(_job, setting=setting, held=held), share),
+            tune.with_resources(tune.with_parameters(again, setting=setting, held=held), share),
             param_space={"job": tune.grid_search(jobs)},
             tune_config=tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=True),
             run_config=tune.RunConfig(name="confirm", **cluster.storage_options(folder / "ray"), verbose=0),
@@ -91,15 +92,14 @@ def confirm(
     return sorted(found, key=lambda each: each.mean, reverse=maximise)
 
 
-def _job(config: dict[str, Any], setting: SearchContext, held: dict[str, dict[str, Any]]) -> None:
-    again(config["job"], setting, held)
-
-
-def write_confirmed(found: list[Confirmed], name: str, searched: list[float], out: Path) -> None:
+def write_confirmed(found: list[Confirmed], name: str, out: Path) -> None:
     """Write a row for each finalist as CSV: its number, the value that the search saw, mean, deviation and values under other seeds."""
     rows = [
-        {"trial": each.trial.number, f"{name} searched": value, "mean": each.mean, "deviation": each.deviation, "values": " ".join(map(str, each.values))}
-        for each, value in zip(found, searched, strict=True)
-    ]
+        {
+            "trial": each.trial.number, f"{name} searched": each.trial.value, "mean": each.mean, "deviation": each.deviation,
+            "values": " ".join(map(str, each.values)),
+        }
+        for each in found
+    ]  # fmt: skip
     with atomic_write(out / "confirmed.csv") as file:
         pyarrow.csv.write_csv(pa.Table.from_pylist(rows), file)

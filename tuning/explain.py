@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
-from data.filesystem import is_local, to_path
+from data.filesystem import to_path
 from pipelines.console.config import option
-from pipelines.registry.connection import sqlite_path
 from pipelines.training import runs
-from tuning.study import open_study
+from tuning.objectives import maximised
+from tuning.study import open_study, study_in
 
 FEWEST = 4  # finished trials
 
@@ -36,22 +36,22 @@ def importances(study: optuna.Study, objective: int = 0, seed: int = 0) -> dict[
     ended = [each for each in study.trials if each.state == TrialState.COMPLETE]
     if len(ended) < FEWEST:
         raise ValueError(f"{len(ended)} trials have finished, but {FEWEST} are needed to compare fields")
-    common = [name for name in ended[0].params if all(name in each.params for each in ended)]
     every = list({name: None for each in ended for name in each.params})
-    found: dict[str, tuple[float, int]] = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in every:
-            names = common if name in common else [*common, name]
-            if name in common and name in found:
-                continue
-            own = [each for each in ended if name in each.params]
-            if len(own) < FEWEST:
-                continue
-            shares = optuna.importance.get_param_importances(
-                study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=seed), params=names, target=lambda each: each.values[objective]
-            )
-            found |= {each: (shares[each], len(own)) for each in (common if name in common else [name])}
+    drawn = {name: [each for each in ended if name in each.params] for name in every}
+    common = [name for name in every if len(drawn[name]) == len(ended)]
+
+    def shares(names: list[str], trials: list[FrozenTrial]) -> dict[str, float]:
+        if len({each.values[objective] for each in trials}) < 2:
+            raise ValueError(f"the {len(trials)} trials all have the same value: no field matters")
+        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return dict(optuna.importance.get_param_importances(study, evaluator=evaluator, params=names, target=lambda each: each.values[objective]))
+
+    found = {name: (share, len(ended)) for name, share in shares(common, ended).items()}
+    for name in every:
+        if name not in common and len(drawn[name]) >= FEWEST:
+            found[name] = shares([*common, name], drawn[name])[name], len(drawn[name])
     return dict(sorted(found.items(), key=lambda each: -each[1][0]))
 
 
@@ -62,11 +62,7 @@ def explain(config: Explain) -> dict[str, Any]:
         raise ValueError(f"no search {config.explain!r} in {config.storage}")
     given = runs.read_json(folder / "search.json")["given"]
     names = str(given.get("objective", "information")).split(",")
-    storage = config.study_storage or given.get("study_storage") or (
-        f"sqlite:///{sqlite_path(folder.resolve())}/study.db" if is_local(folder) else f"{folder}/study"
-    )
-    from tuning.search import maximised  # noqa: PLC0415
-
+    storage = config.study_storage or given.get("study_storage") or study_in(folder)
     study = open_study(storage, folder.name, [maximised(name) for name in names], "random", 0)
     found = {name: importances(study, number) for number, name in enumerate(names)}
     for name, shares in found.items():

@@ -103,6 +103,7 @@ def a_distance(seen: Outputs) -> float:
     return float(2 * (1 - 2 * min(error, 1 - error)))
 
 
+ORACLES = ("oracle/accuracy", "oracle/cross/map", "oracle/target/map")  # see target labels
 OBJECTIVES = {
     "source-map": Objective(source_map, True, "mAP of held-out source images", ("source", "labels")),
     "entropy": Objective(entropy, False, "entropy of the target's predictions (Morerio et al., ICLR 2018)", ("classes",)),
@@ -153,3 +154,8 @@ def objectives(seen: Outputs) -> dict[str, float]:
     """All label-free objectives; nan for those that cannot be computed."""
     there = {"classes": len(seen.probabilities) > 0, "source": len(seen.source) > 0, "labels": bool((seen.source_labels >= 0).any())}
     return {name: each.compute(seen) if all(there[need] for need in each.needs) else float("nan") for name, each in OBJECTIVES.items()}
+
+
+def maximised(name: str) -> bool:
+    """Whether larger values of an objective are better."""
+    return name in ORACLES or (name in OBJECTIVES and OBJECTIVES[name].maximise)

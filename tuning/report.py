@@ -66,16 +66,13 @@ def ranked(study: optuna.Study) -> list[FrozenTrial]:
     return [each for number, each in enumerate(ended) if each.params not in [other.params for other in ended[:number]]]
 
 
-def knee(front: list[FrozenTrial]) -> FrozenTrial | None:
-    """The trial of a front that is farthest from the line between its ends, both objectives scaled to its width; None of fewer than three."""
-    if len(front) < 3:
-        return None
-    points = np.array([each.values for each in front])
-    scaled = (points - points.min(0)) / np.maximum(points.max(0) - points.min(0), 1e-12)
-    order = np.argsort(scaled[:, 1], kind="stable")
-    (ax, ay), (bx, by) = scaled[order[0]], scaled[order[-1]]
-    far = np.abs((bx - ax) * (scaled[:, 1] - ay) - (by - ay) * (scaled[:, 0] - ax))
-    return front[int(far.argmax())]
+def knee(study: optuna.Study, front: list[FrozenTrial]) -> FrozenTrial | None:
+    """The trial of a front of two objectives that lies farthest beyond the line between the front's ends; None if none does."""
+    better = np.array([1.0 if each.name == "MAXIMIZE" else -1.0 for each in study.directions])
+    points = np.array([each.values for each in front]) * better
+    scaled = (points - points.min(0)) / np.maximum(np.ptp(points, axis=0), 1e-12)  # the ends are (0, 1) and (1, 0)
+    beyond = scaled.sum(1) - 1
+    return front[int(beyond.argmax())] if beyond.max() > 1e-9 and len(front) > 2 else None
 
 
 def best_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -141,7 +138,7 @@ def conclude(config: Any, study: optuna.Study, folder: Path, tracker: Any, confi
         raise ValueError(f"search {folder.name}: none of {len(rows)} trials finished" + (f"; the last failed: {said}" if said else ""))
     if confirmed:
         best = [confirmed[0].trial]
-        write_confirmed(confirmed, config.names()[0], [float(each.trial.value or 0.0) for each in confirmed], out)
+        write_confirmed(confirmed, config.names()[0], out)
     write_text(out / "best.yaml", yaml.safe_dump(options_of(config, best[0].params), sort_keys=False))
     names = config.names()
     draw(study, names, out)
@@ -154,7 +151,7 @@ def conclude(config: Any, study: optuna.Study, folder: Path, tracker: Any, confi
     for candidate in confirmed:
         seen = f"{names[0]} {candidate.mean:.4f} ± {candidate.deviation:.4f} with {len(candidate.values)} other seeds"
         print(f"trial {candidate.trial.number}: {seen} (in the search {candidate.trial.value:.4f})")
-    if bent := knee(best) if len(names) == 2 else None:
+    if bent := knee(study, best) if len(names) == 2 else None:
         print(f"knee of the front: trial {bent.number}, " + "  ".join(f"{name} {value:.4f}" for name, value in zip(names, bent.values, strict=True)))
     print(f"table, pictures and best.yaml in {out}; train with `hashbridge train --config {out / 'best.yaml'}`")
     found = {"study": study.study_name, "trial": best[0].number, "values": values, "params": best[0].params, "trials": counts, "results": str(out)}

@@ -6,26 +6,24 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from data.filesystem import is_local, remove, to_path
+from data.filesystem import remove, to_path
 from data.manifest import Manifest
 from models.registry import find_method
 from pipelines.console import cluster
 from pipelines.console.config import build, flag, option, read_yaml
-from pipelines.registry.connection import sqlite_path
 from pipelines.training import runs
 from pipelines.training.options import TrainOptions, make_options, method_fields
 from pipelines.training.plan import make_plan, prepare
 from tuning import report
 from tuning.confirm import confirm
 from tuning.explain import Explain, explain
-from tuning.objectives import OBJECTIVES
+from tuning.objectives import OBJECTIVES, ORACLES, maximised
 from tuning.space import RESERVED, Space, space_of
 from tuning.start import first_trials
-from tuning.study import ProgressCallback, TuneSearch, open_study, recover
+from tuning.study import ProgressCallback, TuneSearch, open_study, recover, study_in
 from tuning.trial import SearchContext, trial
 
 SAMPLERS = ("tpe", "random", "nsga2", "cmaes")
-ORACLES = ("oracle/accuracy", "oracle/cross/map", "oracle/target/map")
 COST = "bits"  # the only objective that does not measure quality
 SAVED = "search.json"
 
@@ -41,7 +39,7 @@ class Config(TrainOptions):
     study: str = option("", "name of the search (default: method, source, target)")
     space: str = option("", "YAML file that narrows, widens or fixes the space: `threshold: 0.9`, `bits: [32, 64]`, `hash_weight: {low: 0.1, high: 10}`")
     sampler: str = option("tpe", "what draws the values", SAMPLERS)
-    start: str = option("default,paper", "first trials, with commas: default, paper, another search (its best three), a YAML file of configurations, or none")
+    start: str = option("default,paper", "first trials, with commas: default, paper, another search (its best three), a YAML file as its best.yaml, or none")
     confirm: int = option(0, "train the best few again with so many other seeds; the best mean wins")
     finalists: int = option(3, "with --confirm: how many trials are trained again")
     promote: bool = option(False, "with --register: make the model the champion if it is significantly better")
@@ -89,11 +87,6 @@ class Config(TrainOptions):
     def folder(self) -> Path:
         """The search's folder."""
         return to_path(self.storage) / (self.study or "-".join(filter(None, ("tune", self.method, self.source, self.target))))
-
-
-def maximised(name: str) -> bool:
-    """Whether larger values of an objective are better."""
-    return name in ORACLES or (name in OBJECTIVES and OBJECTIVES[name].maximise)
 
 
 def make_config(values: dict[str, Any]) -> Config | Explain:
@@ -179,7 +172,8 @@ def run(config: Config | Explain) -> dict[str, Any]:
     options = {each.name: getattr(config, each.name) for each in fields(TrainOptions) if each.init and each.name not in ("own", "resume")}
     options |= config.own | {"workers": config.trial_workers if config.trial_workers > 1 else 0, "dataset": str(root), "plots": False}
     make_plan(prepare(make_options(options)), lambda: config.threads)
-    first = first_trials(config.start, space, find_method(config.method), config.own, config.bits, config.storage, config.names()[0], config.maximise()[0])
+    named = config.names()[0]
+    first = {} if config.resume else first_trials(config.start, space, find_method(config.method), config.own, config.bits, config.storage, named)
     if (folder / SAVED).exists() and not config.resume:
         raise ValueError(f"search {folder.name} is in {config.storage} already: continue it with --resume, or give another --study")
     folder.mkdir(parents=True, exist_ok=True)
@@ -187,7 +181,7 @@ def run(config: Config | Explain) -> dict[str, Any]:
     if saved["dataset_digest"] != manifest.digest():
         raise ValueError(f"dataset {config.dataset} has changed since search {folder.name} began: start another by --study")
     runs.write_json(folder / SAVED, saved | {"given": {k: v for k, v in config.drawn.items() if k != "resume"}})
-    storage = config.study_storage or (f"sqlite:///{sqlite_path(folder)}/study.db" if is_local(folder) else f"{folder}/study")
+    storage = config.study_storage or study_in(folder)
     study = open_study(storage, folder.name, config.maximise(), config.sampler, config.seed)
     if not study.trials:
         for name, values in first.items():

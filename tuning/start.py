@@ -1,16 +1,18 @@
-"""The first trials of a search: the method's defaults, its papers' settings, the best of other searches, and configurations from files."""
+"""The first trials of a search: the method's defaults, its papers' settings, the best of other searches, and values from files."""
 
 import math
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from data.filesystem import to_path
+from pipelines.console.config import read_yaml
 from pipelines.training import runs
+from tuning.objectives import maximised
 from tuning.space import RESERVED, Space
 
 BEST = 3  # trials that are taken from another search
@@ -25,27 +27,32 @@ class Given:
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
         """The given value, within the bounds."""
-        middle = math.sqrt(low * high) if log else (low + high) / 2
-        return float(min(max(self.values.get(name, middle), low), high))
+        return min(max(self._number(name, math.sqrt(low * high) if log else (low + high) / 2), low), high)
 
     def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
         """The given value, within the bounds."""
-        return int(min(max(round(self.values.get(name, (low + high) / 2)), low), high))
+        return min(max(round(self._number(name, (low + high) / 2)), low), high)
+
+    def _number(self, name: str, middle: float) -> float:
+        value = self.values.get(name, middle)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"--start gives {name} {value!r}, but it must be a number")
+        return float(value)
 
     def suggest_categorical(self, name: str, choices: Any) -> Any:
         """The given value if it is one of the choices, else the first."""
         return self.values[name] if self.values.get(name) in choices else choices[0]
 
 
-def first_trials(asked: str, space: Space, method: Any, own: Values, bits: int, storage: str, objective: str, maximise: bool) -> dict[str, Values]:
+def first_trials(asked: str, space: Space, method: Any, own: Values, bits: int, storage: str, objective: str) -> dict[str, Values]:
     """The drawn values of the first trials, each by where it comes from.
 
     Args:
-        asked: with commas: ``default``; ``paper``; the name or folder of a search, of which the best trials are taken; a YAML file with
-            a configuration, or a list of them, as a search's ``best.yaml``; ``none``.
+        asked: with commas: ``default``; ``paper``; the name or folder of a search, of which the best trials are taken; a YAML file, as a
+            search's ``best.yaml``; ``none``.
         own: the method's hyper-parameters as they are without a search.
         storage: folder of the searches.
-        objective, maximise: by which trials of another search are the best.
+        objective: by which trials of another search are the best.
 
     Raises:
         ValueError: a search or file does not exist, or is not of this method.
@@ -58,31 +65,29 @@ def first_trials(asked: str, space: Space, method: Any, own: Values, bits: int, 
             if name in method.presets:
                 found[name] = asdict(method.preset(name)) | {RESERVED: bits}
         elif name != "none":
-            found |= {f"{name}: {which}": own | {RESERVED: bits} | values for which, values in _others(name, method.name, storage, objective, maximise).items()}
+            others = _others(name, method.name, storage, objective)
+            found |= {f"{name}: {which}": own | {RESERVED: bits} | values for which, values in others.items()}
     drawn: dict[str, Values] = {}
     for name, values in found.items():
-        moved = space(Given(values))
-        if moved not in drawn.values():
-            drawn[name] = moved
+        within = space(Given(values))
+        moved = [f"{field} {values[field]} to {value}" for field, value in within.items() if field in values and values[field] != value]
+        if moved:
+            print(f"first trial {name}: moved into the space's bounds: {', '.join(moved)}", file=sys.stderr)
+        if within not in drawn.values():
+            drawn[name] = within
     return drawn
 
 
-def _others(name: str, method: str, storage: str, objective: str, maximise: bool) -> dict[str, Values]:
+def _others(name: str, method: str, storage: str, objective: str) -> dict[str, Values]:
     """Values of another search's best trials, or of a file."""
     if name.endswith((".yaml", ".yml")):
-        try:
-            read = yaml.safe_load(to_path(name).read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise ValueError(f"--start {name} cannot be read: {str(error).splitlines()[0]}") from error
-        rows = read if isinstance(read, list) else [read]
-        if not rows or not all(isinstance(row, dict) and all(isinstance(key, str) for key in row) for row in rows):
-            raise ValueError(f"--start {name} must be a configuration, as a search's best.yaml, or a list of them")
-        _same_method(name, [str(row.get("method", method)) for row in rows], method)
-        return {f"configuration {number}": _numbers(row) for number, row in enumerate(rows)}
+        row = read_yaml(name)
+        _check_method(name, str(row.get("method", method)), method)
+        return {"its values": _drawable(row)}
     folder = next((each for each in (to_path(storage) / name, Path(name)) if (each / "search.json").is_file()), None)
     if folder is None:
         raise ValueError(f"--start names {name!r}, which is neither default, paper, a YAML file, nor a search in {storage}")
-    _same_method(name, [str(runs.read_json(folder / "search.json").get("given", {}).get("method", ""))], method)
+    _check_method(name, str(runs.read_json(folder / "search.json").get("given", {}).get("method", "")), method)
     try:
         rows = pq.read_table(folder / "results" / "trials.parquet").to_pylist()
     except (OSError, pa.ArrowException) as error:
@@ -90,15 +95,15 @@ def _others(name: str, method: str, storage: str, objective: str, maximise: bool
     ended = [row for row in rows if row.get(objective) is not None and math.isfinite(row[objective]) and row["status"] == "complete"]
     if not ended:
         raise ValueError(f"--start {name}: none of its trials has {objective}")
-    best = sorted(ended, key=lambda row: row[objective], reverse=maximise)[:BEST]
-    return {f"trial {row['number']}": _numbers(row) for row in best}
+    best = sorted(ended, key=lambda row: row[objective], reverse=maximised(objective))[:BEST]
+    return {f"trial {row['number']}": _drawable(row) for row in best}
 
 
-def _same_method(name: str, methods: list[str], method: str) -> None:
-    if other := next((each for each in methods if each != method), ""):
+def _check_method(name: str, other: str, method: str) -> None:
+    if other != method:
         raise ValueError(f"--start {name} is of method {other}, the search of {method}")
 
 
-def _numbers(row: Values) -> Values:
+def _drawable(row: Values) -> Values:
     """What can be a drawn value."""
     return {key: value for key, value in row.items() if isinstance(value, int | float | str) and not isinstance(value, bool)}

@@ -12,8 +12,9 @@ from optuna.trial import TrialState
 from ray.tune import Callback
 from ray.tune.search.optuna import OptunaSearch
 
-from data.filesystem import write_text
+from data.filesystem import is_local, write_text
 from data.transforms import seeded_generator
+from pipelines.registry.connection import sqlite_path
 from pipelines.training import runs
 from tuning.journal import Journal
 from tuning.objectives import OBJECTIVES
@@ -34,6 +35,11 @@ def sampler_of(name: str, seed: int) -> optuna.samplers.BaseSampler:
     if name == "nsga2":
         return optuna.samplers.NSGAIISampler(seed=seed)
     return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=5)
+
+
+def study_in(folder: Path) -> str:
+    """Where a search's study is unless it is told otherwise: a SQLite file in the search's folder, or in a bucket a journal of objects."""
+    return f"sqlite:///{sqlite_path(folder.resolve())}/study.db" if is_local(folder) else f"{folder}/study"
 
 
 def open_study(storage: str, name: str, maximise: list[bool], sampler: str, seed: int) -> optuna.Study:

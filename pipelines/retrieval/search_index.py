@@ -7,6 +7,8 @@ from typing import Any
 import faiss
 import numpy as np
 
+CANDIDATES = 128  # that an HNSW index keeps in a search
+
 
 def build(codes: np.ndarray, kind: str, neighbours: int = 32, lists: int = 0) -> faiss.IndexBinary:
     """Build an index of packed codes (n, bits / 8) uint8.
@@ -20,7 +22,7 @@ def build(codes: np.ndarray, kind: str, neighbours: int = 32, lists: int = 0) ->
         index = faiss.IndexBinaryFlat(bits)
     elif kind == "hnsw":
         index = faiss.IndexBinaryHNSW(bits, neighbours)
-        index.hnsw.efConstruction, index.hnsw.efSearch = 200, 128
+        index.hnsw.efConstruction = 200
     else:
         lists = lists or max(1, int(len(codes) ** 0.5))
         if lists > len(codes):
@@ -43,7 +45,7 @@ def search(index: faiss.IndexBinary, codes: np.ndarray, k: int, probes: int = 0,
     Args:
         codes: (queries, bits / 8) uint8.
         probes: lists that an IVF index visits first; 0 for an eighth of them.
-        ef: candidates that an HNSW index keeps, k at least; 0 for its own number.
+        ef: candidates that an HNSW index keeps, k at least; 0 for ``CANDIDATES``.
 
     Returns:
         Hamming distances and positions in the index, (queries, answers) each.
@@ -53,7 +55,7 @@ def search(index: faiss.IndexBinary, codes: np.ndarray, k: int, probes: int = 0,
     """
     k = min(k, index.ntotal)
     if isinstance(index, faiss.IndexBinaryHNSW):
-        index.hnsw.efSearch = max(ef or index.hnsw.efSearch, k)
+        index.hnsw.efSearch = max(ef or CANDIDATES, k)  # it stays set: the next search must not have this one's
     if not isinstance(index, faiss.IndexBinaryIVF):
         if probes:
             raise ValueError("--probes is for an index of kind ivf")

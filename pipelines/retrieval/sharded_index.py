@@ -73,9 +73,7 @@ class ShardedIndex:
 
     def search_shard(self, number: int, codes: np.ndarray, k: int, probes: int = 0) -> Answers:
         """The nearest codes of one shard; an HNSW graph may find fewer than k."""
-        kept, shard = self.manifest["parameters"], self.shards[number]
-        own = min(kept.get("probes", 0), getattr(shard, "nlist", 0))  # a shard that lost rows has fewer lists
-        distances, found = search_index.search(shard, codes, k, probes or own, kept.get("ef", 0))
+        distances, found = nearest_places(self.shards[number], codes, k, self.manifest["parameters"], probes)
         rows = self.rows(number, found[found >= 0])
         nearest = [[rows[place] for place in near if place >= 0] for near in found.tolist()]
         return Answers([far[near >= 0].tolist() for far, near in zip(distances, found, strict=True)], nearest)
@@ -89,6 +87,14 @@ class ShardedIndex:
             table = file.read_row_group(group, ["id", "label", "origin"]).take(own - group * GROUP)
             found |= dict(zip(own.tolist(), table.to_pylist(), strict=True))
         return found
+
+
+def nearest_places(
+    shard: faiss.IndexBinary, codes: np.ndarray, k: int, parameters: dict[str, int], probes: int = 0
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Distances and places in a shard, (queries, answers) each, searched as widely as the manifest's ``parameters`` say, or with so many ``probes``."""
+    own = min(parameters.get("probes", 0), getattr(shard, "nlist", 0))  # a shard that lost rows has fewer lists
+    return search_index.search(shard, codes, k, probes or own, parameters.get("ef", 0))
 
 
 def merged(parts: list[Answers], k: int) -> Answers:

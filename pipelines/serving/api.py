@@ -23,7 +23,7 @@ from pipelines.serving.shards import Found, Query
 
 PAGE = Path(__file__).with_name("page")
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'"
-LONGEST_ID, MOST_IDS = 4096, 200
+MOST_IDS = 200
 TEXT, COUNT = {"type": "string"}, {"type": "integer", "minimum": 1}
 FIELDS = {
     "id": TEXT | {"description": "an id of the index: search with its code"}, "code": TEXT | {"description": "a packed code in hexadecimal"},
@@ -101,7 +101,7 @@ def create_app(gateway: Gateway, limits: Limits, token: str = "") -> Any:
 
 async def _refused(_: Request, error: Any) -> Response:
     headers = {"retry-after": str(error.retry_after)} if error.retry_after else {}
-    if error.status in (408, 413):  # the rest of the body is not read
+    if error.status == 413:  # the rest of the body is not read
         headers["connection"] = "close"
     return JSONResponse({"error": error.reason}, error.status, headers)
 
@@ -149,9 +149,9 @@ async def _codes(version: Version, question: Question) -> tuple[list[str], list[
     if question.images:
         if len(version.shape) != 3:
             raise RequestError(422, f"{version.served.model.name} takes feature vectors, not images: ask with an id or a code")
-        return [f"image {number}" for number in range(1, len(question.images) + 1)], await version.encode(question.images)
+        return [f"image {place}" for place in range(1, len(question.images) + 1)], await version.encode(question.images)
     if question.id:
-        return [question.id], [(await version.find(question.id[:LONGEST_ID]))["code"]]
+        return [question.id], [(await version.find(question.id))["code"]]
     size = version.served.manifest["bits"] // 8
     try:
         code = bytes.fromhex(question.code)
@@ -166,9 +166,8 @@ def _answers(version: Version, found: Found) -> list[Record]:
     return [_shown(version, row) | {"distance": distance} for distance, row in zip(*found, strict=True)]
 
 
-
 async def _picture(version: Version, name: str) -> Response:
-    row = await version.find(name[:LONGEST_ID])
+    row = await version.find(name)
     try:
         content, kind = await asyncio.to_thread(read_picture, row["origin"])
     except ValueError as error:

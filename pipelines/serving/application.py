@@ -26,7 +26,7 @@ from pipelines.serving.served import Choice
 from pipelines.serving.shards import Shards
 
 NAME = "hashbridge"  # of the application
-UNREACHABLE = (ray.exceptions.RayActorError, ray.exceptions.ActorUnavailableError, ray.exceptions.RayTaskError, RayServeException, RpcError, ConnectionError)
+UNREACHABLE = (ray.exceptions.RayActorError, RayServeException, RpcError, ConnectionError)
 QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")  # a line a request costs a tenth of the rate
 SOON: Record = {"health_check_period_s": 2.0, "health_check_timeout_s": 30.0, "graceful_shutdown_timeout_s": 5.0, "max_ongoing_requests": 10_000}
 

@@ -57,6 +57,9 @@ class Encoders:
         return list(await asyncio.gather(*(batches(row) for row in decoded if isinstance(row, np.ndarray))))
 
     async def _load(self, model: Resolved) -> tuple[Encoder, Batches[np.ndarray, bytes]]:
+        if model in self.loaded:  # does not wait for another that is being loaded
+            self.loaded.move_to_end(model)
+            return self.loaded[model]
         async with self.lock:
             if model not in self.loaded:
                 encoder = await asyncio.to_thread(self._open, model)
@@ -67,7 +70,6 @@ class Encoders:
                 self.loaded[model] = encoder, Batches(encode, BATCH)
                 if len(self.loaded) > MODELS:
                     self.loaded.popitem(last=False)
-            self.loaded.move_to_end(model)
             return self.loaded[model]
 
     def _open(self, model: Resolved) -> Encoder:

@@ -1,6 +1,7 @@
 """The environment of a service: its token, and what a Ray that is started for it is told."""
 
 import hashlib
+import ipaddress
 import os
 import socket
 
@@ -40,3 +41,11 @@ def hashed_token(needed: bool) -> str:
     if token and len(token) < 16:
         raise ValueError(f"{TOKEN} has {len(token)} characters, but must have at least 16")
     return hashlib.sha256(token.encode()).hexdigest() if token else ""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -17,6 +17,7 @@ from pipelines.serving.shards import Filter, Found, Place, Query
 
 logger = logging.getLogger("ray.serve")
 BATCH = 256  # queries that are sent to the shards at once
+OPENING = 300.0  # seconds in which a version must be open
 PAUSE, LONGEST_PAUSE = 0.05, 1.0  # seconds between tries to reach what has died and is started again
 Answer = TypeVar("Answer")
 
@@ -92,7 +93,7 @@ class Version:
         return found
 
     async def _search(self, queries: list[Query]) -> list[Found]:
-        shards = [answers for part in await self._all("search", queries) for answers in part]
+        shards = [answers for part in await self.gateway.within(self._all("search", queries)) for answers in part]
         return [nearest((answers[number] for answers in shards), query.k) for number, query in enumerate(queries)]
 
     def wanted(self, label: str, domain: str) -> Filter:
@@ -149,6 +150,8 @@ class Gateway:
             for side in self.sides.values():
                 try:
                     await self.renew(side)
+                except TimeoutError:
+                    side.fault = f"the latest version was not open after {OPENING:.0f} s"
                 except Exception as error:
                     side.fault = f"{type(error).__name__}: {error}"
                     logger.exception("the latest version of %s could not be opened", side.name)
@@ -164,7 +167,8 @@ class Gateway:
         else:
             if now is None or latest is not now.served:
                 version = Version(self, side, latest)
-                side.fault = await version.open()
+                async with asyncio.timeout(OPENING):
+                    side.fault = await version.open()
                 if not side.fault:
                     side.now = version
                     logger.warning("%s: %s is served", side.name, latest.label)

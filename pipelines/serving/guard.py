@@ -11,8 +11,9 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import Message, Receive, Scope, Send
 
+from pipelines.serving.environment import is_loopback
+
 logger = logging.getLogger("ray.serve")
-LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 OPEN = ("/", "/healthz", "/docs", "/docs/oauth2-redirect", "/openapi.json")  # paths without data of the index, and those below the next
 OPEN_BELOW = ("/page/", "/static-offline-docs/")
 
@@ -99,7 +100,7 @@ class Guard:
         if not self.token:
             host = headers.get(b"host", b"").decode("latin-1")
             name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-            if name not in LOOPBACK:  # a page elsewhere may have made its name point here
+            if not is_loopback(name.strip("[]")):  # a page elsewhere may have made its name point here
                 return 403, "without a token only this machine's own names are answered", 0
         elif path not in OPEN and not path.startswith(OPEN_BELOW):
             given = headers.get(b"authorization", b"")

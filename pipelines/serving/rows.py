@@ -6,15 +6,14 @@ A row of the shard's Parquet file costs the reading of its whole group; in the m
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.filesystem import open_parquet
+from pipelines.retrieval.sharded_index import Record
 
-Record = dict[str, Any]
 WIDE = pa.schema([("id", pa.large_string()), ("label", pa.int32()), ("code", pa.large_binary()), ("origin", pa.large_string())])
 DOMAIN = r"#(?P<domain>[^#]*)/[^/#]*#[0-9]+$"  # of an origin DATASET#DOMAIN/SPLIT#ROW
 
@@ -34,24 +33,22 @@ class MappedRows:
         Raises:
             OSError: there is no room for it, or the rows cannot be read.
         """
-        self.folder = Path(tempfile.mkdtemp(prefix="hashbridge-rows-"))
+        folder = Path(tempfile.mkdtemp(prefix="hashbridge-rows-"))
         try:
             with open_parquet(parquet) as file:
                 table = file.read(WIDE.names).cast(WIDE).combine_chunks()
-            with pa.OSFile(str(self.folder / "rows.arrow"), "wb") as sink, pa.ipc.new_file(sink, WIDE) as writer:
+            with pa.OSFile(str(folder / "rows.arrow"), "wb") as sink, pa.ipc.new_file(sink, WIDE) as writer:
                 writer.write_table(table)
             order = pc.sort_indices(table["id"]).to_numpy()
-            np.save(self.folder / "order.npy", order.astype(np.int64))
+            np.save(folder / "order.npy", order.astype(np.int64))
             domains = pc.fill_null(pc.struct_field(pc.extract_regex(table["origin"], DOMAIN), "domain"), "").combine_chunks().dictionary_encode()
-            if isinstance(domains, pa.ChunkedArray):
-                domains = domains.combine_chunks()
             self.domains, self.domain = domains.dictionary.to_pylist(), domains.indices.to_numpy(zero_copy_only=False).astype(np.int32)
             self.labels = table["label"].to_numpy().copy()
             del table
-            self.order = np.load(self.folder / "order.npy", mmap_mode="r")
-            self.table = pa.ipc.open_file(pa.memory_map(str(self.folder / "rows.arrow"))).read_all()
+            self.order = np.load(folder / "order.npy", mmap_mode="r")
+            self.table = pa.ipc.open_file(pa.memory_map(str(folder / "rows.arrow"))).read_all()
         finally:
-            shutil.rmtree(self.folder, ignore_errors=True)  # what is mapped or open stays until it is let go
+            shutil.rmtree(folder, ignore_errors=True)  # what is mapped or open stays until it is let go
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -71,11 +68,6 @@ class MappedRows:
             else:
                 high = middle
         return int(self.order[low]) if low < len(self) and ids[int(self.order[low])].as_py() == name else None
-
-    def code(self, place: int) -> bytes:
-        """The packed code of a row."""
-        found: bytes = self.table["code"].chunk(0)[place].as_py()
-        return found
 
     def codes(self, places: np.ndarray) -> np.ndarray:
         """The packed codes (places, bits / 8) uint8 of rows."""

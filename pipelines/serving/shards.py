@@ -10,8 +10,8 @@ import numpy as np
 
 from data.filesystem import local_copy, to_path
 from pipelines.retrieval import search_index
-from pipelines.retrieval.sharded_index import read_shard
-from pipelines.serving.rows import MappedRows, Record
+from pipelines.retrieval.sharded_index import Record, nearest_places, read_shard
+from pipelines.serving.rows import MappedRows
 
 VERSIONS, FILTERS = 3, 8  # versions of an index, and filtered indexes of a shard, that stay open
 
@@ -77,10 +77,9 @@ class OpenShard:
         return [answers[number] for number in range(len(queries))]
 
     def _nearest(self, codes: np.ndarray, k: int, wanted: Filter, parameters: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Distances and places, as ``search_index.search`` gives them; with a filter all rows that match are compared."""
+        """Distances and places, as ``nearest_places`` gives them; with a filter all rows that match are compared."""
         if wanted == Filter():
-            probes = min(parameters.get("probes", 0), getattr(self.index, "nlist", 0))
-            return search_index.search(self.index, codes, k, probes, parameters.get("ef", 0))
+            return nearest_places(self.index, codes, k, parameters)
         if wanted not in self.filtered:
             places = self.rows.matching(*wanted)
             self.filtered[wanted] = (search_index.build(self.rows.codes(places), "flat") if len(places) else None), places
@@ -126,7 +125,7 @@ class Shards:
         for shard in shards:
             place = shard.rows.find(name)
             if place is not None:
-                return shard.rows.take(np.array([place]))[0] | {"code": shard.rows.code(place)}
+                return shard.rows.take(np.array([place]))[0] | {"code": shard.rows.codes(np.array([place])).tobytes()}
         return None
 
     async def some(self, places: list[Place], wanted: Filter, count: int, seed: int) -> list[Record] | str:
@@ -145,7 +144,8 @@ class Shards:
             shards = [self.open.get(place.key) or await self._open(place) for place in places]
         except (OSError, ValueError, RuntimeError, MemoryError) as error:
             return (str(error).splitlines() or [type(error).__name__])[0][:300]
-        for place in places:
+        for place, shard in zip(places, shards, strict=True):
+            self.open[place.key] = shard  # another request may have closed it while this one waited for others
             self.open.move_to_end(place.key)
         while len(self.open) > VERSIONS * max(1, len(places)):
             self.open.popitem(last=False)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from models.registry import find_method
 from pipelines.console.cli import main
 from tests.servers import ROOT, Head
 
@@ -113,6 +115,8 @@ def test_a_confirmed_winner_is_registered_and_promoted_in_one_command(ray_cluste
     told = json.loads(shown.getvalue().splitlines()[-1])
     rows = sorted(trials(tmp_path, "c"), key=lambda row: -row["information"])
     assert [row["number"] for row in trials(tmp_path, "c")] == [0, 1]
+    first, default = trials(tmp_path, "c")[0], asdict(find_method("dah").Config())
+    assert all(first[name] == default[name] for name in ("mmd_weight", "learning_rate", "entropy_weight"))  # the defaults are tried first
     values = {}
     for row in rows[:2]:
         places = [tmp_path / "c" / "confirmed" / f"seed-{seed}" / f"trial-{row['number']:04d}" for seed in (1, 2)]

@@ -21,7 +21,7 @@ from tuning.start import first_trials
 def firsts(asked: str, method: str = "dah", given: dict[str, Any] | None = None, storage: str = "runs", search_bits: bool = False) -> dict[str, dict[str, Any]]:
     kind = find_method(method)
     own = asdict(kind.Config())
-    return first_trials(asked, space_of(kind, own, given or {}, set(), 64, search_bits), kind, own, 64, storage, "information", True)
+    return first_trials(asked, space_of(kind, own, given or {}, set(), 64, search_bits), kind, own, 64, storage, "information")
 
 
 @pytest.mark.parametrize("method", [name for name, each in METHODS.items() if not each.fitted])
@@ -40,7 +40,10 @@ def test_the_defaults_and_the_papers_setting_are_first(method: str) -> None:
     assert [space(study.ask()) for _ in found] == list(found.values())  # Optuna draws what is queued
 
 
-def test_none_bits_and_narrowed_spaces() -> None:
+def test_none_bits_and_narrowed_spaces(capsys: pytest.CaptureFixture[str]) -> None:
+    firsts("default,paper")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("first trial paper: moved into the space's bounds: ") and "mmd_weight 5000.0 to 100" in line
     assert firsts("none") == {}
     assert firsts("default", search_bits=True)["default"]["bits"] == 64
     given = {"bits": [16, 32], "mmd_weight": {"low": 900.0, "high": 1000.0, "log": False}}
@@ -61,7 +64,10 @@ def test_other_searches_and_files(tmp_path: Path) -> None:
     assert firsts(str(folder)) == {name.replace("before", str(folder)): each for name, each in found.items() if name != "default"}
     (tmp_path / "best.yaml").write_text(yaml.safe_dump({"method": "dah", "dataset": "x", "mmd_weight": 0.7}))
     assert next(iter(firsts(str(tmp_path / "best.yaml")).values()))["mmd_weight"] == 0.7
-    for text, said in (("method: igan", "is of method igan"), ("- 3", "must be a configuration"), ("[", "cannot be read")):
+    for text, said in (
+        ("method: igan", "is of method igan"), ("mmd_weight: much", "must be a number"), ("mmd_weight: .nan", "must be a number"),
+        ("- 3", "must be a mapping"), ("[", "cannot be read"),
+    ):  # fmt: skip
         (tmp_path / "best.yaml").write_text(text)
         with pytest.raises(ValueError, match=said):
             firsts(str(tmp_path / "best.yaml"))
@@ -79,6 +85,10 @@ def test_shares_of_fields() -> None:
 
     with pytest.raises(ValueError, match="0 trials have finished"):
         importances(study)
+    same = optuna.create_study()
+    same.optimize(lambda trial: trial.suggest_float("a", 0, 1) * 0, 5)
+    with pytest.raises(ValueError, match="the 5 trials all have the same value"):
+        importances(same)
     study.optimize(value, 150)
     found = importances(study)
     assert list(found)[0] == "a" and found["a"][0] > 0.6 and found["b"][0] > found["c"][0] and found["c"][0] < 0.05
@@ -92,8 +102,12 @@ def test_the_knee_and_the_ranks() -> None:
     for quality, bits in points:
         study.add_trial(optuna.trial.create_trial(values=[quality, bits]))
     front = sorted(study.best_trials, key=lambda each: each.values[1])
-    found = knee(front)
-    assert found is not None and found.values == [2.0, 32] and knee(front[:2]) is None
+    found = knee(study, front)
+    assert found is not None and found.values == [2.0, 32] and knee(study, front[:2]) is None
+    dented = optuna.create_study(directions=["maximize", "minimize"])
+    for quality, bits in ((1.0, 16), (1.1, 96), (2.2, 128)):  # the middle lies before the line between the ends: there is no knee
+        dented.add_trial(optuna.trial.create_trial(values=[quality, bits]))
+    assert len(dented.best_trials) == 3 and knee(dented, dented.best_trials) is None
     single = optuna.create_study(direction="maximize")
     spread = {"x": optuna.distributions.FloatDistribution(0, 9)}
     for value, x in ((1.0, 1.0), (3.0, 2.0), (2.0, 2.0), (2.5, 3.0)):

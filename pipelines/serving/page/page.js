@@ -7,7 +7,12 @@ let asked = null;        // the last query: {file} or {id, index}
 let turn = 0;            // counts queries, so that a late answer does not replace a newer one
 let seed = 1 + Math.floor(Math.random() * 1e6);
 
-class Fault extends Error {}
+class Fault extends Error {
+  constructor(message, status = 0) {
+    super(message);
+    this.status = status;
+  }
+}
 
 async function call(path, options = {}) {
   const secret = sessionStorage.getItem("token");
@@ -26,7 +31,7 @@ async function call(path, options = {}) {
   }
   if (response.ok) return response;
   const reason = await response.json().then((told) => told.error, () => response.statusText);
-  throw new Fault(reason || `The service answered ${response.status}.`);
+  throw new Fault(reason || `The service answered ${response.status}.`, response.status);
 }
 
 // A path's slashes stay slashes, all else is escaped: ids are paths of images.
@@ -75,15 +80,24 @@ function card(row, index) {
 
 const chosen = () => indexes.find((each) => each.index === $("index").value) || indexes[0];
 
-// The code of an id means nothing to another model: its picture is sent instead.
-async function question(index) {
+async function search(index, name, value) {
   const form = new FormData();
-  if (asked.file) form.append("image", asked.file);
-  else if (asked.index === index) form.append("id", asked.id);
-  else form.append("image", await (await call(imagePath(asked.id, asked.index))).blob());
-  for (const name of ["k", "label", "domain"]) if ($(name).value) form.append(name, $(name).value);
+  form.append(name, value);
+  for (const each of ["k", "label", "domain"]) if ($(each).value) form.append(each, $(each).value);
   form.append("index", index);
-  return form;
+  return (await call("/search", { method: "POST", body: form })).json();
+}
+
+// An index that lacks the image is searched with its picture, which is smaller than the image: the answer says so.
+async function answer(index) {
+  if (asked.file) return search(index, "image", asked.file);
+  try {
+    return await search(index, "id", asked.id);
+  } catch (error) {
+    if (error.status !== 404 || index === asked.index) throw error;
+    const picture = await (await call(imagePath(asked.id, asked.index))).blob();
+    return { ...await search(index, "image", picture), byPicture: true };
+  }
 }
 
 async function ask(query) {
@@ -98,7 +112,7 @@ async function ask(query) {
   else show($("query"), asked.id, asked.index);
   try {
     const begun = performance.now();
-    const found = await Promise.all(wanted.map(async (each) => (await call("/search", { method: "POST", body: await question(each.index) })).json()));
+    const found = await Promise.all(wanted.map((each) => answer(each.index)));
     if (mine !== turn) return;
     const all = Math.round(performance.now() - begun);
     $("results").className = found.length > 1 ? "two" : "";
@@ -116,7 +130,8 @@ function results(found) {
   const part = document.createElement("section"), title = document.createElement("h2"), times = document.createElement("p"), list = document.createElement("ul");
   title.textContent = `${found.index}: ${found.model}`;
   times.className = "small";
-  times.textContent = `encoded in ${found.milliseconds.encode.toFixed(1)} ms, searched in ${found.milliseconds.search.toFixed(1)} ms, version ${found.version}`;
+  times.textContent = `encoded in ${found.milliseconds.encode.toFixed(1)} ms, searched in ${found.milliseconds.search.toFixed(1)} ms, version ${found.version}`
+    + (found.byPicture ? "; searched with the small picture, as this index lacks the image" : "");
   list.className = "pictures";
   list.append(...found.queries[0].answers.map((row) => card(row, found.index)));
   part.append(title, times, list);

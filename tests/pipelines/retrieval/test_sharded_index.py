@@ -213,3 +213,13 @@ def test_wrong_options_get_one_line(words: str, said: str, tmp_path: Path, capsy
 
 def test_new_rows_level_the_shards() -> None:
     assert np.bincount(index_changes._levelled([5, 1, 3], 6), minlength=3).tolist() == [0, 4, 2]
+
+
+def test_a_wide_search_of_a_graph_leaves_the_next_as_it_is() -> None:
+    codes = np.random.default_rng(0).integers(0, 256, (2000, 4), np.uint8)
+    fresh, used = search_index.build(codes, "hnsw"), search_index.build(codes, "hnsw")
+    search_index.search(used, QUERIES, 1000)
+    search_index.search(used, QUERIES, 10, ef=900)
+    search_index.search(fresh, QUERIES, 10)
+    search_index.search(used, QUERIES, 10)
+    assert fresh.hnsw.efSearch == used.hnsw.efSearch == search_index.CANDIDATES  # type: ignore[attr-defined]

@@ -81,9 +81,27 @@ def test_filters_and_two_models(page: Browser) -> None:
     page.wait(f"{COUNT.format('#results')} == 16 && document.querySelectorAll('#results section').length == 2 && {PICTURES.format('#results')}")
     assert page.run("[...document.querySelectorAll('#results h2')].map(each => each.innerText)") == ["first: run", "second: other"]
     left, right = (answers(page)[:8], answers(page)[8:])
-    assert left != right
+    asked = page.run("document.getElementById('asked').innerText")
+    for side, index in ((left, "first"), (right, "second")):
+        body = f"{{id: {asked!r}, index: '{index}', label: 'dog', k: 8}}"
+        headers = "{'content-type': 'application/json'}"
+        told = page.run(f"fetch('/search', {{method: 'POST', headers: {headers}, body: JSON.stringify({body})}}).then(each => each.json())")
+        assert side == [row["id"] for row in told["queries"][0]["answers"]]
+    assert left != right and "lacks the image" not in page.run("document.getElementById('results').innerText")
     page.size(390, 844, phone=True)
     assert page.run("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_an_index_that_lacks_the_image_is_searched_with_its_picture(browser: Browser, folder: Path) -> None:
+    table = rows(60, files=sorted((folder / "images").iterdir()))
+    make_index(folder / "half", table.slice(30))
+    with running(service(folder / "first", folder / "half")[0]) as client:
+        browser.open(str(client.base_url))
+        browser.wait(f"{COUNT.format('#samples')} == 16")
+        browser.run(f"history.pushState({{}}, ''); ask({{id: {table['id'][0].as_py()!r}, index: 'first'}}); compare.click()")
+        browser.wait(f"{COUNT.format('#results')} == 32")
+        shown = browser.run("[...document.querySelectorAll('#results section')].map(each => each.innerText)")
+        assert "lacks the image" not in shown[0] and "searched with the small picture, as this index lacks the image" in shown[1]
 
 
 def test_errors_are_shown_and_go_away(page: Browser, folder: Path) -> None:

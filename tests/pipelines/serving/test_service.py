@@ -60,7 +60,7 @@ def url(made: Path) -> Iterator[str]:
     finally:
         process.terminate()
         status = process.wait(60)
-    assert status == 0 and not processes() and log.read_text().splitlines()[-1] == "ending ..."
+    assert status == 0 and not processes() and "ending ..." in log.read_text().splitlines()  # Ray may still say that a worker was killed
 
 
 def test_what_cannot_be_served_is_refused_in_one_line(made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
