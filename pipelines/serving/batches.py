@@ -14,9 +14,9 @@ Answer = TypeVar("Answer")
 class Batches(Generic[Item, Answer]):
     """Runs a function on all items that came while it ran before, at most ``size`` at a time."""
 
-    def __init__(self, function: Callable[[list[Item]], Awaitable[Sequence[Answer | BaseException]]], size: int) -> None:
+    def __init__(self, function: Callable[[list[Item]], Awaitable[Sequence[Answer]]], size: int) -> None:
         """Args:
-        function: an answer for each item, in their order; an exception is raised for its item alone.
+        function: an answer for each item, in their order; an exception is all items'.
         """
         self.function, self.size = function, size
         self.waiting: list[tuple[Item, asyncio.Future[Answer]]] = []
@@ -39,12 +39,11 @@ class Batches(Generic[Item, Answer]):
             try:
                 answers = await self.function([item for item, _ in batch])
             except Exception as error:
-                answers = [error] * len(batch)
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
             for (_, future), answer in zip(batch, answers, strict=True):
-                if future.done():
-                    continue
-                if isinstance(answer, BaseException):
-                    future.set_exception(answer)
-                else:
+                if not future.done():
                     future.set_result(answer)
         self.task = None
