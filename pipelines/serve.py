@@ -55,6 +55,8 @@ class Config:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}, but must be at least 1")
         if self.port > 65535:
             raise ValueError(f"--port is {self.port}, but must be at most 65535")
+        if ":" in self.host:
+            raise ValueError(f"--host is {self.host!r}, but must be an IPv4 address or a name: Ray Serve's proxy does not listen at others")
         if self.timeout <= 0 or self.poll <= 0:
             raise ValueError("--timeout and --poll must be above 0")
         if self.compare_model and not self.compare:
@@ -112,8 +114,7 @@ def running(config: Config) -> Iterator[str]:
         options = {"host": config.host, "port": config.port, "request_timeout_s": config.timeout + 30}
         serve.start(http_options=options, logging_config=application.QUIET)
         serve.run_many([serve.RunTarget(application.application(settings), application.NAME)], wait_for_applications_running=False)
-        shown = "127.0.0.1" if config.host in ("0.0.0.0", "::") else f"[{config.host}]" if ":" in config.host else config.host
-        url = f"http://{shown}:{config.port}"
+        url = f"http://{'127.0.0.1' if config.host == '0.0.0.0' else config.host}:{config.port}"
         _wait(url, lambda: serve.status().applications[application.NAME])
         yield url
     finally:
@@ -131,7 +132,7 @@ def _named(model: str) -> str:
 
 
 def _check_port(host: str, port: int) -> None:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+    with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -148,23 +149,24 @@ def _wait(url: str, state: Callable[[], Any]) -> None:
     Raises:
         ValueError: it cannot be opened; says why.
     """
-    end = time.monotonic() + OPENING
+    end, open_url, waiting = time.monotonic() + OPENING, urllib.request.build_opener(urllib.request.ProxyHandler({})).open, [""]
     while time.monotonic() < end:
         told = state()
         if told.status in ("DEPLOY_FAILED", "UNHEALTHY"):
             raise ValueError(f"the service cannot start: {' '.join(told.message.split())[-500:]}")
         try:
-            with urllib.request.urlopen(f"{url}/healthz", timeout=5):
+            with open_url(f"{url}/healthz", timeout=5):
                 return
         except urllib.error.HTTPError as error:
             with error:
                 content = error.read()
             found = json.loads(content) if content[:1] == b"{" else {}
-            faults = [each["refused"] for each in found.get("indexes", {}).values() if each.get("refused")]
-            if faults:
+            sides = found.get("indexes", {}).values()
+            if faults := [each["refused"] for each in sides if each.get("refused")]:
                 raise ValueError(faults[0]) from None
+            waiting = [each["waiting"] for each in sides if each.get("waiting")]
         except OSError:  # nothing listens yet
             pass
         time.sleep(0.2)
-    waiting = [f"{name} ({each.status}: {each.message})" for name, each in state().deployments.items() if each.status != "HEALTHY"]
-    raise ValueError(f"the service was not ready after {OPENING:.0f} s; waiting for {'; '.join(waiting)[:500] or 'its gateway'}")
+    waiting += [f"{name} ({each.status}: {each.message})" for name, each in state().deployments.items() if each.status != "HEALTHY"]
+    raise ValueError(f"the service was not ready after {OPENING:.0f} s; waiting for {'; '.join(filter(None, waiting))[:500] or 'its gateway'}")

@@ -3,19 +3,25 @@
 import hashlib
 import ipaddress
 import os
+import resource
 import socket
 
 TOKEN = "HASHBRIDGE_TOKEN"
+CONNECTIONS = 4096  # that HAProxy holds at most
 
 
 def fast_environment(folder: str) -> dict[str, str]:
     """HAProxy before the gateway and gRPC behind it, which together take a third of the time.
 
-    The files of HAProxy are in a folder of their own and its ports are free ones, so that a machine can have several services. When the
-    service ends it does not wait for load balancers.
+    The files of HAProxy are in a folder of their own and its ports are free ones, so that a machine can have several services. It takes two
+    and a half open files a connection, and does not start where it may not have them. When the service ends it does not wait for load
+    balancers. gRPC would send what the deployments say to each other to the HTTP proxy of the environment.
     """
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    connections = CONNECTIONS if files == resource.RLIM_INFINITY else max(1, min(CONNECTIONS, (files - 100) * 2 // 5))
     ports = [str(_free_port()) for _ in range(2)]
     return {
+        "grpc_proxy": "", "RAY_SERVE_HAPROXY_MAXCONN": str(connections),
         "RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg", "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/admin.sock",
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/metrics.sock", "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,

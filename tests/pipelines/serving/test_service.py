@@ -1,9 +1,11 @@
 """The service on Ray Serve: answers of `search`, replicas that are killed under load, hostile requests."""
 
+import contextlib
 import http.client
 import json
 import os
 import random
+import resource
 import socket
 import subprocess
 import sys
@@ -25,7 +27,7 @@ from tests.pipelines.serving.service import built_here, make_index, png, rows, u
 from tests.pipelines.serving.test_api import HOSTILE
 from tests.servers import ROOT, free_port
 
-BITS = 32
+BITS, NOTHING = 32, "http://127.0.0.1:9"
 REQUESTS, LEAK = 10_000, 200 * 2**20
 
 
@@ -43,7 +45,10 @@ def made(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(made: Path) -> Iterator[str]:
-    """The address of the service, which is a process of its own with its own Ray, as a user starts it; a signal ends it and all that it started."""
+    """The address of the service, which is a process of its own with its own Ray, as a user starts it; a signal ends it and all that it started.
+
+    It may have 4,096 open files, and the environment names an HTTP proxy, which does not answer.
+    """
     with built_here():
         index.run(index.Config(str(made / "codes"), out=str(made / "i"), shards=2))
     port, log = free_port(), made / "serve.log"
@@ -51,11 +56,13 @@ def url(made: Path) -> Iterator[str]:
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "pipelines", "serve", *map(str, [made / "i", *options])], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT,
-            env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+            env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | dict.fromkeys(("http_proxy", "https_proxy"), NOTHING),
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096)),
         )  # fmt: skip
     try:
-        until(lambda: "serving at" in log.read_text() or process.poll() is not None, 180)
-        assert process.poll() is None, log.read_text()
+        with contextlib.suppress(AssertionError):
+            until(lambda: "serving at" in log.read_text() or process.poll() is not None, 180)
+        assert process.poll() is None and "serving at" in log.read_text(), log.read_text()
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
@@ -76,6 +83,7 @@ def test_what_cannot_be_served_is_refused_in_one_line(made: Path, capsys: pytest
             ("nowhere", "no index at nowhere"), ("one --model nothing", "no run 'nothing'"), ("other", "no run 'another-run'"),
             (f"other --model {run}", f"the codes of the index are of another-run, not of {run}"), ("one --host 0.0.0.0", "off this machine a token is needed"),
             (f"one --port {port}", f"nothing can listen at 127.0.0.1:{port}"), ("one --host nowhere.invalid", "off this machine"),
+            ("one --host ::1", "must be an IPv4 address"),
             ("one --port 0", "--port is 0"), ("one --replicas 0", "--replicas is 0"), ("one --timeout 0", "--timeout and --poll must be above 0"),
             ("one --compare-model x", "--compare-model is the model of a second index"), ("one --compare nowhere", "no index at nowhere"),
         ):  # fmt: skip
