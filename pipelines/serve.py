@@ -149,7 +149,7 @@ def _wait(url: str, state: Callable[[], Any]) -> None:
     Raises:
         ValueError: it cannot be opened; says why.
     """
-    end, open_url, waiting = time.monotonic() + OPENING, urllib.request.build_opener(urllib.request.ProxyHandler({})).open, [""]
+    end, open_url = time.monotonic() + OPENING, urllib.request.build_opener(urllib.request.ProxyHandler({})).open  # without the environment's proxy
     while time.monotonic() < end:
         told = state()
         if told.status in ("DEPLOY_FAILED", "UNHEALTHY"):
@@ -161,12 +161,11 @@ def _wait(url: str, state: Callable[[], Any]) -> None:
             with error:
                 content = error.read()
             found = json.loads(content) if content[:1] == b"{" else {}
-            sides = found.get("indexes", {}).values()
-            if faults := [each["refused"] for each in sides if each.get("refused")]:
+            faults = [each["refused"] for each in found.get("indexes", {}).values() if each.get("refused")]
+            if faults:
                 raise ValueError(faults[0]) from None
-            waiting = [each["waiting"] for each in sides if each.get("waiting")]
         except OSError:  # nothing listens yet
             pass
         time.sleep(0.2)
-    waiting += [f"{name} ({each.status}: {each.message})" for name, each in state().deployments.items() if each.status != "HEALTHY"]
-    raise ValueError(f"the service was not ready after {OPENING:.0f} s; waiting for {'; '.join(filter(None, waiting))[:500] or 'its gateway'}")
+    waiting = [f"{name} ({each.status}: {each.message})" for name, each in state().deployments.items() if each.status != "HEALTHY"]
+    raise ValueError(f"the service was not ready after {OPENING:.0f} s; waiting for {'; '.join(waiting)[:500] or 'encoder and shards to answer'}")

@@ -142,7 +142,7 @@ class Gateway:
         timeout: seconds for a request.
         """
         self.sides, self.encoder, self.unreachable = {side.name: side for side in sides}, encoder, unreachable
-        self.poll, self.timeout, self.retried, self.unanswered = poll, timeout, 0, ""
+        self.poll, self.timeout, self.retried = poll, timeout, 0
 
     async def watch(self) -> None:
         """Open the latest versions, now and whenever there are others."""
@@ -184,7 +184,7 @@ class Gateway:
             try:
                 return await call()
             except self.unreachable as error:
-                self.retried, self.unanswered = self.retried + 1, f"{type(error).__name__}: {str(error)[:300]}"
+                self.retried += 1
                 logger.warning("asked again after %s", type(error).__name__)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
@@ -203,7 +203,7 @@ class Gateway:
         sides = dict[str, Record]()
         for side in self.sides.values():
             served = side.now.served if side.now else None
-            opened = {"version": served.manifest["version"], "model": served.model.name, "codes": served.count} if served else {"waiting": self.unanswered}
+            opened = {"version": served.manifest["version"], "model": served.model.name, "codes": served.count} if served else {}
             sides[side.name] = opened | {"refused": side.choice.refused or side.fault, "registry": side.choice.unreachable}
         ready = all(side.now for side in self.sides.values())
         troubled = any(state["refused"] or state["registry"] for state in sides.values())
