@@ -21,7 +21,7 @@ def fast_environment(folder: str) -> dict[str, str]:
     connections = CONNECTIONS if files == resource.RLIM_INFINITY else max(1, min(CONNECTIONS, (files - 100) * 2 // 5))
     ports = [str(_free_port()) for _ in range(2)]
     return {
-        "grpc_proxy": "", "RAY_SERVE_HAPROXY_MAXCONN": str(connections),
+        "grpc_proxy": "", "RAY_SERVE_HAPROXY_MAXCONN": str(connections), "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg", "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/admin.sock",
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/metrics.sock", "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,

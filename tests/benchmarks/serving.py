@@ -1,19 +1,17 @@
 """The service against FAISS alone and against a loop of `search` calls, on the same codes; all in one run.
 
-A million random 64-bit codes in two shards. Clients are threads of one process with a connection each, on the same cores as the
-service; each asks with a code, one question after another.
+A million random 64-bit codes in two shards. Clients are tasks of one process with a connection each, on the same cores as the
+service; each asks with a code, one question after another, and reads no more of an answer than it needs.
 
 Run: python -m tests.benchmarks.serving [--codes N] [--seconds S]
 """
 
 import argparse
-import http.client
-import json
+import asyncio
 import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,30 +31,36 @@ CLIENTS = (1, 8, 32)
 K = 10
 
 
-def measured(ask: Callable[[int], Callable[[], None]], clients: int, seconds: float) -> tuple[float, np.ndarray]:
-    """Questions per second and their milliseconds, of clients that each ask one after another."""
-    times: list[list[float]] = [[] for _ in range(clients)]
-    started, end = threading.Barrier(clients + 1), [0.0]
-
-    def client(number: int) -> None:
-        question = ask(number)
+def measured(question: Callable[[], None], seconds: float) -> tuple[float, np.ndarray]:
+    """Questions per second and their milliseconds, one after another."""
+    times, begun = list[float](), time.perf_counter()
+    while (now := time.perf_counter()) < begun + seconds:
         question()
-        started.wait()
-        while (now := time.perf_counter()) < end[0]:
-            question()
-            times[number].append(time.perf_counter() - now)
+        times.append(time.perf_counter() - now)
+    return len(times) / (time.perf_counter() - begun), np.array(times) * 1e3
 
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
-    end[0] = time.perf_counter() + 1e9
-    for thread in threads:
-        thread.start()
-    started.wait()
-    begun = time.perf_counter()
-    end[0] = begun + seconds
-    for thread in threads:
-        thread.join()
-    every = np.concatenate([np.array(each) for each in times]) * 1e3
-    return len(every) / (time.perf_counter() - begun), every
+
+async def served(place: str, clients: int, seconds: float) -> tuple[float, np.ndarray, float]:
+    """Questions per second, their milliseconds, and the median of those that the gateway says that it took, of clients that each ask one after another."""
+    host, port = place.split(":")
+    times, inner, begun = list[float](), list[float](), time.perf_counter()
+    head = f"POST /search HTTP/1.1\r\nhost: {place}\r\ncontent-type: application/json\r\n"
+
+    async def client(number: int) -> None:
+        draw = np.random.default_rng(number)
+        reader, writer = await asyncio.open_connection(host, int(port))
+        while (now := time.perf_counter()) < begun + seconds:
+            body = b'{"code": "%s", "k": %d}' % (draw.bytes(8).hex().encode(), K)
+            writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+            told = (await reader.readuntil(b"\r\n\r\n")).lower()
+            content = await reader.readexactly(int(told.partition(b"content-length:")[2].partition(b"\r\n")[0]))
+            times.append(time.perf_counter() - now)
+            assert told.startswith(b"http/1.1 200"), content
+            inner.append(float(content.partition(b'"total":')[2].partition(b"}")[0]))
+        writer.close()
+
+    await asyncio.gather(*map(client, range(clients)))
+    return len(times) / (time.perf_counter() - begun), np.array(times) * 1e3, float(np.median(inner))
 
 
 def row(name: str, rate: float, times: np.ndarray) -> None:
@@ -88,30 +92,15 @@ def main() -> None:
         faiss_p50 = _faiss_alone(codes, given.seconds)
         del codes
 
-        rates, p50, inner = {}, {}, list[float]()
+        rates, p50 = {}, {}
         config = serve.Config(str(folder / "i"), port=free_port(), storage=str(folder / "runs"), cache=str(folder / "cache"))
         with serve.running(config) as url:
             place = urlsplit(url).netloc
-
-            def served(number: int) -> Callable[[], None]:
-                draw, connection = np.random.default_rng(number), http.client.HTTPConnection(place)
-
-                def question() -> None:
-                    body = json.dumps({"code": draw.bytes(8).hex(), "k": K})
-                    connection.request("POST", "/search", body, {"content-type": "application/json"})
-                    answer = connection.getresponse()
-                    told = answer.read()
-                    assert answer.status == 200, told
-                    inner.append(json.loads(told)["milliseconds"]["total"])
-
-                return question
-
-            measured(served, 8, 3.0)
+            asyncio.run(served(place, 8, 3.0))
             for clients in CLIENTS:
-                inner.clear()
-                rates[clients], times = measured(served, clients, given.seconds)
+                rates[clients], times, inner = asyncio.run(served(place, clients, given.seconds))
                 p50[clients] = float(np.median(times))
-                row(f"service, {clients} clients (in the gateway {np.median(inner):.2f} ms)", rates[clients], times)
+                row(f"service, {clients} clients (in the gateway {inner:.2f} ms)", rates[clients], times)
         image = folder / "query.png"
         _write_query(folder / "set", image)
         begun, calls = time.perf_counter(), 3
@@ -128,16 +117,16 @@ def _faiss_alone(codes: np.ndarray, seconds: float) -> float:
     """Measure FAISS in this process; returns the median milliseconds of one query on one thread."""
     flat = search_index.build(codes, "flat")
 
-    def alone(size: int) -> Callable[[int], Callable[[], None]]:
+    def alone(size: int) -> Callable[[], None]:
         draw = np.random.default_rng(size)
-        return lambda number: lambda: flat.search(draw.integers(0, 256, (size, 8), np.uint8), K)
+        return lambda: flat.search(draw.integers(0, 256, (size, 8), np.uint8), K)
 
     faiss.omp_set_num_threads(1)
-    rate, times = measured(alone(1), 1, seconds)
+    rate, times = measured(alone(1), seconds)
     row("FAISS alone, one query at a time", rate, times)
     faiss.omp_set_num_threads(os.cpu_count() or 1)
     for size in CLIENTS[1:]:
-        rate, each = measured(alone(size), 1, seconds / 2)
+        rate, each = measured(alone(size), seconds / 2)
         row(f"FAISS alone, batches of {size}, all cores", rate * size, each)
     return float(np.median(times))
 

@@ -11,6 +11,7 @@ from tests.pipelines.serving.service import make_index, rows, running, service, 
 
 COUNT = "document.querySelectorAll('{} li').length"
 PICTURES = "[...document.querySelectorAll('{} img')].every(image => image.naturalWidth > 0)"
+DONE = "document.getElementById('status').innerText.includes('answers in')"  # not "Searching ..."
 FOCUS = "document.activeElement.closest('#results, #samples')?.id || document.activeElement.id"
 
 
@@ -58,14 +59,13 @@ def test_an_image_is_uploaded_and_answers_are_clicked_on(page: Browser, folder: 
     assert "model" not in page.run("document.title") and "first: run" in page.run("document.getElementById('results').innerText")
     first = answers(page)
     page.run("document.querySelectorAll('#results button')[5].click()")
-    page.wait(f"document.getElementById('asked').innerText == {first[5]!r} && {COUNT.format('#results')} == 16")
+    page.wait(f"document.getElementById('asked').innerText == {first[5]!r} && {COUNT.format('#results')} == 16 && {DONE}")
     page.wait("document.querySelector('#results button').innerText.includes('distance 0')")
     second = answers(page)
     page.run("document.querySelectorAll('#results button')[9].click()")
-    page.wait(f"document.getElementById('asked').innerText == {second[9]!r}")
+    page.wait(f"document.getElementById('asked').innerText == {second[9]!r} && {DONE}")
     page.run("history.back()")
-    page.wait(f"document.getElementById('asked').innerText == {first[5]!r}")
-    page.wait(f"{COUNT.format('#results')} == 16")
+    page.wait(f"document.getElementById('asked').innerText == {first[5]!r} && {DONE}")
     assert answers(page) == second
     assert all(address.startswith(("http://127.0.0.1", "blob:http://127.0.0.1")) for address in page.requested)
 
