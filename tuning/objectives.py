@@ -4,6 +4,7 @@ Label-free objectives are computed from codes and class probabilities of the sou
 source's test images. They never read the target's label column.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from data.decoding import Decoded, read_decoded
 from data.manifest import Manifest
@@ -21,6 +22,8 @@ from models.method import Method
 from pipelines.retrieval import metrics
 
 ROWS = 4096  # rows per split used, the first of the shuffled rows
+SOME, NEAR = 2000, 10  # rows whose neighbours are looked for, and how many neighbours
+SIDE = 16  # pixels to which images are shrunk before their neighbours are looked for
 NEIGHBOURS = 0.05  # temperature of the soft neighbourhood density, as in the paper
 
 
@@ -32,6 +35,7 @@ class Outputs(NamedTuple):
         source_labels: (n,) int64.
         held, held_labels: of the source's test split; empty if there is none.
         probabilities: the target's class log-probabilities, (n, classes); empty if the method has no classes.
+        inputs: the target's first rows as vectors, (at most ``SOME``, features): features, or small images.
     """
 
     source: Tensor
@@ -40,6 +44,7 @@ class Outputs(NamedTuple):
     held_labels: Tensor
     target: Tensor
     probabilities: Tensor
+    inputs: Tensor
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,40 @@ def a_distance(seen: Outputs) -> float:
     return float(2 * (1 - 2 * min(error, 1 - error)))
 
 
+def rank(seen: Outputs) -> float:
+    """Effective rank of the target's relaxed codes: the exponential of the entropy of their singular values, shares of one."""
+    values = torch.linalg.svdvals(seen.target)
+    shares = values / values.sum().clamp_min(1e-12)
+    return float((-torch.special.xlogy(shares, shares).sum()).exp())
+
+
+def balance(seen: Outputs) -> float:
+    """Mean entropy of the target's bits, in bits: 1 if each bit is set in half of the codes."""
+    ones = (seen.target > 0).double().mean(0)
+    return float(-(torch.special.xlogy(ones, ones) + torch.special.xlogy(1 - ones, 1 - ones)).mean() / math.log(2))
+
+
+def _nearest(queries: Tensor, rows: Tensor, own: bool = False) -> Tensor:
+    """Places of the ``NEAR`` rows of largest cosine to each query, (n, NEAR); ``own`` leaves a query itself out."""
+    similar = normalize(queries) @ normalize(rows).T
+    if own:
+        similar.fill_diagonal_(-torch.inf)
+    return similar.topk(min(NEAR, len(rows) - own), 1).indices
+
+
+def mutual(seen: Outputs) -> float:
+    """Share of the target's nearest source images, by relaxed codes, that have the target image among their own nearest."""
+    source, target = seen.source[:SOME], seen.target[:SOME]
+    there, back = _nearest(target, source), _nearest(source, target)
+    return float((back[there] == torch.arange(len(target))[:, None, None]).any(2).double().mean())
+
+
+def kept(seen: Outputs) -> float:
+    """Share of a target image's nearest, as features or small images, that are among its nearest by relaxed codes."""
+    before, after = _nearest(seen.inputs, seen.inputs, own=True), _nearest(seen.target[: len(seen.inputs)], seen.target[: len(seen.inputs)], own=True)
+    return float((before[:, :, None] == after[:, None]).any(2).double().mean())
+
+
 ORACLES = ("oracle/accuracy", "oracle/cross/map", "oracle/target/map")  # see target labels
 OBJECTIVES = {
     "source-map": Objective(source_map, True, "mAP of held-out source images", ("source", "labels")),
@@ -115,7 +154,17 @@ OBJECTIVES = {
         "distance of the domains' codes (Ben-David et al., NIPS 2007), by which the DAH paper chooses its weight of MMD",
         ("source",),
     ),
+    "rank": Objective(rank, True, "effective rank of the target's codes (RankMe, Garrido et al., ICML 2023)"),
+    "balance": Objective(balance, True, "entropy of the target's bits"),
+    "mutual": Objective(mutual, True, "nearest neighbours across the domains that are so in both directions", ("source",)),
+    "kept": Objective(kept, True, "nearest neighbours in the target that are so before and after encoding"),
 }
+
+
+def _small(images: Tensor) -> Tensor:
+    """Images as vectors of few pixels, (n, features), less the mean of each."""
+    pixels = adaptive_avg_pool2d(images.float(), SIDE).flatten(1)
+    return pixels - pixels.mean(1, keepdim=True)
 
 
 def _packed(codes: Tensor) -> np.ndarray:
@@ -133,11 +182,15 @@ def collect_outputs(method: Method, root: Path, manifest: Manifest, source: str,
     """Codes and probabilities of the first rows of each split."""
     encoder, device = method.encoder().eval(), method.device
 
-    def outputs(split: str, domain: str, labels: bool, classify: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = list[Tensor]()
+
+    def outputs(split: str, domain: str, labels: bool, classify: bool = False, keep: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         codes, known, guesses = [torch.empty(0, method.bits)], [torch.empty(0, dtype=torch.int64)], [torch.empty(0, method.classes)]
         for part in _read(root, manifest, domain, split, labels):
             x = part.x.to(device)
             codes.append(encoder(x).cpu())
+            if keep and sum(map(len, inputs)) < SOME:
+                inputs.append((_small(x) if x.ndim == 4 else x).cpu())
             known += [] if part.label is None else [torch.from_numpy(part.label)]
             guesses += [method.classify(x).cpu()] if classify else []
         return torch.cat(codes), torch.cat(known), torch.cat(guesses)
@@ -146,8 +199,8 @@ def collect_outputs(method: Method, root: Path, manifest: Manifest, source: str,
     held, held_labels, _ = outputs("test", source, True)
     if method.can_classify:
         method.set_references(torch.where(codes > 0, 1.0, -1.0).to(device), labels.to(device))
-    of_target, _, probabilities = outputs("train", target, False, method.can_classify)
-    return Outputs(codes, labels, held, held_labels, of_target, probabilities)
+    of_target, _, probabilities = outputs("train", target, False, method.can_classify, keep=True)
+    return Outputs(codes, labels, held, held_labels, of_target, probabilities, torch.cat(inputs)[:SOME])
 
 
 def objectives(seen: Outputs) -> dict[str, float]:

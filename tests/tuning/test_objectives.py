@@ -18,7 +18,8 @@ def seen(target: Tensor | None = None, probabilities: Tensor | None = None, shif
     source = (centres[labels] + 0.3 * torch.randn(200, 16, generator=generator)).tanh()
     moved = (centres[labels] + 0.3 * torch.randn(200, 16, generator=generator) + shift).tanh()
     made = torch.empty(0) if probabilities is None else probabilities
-    return Outputs(source, labels, source[:40], labels[:40], moved if target is None else target, made)
+    codes = moved if target is None else target
+    return Outputs(source, labels, source[:40], labels[:40], codes, made, codes)
 
 
 def sharp(classes: list[int]) -> Tensor:
@@ -55,6 +56,38 @@ def test_density_counts_near_neighbours() -> None:
 def test_a_distance_tells_shifted_domains_apart() -> None:
     assert objectives.a_distance(seen()) < 0.5
     assert objectives.a_distance(seen(shift=1.0)) > 1.5
+
+
+def test_rank_and_balance_of_bits() -> None:
+    orthogonal = torch.eye(16).repeat(10, 1)
+    assert objectives.rank(seen(orthogonal)) == pytest.approx(16.0, abs=1e-3)
+    assert objectives.rank(seen(torch.ones(100, 16))) == pytest.approx(1.0, abs=0.05)
+    half = torch.ones(100, 16)
+    half[:50] = -1.0
+    assert objectives.balance(seen(half)) == pytest.approx(1.0) and objectives.balance(seen(torch.ones(100, 16))) == 0.0
+    half[50:75, :8] = -1.0  # the first eight bits: set in a quarter, whose entropy is 0.811
+    assert objectives.balance(seen(half)) == pytest.approx((1.0 + 0.8113) / 2, abs=1e-3)
+
+
+def test_mutual_neighbours_by_brute_force() -> None:
+    given = seen(shift=0.5)
+    source, target = (torch.nn.functional.normalize(codes) for codes in (given.source, given.target))
+    similar = target @ source.T
+    shared = total = 0
+    for image in range(len(target)):
+        for place in similar[image].argsort(descending=True)[: objectives.NEAR].tolist():
+            shared += image in similar[:, place].argsort(descending=True)[: objectives.NEAR].tolist()
+            total += 1
+    assert objectives.mutual(given) == pytest.approx(shared / total)
+    assert objectives.mutual(given) > objectives.mutual(seen(shift=3.0))
+
+
+def test_neighbours_that_codes_keep() -> None:
+    given = seen()
+    assert objectives.kept(given) == 1.0  # the codes are the inputs
+    other = torch.randn(len(given.target), 16, generator=torch.Generator().manual_seed(5))
+    assert objectives.kept(given._replace(inputs=other)) < 0.15  # ten of 199 by chance
+    assert objectives.kept(given._replace(inputs=given.inputs[:40])) == 1.0
 
 
 def test_what_cannot_be_computed_is_not_a_number() -> None:
