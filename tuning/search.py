@@ -11,6 +11,7 @@ from data.manifest import Manifest
 from models.registry import find_method
 from pipelines.console import cluster
 from pipelines.console.config import build, flag, option, read_yaml
+from pipelines.registry.connection import default_uri
 from pipelines.training import runs
 from pipelines.training.options import TrainOptions, make_options, method_fields
 from pipelines.training.plan import make_plan, prepare
@@ -20,7 +21,7 @@ from tuning.explain import Explain, explain
 from tuning.objectives import OBJECTIVES, ORACLES, maximised
 from tuning.space import RESERVED, Space, space_of
 from tuning.start import first_trials
-from tuning.study import ProgressCallback, TuneSearch, open_study, recover, study_in
+from tuning.study import KeptActors, ProgressCallback, TuneSearch, open_study, recover, study_in
 from tuning.trial import SearchContext, trial
 
 SAMPLERS = ("tpe", "random", "nsga2", "cmaes")
@@ -39,7 +40,7 @@ class Config(TrainOptions):
     study: str = option("", "name of the search (default: method, source, target)")
     space: str = option("", "YAML file that narrows, widens or fixes the space: `threshold: 0.9`, `bits: [32, 64]`, `hash_weight: {low: 0.1, high: 10}`")
     sampler: str = option("tpe", "what draws the values", SAMPLERS)
-    start: str = option("default,paper", "first trials, with commas: default, paper, another search (its best three), a YAML file as its best.yaml, or none")
+    start: str = option("default,paper", "first trials, with commas: default, paper, mlflow (its last searches), a search (its best), a YAML file as its best.yaml, none")
     confirm: int = option(0, "train the best few again with so many other seeds; the best mean wins")
     finalists: int = option(3, "with --confirm: how many trials are trained again")
     promote: bool = option(False, "with --register: make the model the champion if it is significantly better")
@@ -173,7 +174,8 @@ def run(config: Config | Explain) -> dict[str, Any]:
     options |= config.own | {"workers": config.trial_workers if config.trial_workers > 1 else 0, "dataset": str(root), "plots": False}
     make_plan(prepare(make_options(options)), lambda: config.threads)
     named = config.names()[0]
-    first = {} if config.resume else first_trials(config.start, space, find_method(config.method), config.own, config.bits, config.storage, named)
+    start = (config.start, space, find_method(config.method), config.own, config.bits, config.storage, named, _tracking(config))
+    first = {} if config.resume else first_trials(*start)
     if (folder / SAVED).exists() and not config.resume:
         raise ValueError(f"search {folder.name} is in {config.storage} already: continue it with --resume, or give another --study")
     folder.mkdir(parents=True, exist_ok=True)
@@ -202,15 +204,19 @@ def run(config: Config | Explain) -> dict[str, Any]:
     return report.conclude(config, study, folder, tracker, confirmed)
 
 
+def _tracking(config: Config) -> str:
+    """MLflow's address; "" for none."""
+    return "" if config.tracking == "none" else config.tracking or default_uri(config.storage)
+
+
 def _tracker(config: Config, folder: Path) -> Any:
     """The tracker of the search; a resumed search continues its MLflow run."""
-    from pipelines.registry.connection import default_uri  # noqa: PLC0415  mlflow is slow to import
     from pipelines.registry.search_tracking import SearchTracker  # noqa: PLC0415  mlflow is slow to import
 
     saved = runs.read_json(folder / SAVED)
-    uri = "" if config.tracking == "none" else config.tracking or default_uri(config.storage)
     shared = {"method": config.method, "source": config.source, "target": config.target, "objective": config.objective, "sampler": config.sampler}
-    tracker = SearchTracker(uri, folder.name, shared | {"epochs": config.epochs, "dataset_digest": saved["dataset_digest"]}, saved.get("tracked", ""))
+    shared |= {"epochs": config.epochs, "dataset_digest": saved["dataset_digest"]}
+    tracker = SearchTracker(_tracking(config), folder.name, shared, saved.get("tracked", ""))
     runs.write_json(folder / SAVED, saved | {"tracked": tracker.tracked})
     return tracker
 
@@ -221,11 +227,12 @@ def _search(config: Config, setting: SearchContext, study: Any, space: Space, le
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     from ray import tune  # noqa: PLC0415
-    from ray.tune.execution import class_cache  # noqa: PLC0415
+    from ray.tune.execution import class_cache, tune_controller  # noqa: PLC0415
     from ray.tune.schedulers import ASHAScheduler  # noqa: PLC0415
 
     # Tune would put AWS credentials on the trials' command lines, visible to all; trials use those of their own nodes
     class_cache.ENV_VARS_TO_PROPAGATE = {each for each in class_cache.ENV_VARS_TO_PROPAGATE if not each.startswith("AWS_")}
+    tune_controller._ObjectCache = KeptActors  # type: ignore[misc]
     stopping, name = None, config.names()[0]
     if config.asha and len(config.names()) == 1 and config.epochs > 1:
         mode = "max" if config.maximise()[0] else "min"

@@ -1,4 +1,4 @@
-"""The first trials of a search: the method's defaults, its papers' settings, the best of other searches, and values from files."""
+"""The first trials of a search: the method's defaults, its papers' settings, the best of other searches, here or in MLflow, and values from files."""
 
 import math
 import sys
@@ -8,9 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from data.filesystem import to_path
-from pipelines.console.config import read_yaml
+from pipelines.console.config import mask_passwords, read_yaml
 from pipelines.training import runs
 from tuning.objectives import maximised
 from tuning.space import RESERVED, Space
@@ -44,18 +45,20 @@ class Given:
         return self.values[name] if self.values.get(name) in choices else choices[0]
 
 
-def first_trials(asked: str, space: Space, method: Any, own: Values, bits: int, storage: str, objective: str) -> dict[str, Values]:
+def first_trials(asked: str, space: Space, method: Any, own: Values, bits: int, storage: str, objective: str, tracking: str = "") -> dict[str, Values]:
     """The drawn values of the first trials, each by where it comes from.
 
     Args:
-        asked: with commas: ``default``; ``paper``; the name or folder of a search, of which the best trials are taken; a YAML file, as a
-            search's ``best.yaml``; ``none``.
+        asked: with commas: ``default``; ``paper``; ``mlflow``, for the best trial of each of the last searches of this method by this objective
+            that the tracking server has; the name or folder of a search, of which the best trials are taken; a YAML file, as a search's
+            ``best.yaml``; ``none``.
         own: the method's hyper-parameters as they are without a search.
         storage: folder of the searches.
         objective: by which trials of another search are the best.
+        tracking: MLflow's address; "" for none.
 
     Raises:
-        ValueError: a search or file does not exist, or is not of this method.
+        ValueError: a search or file does not exist, or is not of this method; MLflow has no search of it.
     """
     found: dict[str, Values] = {}
     for name in filter(None, (each.strip() for each in asked.split(","))):
@@ -64,6 +67,8 @@ def first_trials(asked: str, space: Space, method: Any, own: Values, bits: int, 
         elif name == "paper":
             if name in method.presets:
                 found[name] = asdict(method.preset(name)) | {RESERVED: bits}
+        elif name == "mlflow":
+            found |= {f"mlflow: {run}": own | {RESERVED: bits} | values for run, values in _tracked(tracking, method.name, objective).items()}
         elif name != "none":
             others = _others(name, method.name, storage, objective)
             found |= {f"{name}: {which}": own | {RESERVED: bits} | values for which, values in others.items()}
@@ -78,6 +83,18 @@ def first_trials(asked: str, space: Space, method: Any, own: Values, bits: int, 
     return drawn
 
 
+def _tracked(uri: str, method: str, objective: str) -> dict[str, Values]:
+    """Values of the best trials of the last searches that MLflow has."""
+    from pipelines.registry.search_tracking import best_of_searches  # noqa: PLC0415  mlflow is slow to import
+
+    if not uri:
+        raise ValueError("--start mlflow needs a tracking server, but --tracking is none")
+    best = best_of_searches(uri, method, objective, maximised(objective), BEST)
+    if not best:
+        raise ValueError(f"--start mlflow: {mask_passwords(uri)} has no finished trial of a search of {method} by {objective}")
+    return {run: {name: yaml.safe_load(value) for name, value in values.items()} for run, values in best.items()}
+
+
 def _others(name: str, method: str, storage: str, objective: str) -> dict[str, Values]:
     """Values of another search's best trials, or of a file."""
     if name.endswith((".yaml", ".yml")):
@@ -86,7 +103,7 @@ def _others(name: str, method: str, storage: str, objective: str) -> dict[str, V
         return {"its values": _drawable(row)}
     folder = next((each for each in (to_path(storage) / name, Path(name)) if (each / "search.json").is_file()), None)
     if folder is None:
-        raise ValueError(f"--start names {name!r}, which is neither default, paper, a YAML file, nor a search in {storage}")
+        raise ValueError(f"--start names {name!r}, which is neither default, paper, mlflow, a YAML file, nor a search in {storage}")
     _check_method(name, str(runs.read_json(folder / "search.json").get("given", {}).get("method", "")), method)
     try:
         rows = pq.read_table(folder / "results" / "trials.parquet").to_pylist()

@@ -3,6 +3,7 @@
 import math
 import sys
 import warnings
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from ray.tune import Callback
 from ray.tune.search.optuna import OptunaSearch
+from ray.tune.utils.object_cache import _ObjectCache
 
 from data.filesystem import is_local, write_text
 from data.transforms import seeded_generator
@@ -144,6 +146,25 @@ class TuneSearch(OptunaSearch):
         assert self._ot_study is not None
         self._ot_study.tell(trial, values if state == TrialState.COMPLETE else None, state)
         self._completed_trials.add(trial_id)
+
+
+class KeptActors(_ObjectCache):  # type: ignore[misc]
+    """Keeps the actor of each trial that has ended for the next one, which takes five seconds to start otherwise.
+
+    Ray Tune keeps as many as there are trials waiting, or one: with several trials at once none waits, and the others' actors ended with
+    them. All trials of a search take the same resources, so a kept actor stands in nobody's way.
+    """
+
+    def cache_object(self, key: Any, obj: Any) -> bool:
+        """Keep an actor."""
+        self._cached_objects[key].append(obj)
+        self._num_cached_objects += 1
+        return True
+
+    def flush_cached_objects(self, force_all: bool = False) -> Generator[Any, None, None]:
+        """The actors that are to end: all at the end of the search, none before."""
+        if force_all:
+            yield from super().flush_cached_objects(force_all=True)
 
 
 class ProgressCallback(Callback):

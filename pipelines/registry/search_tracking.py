@@ -11,11 +11,15 @@ from typing import Any
 from data.filesystem import local_copy
 from pipelines.registry.connection import EXPERIMENT, connect, one_line_errors
 
+PAUSE = 2.0  # seconds between a trial's messages
+MOST = 1000  # metrics that MLflow takes at once
+
 
 class SearchTracker:
     """Sends a search's record to MLflow: a run for the search, and a child run for each trial.
 
-    If the server does not accept something, this is reported once and the search continues; its folder keeps the full record.
+    Epochs that follow each other within ``PAUSE`` seconds are sent together. If the server does not accept something, this is reported once
+    and the search continues; its folder keeps the full record.
     """
 
     def __init__(self, uri: str, name: str, parameters: dict[str, Any], tracked: str = "") -> None:
@@ -26,6 +30,8 @@ class SearchTracker:
         """
         self.uri, self.name, self.tracked, self.warned = uri, name, tracked, False
         self.trials: dict[int, str] = {}
+        self.unsent: dict[int, list[Any]] = {}
+        self.sent: dict[int, float] = {}
         self.client = connect(uri) if uri else None
         if self.client and not tracked:
             with one_line_errors(uri):
@@ -62,12 +68,23 @@ class SearchTracker:
             from mlflow.entities import Metric  # noqa: PLC0415
 
             now = int(time.time() * 1000)
+            self.unsent.setdefault(number, []).extend(Metric(name, value, now, epoch) for name, value in result.items() if math.isfinite(value))
+            if time.monotonic() - self.sent.get(number, -math.inf) >= PAUSE:
+                self._send(number)
+
+    def _send(self, number: int) -> None:
+        """Send what a trial's epochs have left."""
+        assert self.client is not None
+        metrics, self.sent[number] = self.unsent.pop(number, []), time.monotonic()
+        for first in range(0, len(metrics), MOST):
             with self._lenient():
-                self.client.log_batch(self.trials[number], [Metric(name, value, now, epoch) for name, value in result.items() if math.isfinite(value)])
+                self.client.log_batch(self.trials[number], metrics[first : first + MOST])
 
     def end(self, number: int, status: str) -> None:
         """End a trial's run."""
         if self.client and number in self.trials:
+            self._send(number)
+            self.sent.pop(number)
             with self._lenient():
                 self.client.set_terminated(self.trials[number], status)
 
@@ -79,3 +96,25 @@ class SearchTracker:
                 for name, value in values.items():
                     self.client.log_metric(self.tracked, f"best/{name}", value)
                 self.client.set_terminated(self.tracked, status)
+
+
+def best_of_searches(uri: str, method: str, objective: str, maximise: bool, count: int) -> dict[str, dict[str, str]]:
+    """Values of the best finished trial of each of the last searches that a server has of a method by an objective, by the name of its run.
+
+    Raises:
+        ValueError: the server cannot be reached.
+    """
+    client = connect(uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    found: dict[str, dict[str, str]] = {}
+    with one_line_errors(uri):
+        wanted = f"params.method = '{method}' and params.objective = '{objective}' and params.dataset_digest != ''"
+        for parent in client.search_runs([experiment], wanted, order_by=["attributes.start_time DESC"]):
+            if "mlflow.parentRunId" in parent.data.tags:
+                continue
+            mine = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}' and attributes.status = 'FINISHED'"
+            best = client.search_runs([experiment], mine, order_by=[f"metrics.`{objective}` {'DESC' if maximise else 'ASC'}"], max_results=1)
+            found |= {each.info.run_name: dict(each.data.params) for each in best if objective in each.data.metrics}
+            if len(found) == count:
+                break
+    return found

@@ -1,7 +1,8 @@
 """A thousand trials of a toy objective through the whole machinery of a search: study, MLflow, Ray Tune, table and pictures.
 
-A toy trial draws the method's values, reports four epochs at once and ends, so that all the time is overhead. Printed for each hundred
-trials, so that what grows with their number is seen; then the time of the results, the driver's memory, and the databases' sizes.
+A toy trial draws the method's values, sleeps and reports four times, and ends. With 16 at once a trial would begin every 0.125 s or less if
+there were no overhead; the pace is what the driver takes for each. It is printed for each hundred trials, so that what grows with their
+number is seen; then the time of the results, the driver's memory, and the databases' sizes.
 
 Run: python -m tests.benchmarks.trials [--trials 1000] [--at-once 16] [--sampler tpe] [--method dah] [--database sqlite|postgresql]
 """
@@ -28,21 +29,28 @@ from tests.servers import Database
 from tuning import report, search
 from tuning.trial import ENDED, JUDGED, SearchContext, trial_folder
 
-EPOCHS = 4
+BEGUN, TOGETHER = "begun", "together"  # files: of a trial that has begun; of the number of trials at once
+EPOCHS, EPOCH = 4, 0.5  # epochs of a trial, and the seconds that each sleeps
 
 
 def toy(drawn: dict[str, Any], setting: SearchContext, held: dict[str, Any]) -> None:
     """Stands for ``tuning.trial.trial``: a bowl over the logarithms of the numbers drawn, with noise, better with each epoch."""
     from ray import tune  # noqa: PLC0415
 
-    folder, began, started = trial_folder(to_path(setting.folder), drawn["number"]), time.time(), time.monotonic()
+    folder = trial_folder(to_path(setting.folder), drawn["number"])
     folder.mkdir(parents=True, exist_ok=True)
     numbers = [value for name, value in drawn.items() if isinstance(value, float) and name not in ("number", "continues")]
     height = sum(math.log10(abs(value) + 1e-6) ** 2 for value in numbers) / max(1, len(numbers))
     noise = random.Random(drawn["number"])
+    (folder / BEGUN).touch()
+    together = int((folder.parents[1] / TOGETHER).read_text())
+    while drawn["number"] < together and sum(1 for _ in folder.parent.glob(f"trial-*/{BEGUN}")) < together:
+        time.sleep(0.5)  # until all processes are there, so that Ray's start is not measured
+    began, started = time.time(), time.monotonic()
     for epoch in range(1, EPOCHS + 1):
+        time.sleep(EPOCH)
         told = {"information": 2.0 - height / 4 - 0.3 / epoch + noise.gauss(0, 0.02), "bits": 64.0, "number": drawn["number"], "epoch": epoch}
-        told |= {"began": began, "seconds": time.monotonic() - started}
+        told |= {"process": os.getpid(), "began": began, "seconds": time.monotonic() - started}
         append_text(folder / JUDGED, json.dumps(told) + "\n")
         if epoch == EPOCHS:
             runs.write_json(folder / ENDED, told)
@@ -75,6 +83,8 @@ def main() -> None:
             if not database.process:
                 parser.error("there is no PostgreSQL here")
             values |= {"study_storage": database.uri, "tracking": database.uri}
+        (folder / "runs").mkdir()
+        (folder / "runs" / TOGETHER).write_text(str(given.at_once))
         import ray  # noqa: PLC0415
 
         ray.init(num_cpus=given.at_once, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -88,12 +98,14 @@ def main() -> None:
         report.conclude = concluding
         with contextlib.redirect_stderr(open(os.devnull, "w")):  # noqa: SIM115  a line for each event
             told = search.run(search.make_config(values))
-        ended, starts = time.perf_counter(), sorted(_begins(folder / "runs" / "toy"))
+        ended, first_lines = time.perf_counter(), [json.loads(file.read_text().partition("\n")[0]) for file in folder.glob(f"runs/toy/trial-*/{JUDGED}")]
+        starts, processes = sorted(each["began"] for each in first_lines), {each["process"] for each in first_lines}
         print(f"\n{given.trials} trials of {given.method}, {given.sampler}, {given.at_once} at once, {given.database}: {told['trials']}")
         for first in range(0, given.trials - 99, 100):
             part = starts[first : first + 100]
             print(f"trials {first:>4} to {first + 99:>4}: {(part[-1] - part[0]) / 99:.3f} s a trial, longest pause {max(_steps(part)):.2f} s")
-        print(f"all: {(marks[0] - began) / given.trials:.3f} s a trial with Ray's start of {starts[0] - _epoch(began):.1f} s; results {ended - marks[0]:.1f} s")
+        print(f"all: {marks[0] - began:.1f} s, of which the first reports came after {starts[0] - _epoch(began):.1f} s; results {ended - marks[0]:.1f} s")
+        print(f"{len(processes)} processes")
         print(f"median pause between trials {statistics.median(_steps(starts)):.3f} s")
         print(f"driver's largest memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:.0f} MiB")
         for file in sorted((folder / "runs").rglob("*.db")):
@@ -104,10 +116,6 @@ def main() -> None:
 def _epoch(counter: float) -> float:
     """The time of day of a value of ``perf_counter``."""
     return time.time() - (time.perf_counter() - counter)
-
-
-def _begins(search_folder: Path) -> list[float]:
-    return [json.loads(file.read_text().partition("\n")[0])["began"] for file in search_folder.glob(f"trial-*/{JUDGED}")]
 
 
 def _steps(times: list[float]) -> list[float]:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from models.registry import METHODS, find_method
+from pipelines.registry.search_tracking import SearchTracker
 from pipelines.training import runs
 from tuning.explain import importances
 from tuning.report import knee, ranked
@@ -48,6 +49,31 @@ def test_none_bits_and_narrowed_spaces(capsys: pytest.CaptureFixture[str]) -> No
     assert firsts("default", search_bits=True)["default"]["bits"] == 64
     given = {"bits": [16, 32], "mmd_weight": {"low": 900.0, "high": 1000.0, "log": False}}
     assert {name: firsts("default", given=given)["default"][name] for name in ("bits", "mmd_weight")} == {"bits": 16, "mmd_weight": 900.0}  # moved into it
+
+
+def test_the_best_of_the_last_searches_in_mlflow(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    kind = find_method("dah")
+    own = asdict(kind.Config())
+    space = space_of(kind, own, {}, set(), 64, False)
+
+    def found() -> dict[str, dict[str, Any]]:
+        return first_trials("mlflow", space, kind, own, 64, str(tmp_path), "information", uri)
+
+    with pytest.raises(ValueError, match="has no finished trial of a search of dah by information"):
+        found()
+    for search in range(5):
+        shared = {"method": "igan" if search == 4 else "dah", "objective": "entropy" if search == 3 else "information", "dataset_digest": "1"}
+        tracker = SearchTracker(uri, f"s{search}", shared)
+        for number, value in enumerate((0.5, 2.0, 1.0, 3.0)):
+            tracker.begin({"number": number, "mmd_weight": 0.1 * (search + 1) + number, "per_class": 10 + number, "continues": ""})
+            tracker.epoch(number, 1, {"information": value})
+            tracker.end(number, "KILLED" if number == 3 else "FINISHED")
+    assert list(found()) == ["mlflow: s2-0001", "mlflow: s1-0001", "mlflow: s0-0001"]
+    values = found()["mlflow: s1-0001"]
+    assert values["mmd_weight"] == pytest.approx(1.2) and values["per_class"] == 11 and values["dropout"] == own["dropout"]
+    with pytest.raises(ValueError, match="--tracking is none"):
+        firsts("mlflow")
 
 
 def test_other_searches_and_files(tmp_path: Path) -> None:
