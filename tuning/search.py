@@ -40,7 +40,7 @@ class Config(TrainOptions):
     study: str = option("", "name of the search (default: method, source, target)")
     space: str = option("", "YAML file that narrows, widens or fixes the space: `threshold: 0.9`, `bits: [32, 64]`, `hash_weight: {low: 0.1, high: 10}`")
     sampler: str = option("tpe", "what draws the values", SAMPLERS)
-    start: str = option("default,paper", "first trials, with commas: default, paper, mlflow (its last searches), a search (its best), a YAML file as its best.yaml, none")
+    start: str = option("default,paper", "first trials, with commas: default, paper, mlflow (searches there), a search (its best), a YAML file, none")
     confirm: int = option(0, "train the best few again with so many other seeds; the best mean wins")
     finalists: int = option(3, "with --confirm: how many trials are trained again")
     promote: bool = option(False, "with --register: make the model the champion if it is significantly better")
@@ -215,8 +215,8 @@ def _tracker(config: Config, folder: Path) -> Any:
 
     saved = runs.read_json(folder / SAVED)
     shared = {"method": config.method, "source": config.source, "target": config.target, "objective": config.objective, "sampler": config.sampler}
-    shared |= {"epochs": config.epochs, "dataset_digest": saved["dataset_digest"]}
-    tracker = SearchTracker(_tracking(config), folder.name, shared, saved.get("tracked", ""))
+    parameters = shared | {"epochs": config.epochs, "dataset_digest": saved["dataset_digest"]}
+    tracker = SearchTracker(_tracking(config), folder.name, parameters, saved.get("tracked", ""))
     runs.write_json(folder / SAVED, saved | {"tracked": tracker.tracked})
     return tracker
 
