@@ -24,7 +24,7 @@ from tuning.start import first_trials
 from tuning.study import KeptActors, ProgressCallback, TuneSearch, open_study, recover, study_in
 from tuning.trial import SearchContext, trial
 
-SAMPLERS = ("tpe", "random", "nsga2", "cmaes")
+SAMPLERS = ("tpe", "gp", "cmaes", "nsga2", "random")
 COST = "bits"  # the only objective that does not measure quality
 SAVED = "search.json"
 

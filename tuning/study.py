@@ -23,6 +23,7 @@ from tuning.objectives import OBJECTIVES
 from tuning.space import Space
 from tuning.trial import ENDED, FAILED, trial_folder
 
+START_UP = 10  # trials that are drawn at random, or given, before a sampler learns from them
 CONTINUES = "continues"  # user attribute: number of the interrupted trial that a trial continues
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped early", TrialState.FAIL: "failed"}
 
@@ -31,12 +32,14 @@ def sampler_of(name: str, seed: int) -> optuna.samplers.BaseSampler:
     """Create a sampler by name."""
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     if name == "tpe":
-        return optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
+        return optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed, n_startup_trials=START_UP)
+    if name == "gp":
+        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=START_UP)
     if name == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     if name == "nsga2":
         return optuna.samplers.NSGAIISampler(seed=seed)
-    return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=5)
+    return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=START_UP, with_margin=True)
 
 
 def study_in(folder: Path) -> str:

@@ -1,12 +1,13 @@
-"""TPE with ASHA against random search, both of the same number of epochs, space and seeds: the best of a search over the epochs that it spent.
+"""Ways to search against random search, all of the same number of epochs, space and seeds: the best of a search over the epochs that it spent.
 
-Run: python -m tests.benchmarks.samplers METHOD --dataset FOLDER --source usps --target mnist [--seeds 0,1,2] [--epochs 4] [--spent 120]
-     [--steps-per-epoch 60] [--per-class 10] [--storage runs/samplers] [--picture samplers.png]
+Run: python -m tests.benchmarks.samplers METHOD --dataset FOLDER --source usps --target mnist [--arms "random;TPE + ASHA"] [--seeds 0,1,2]
+     [--epochs 4] [--spent 120] [--steps-per-epoch 60] [--per-class 10] [--storage runs/samplers] [--picture samplers.png]
 """
 
 import argparse
 import contextlib
 import json
+import math
 import statistics
 import sys
 from pathlib import Path
@@ -14,10 +15,27 @@ from typing import Any, NamedTuple
 
 from pipelines.console.cli import set_default_environment
 from tuning import search
+from tuning import study as studies
 from tuning.objectives import OBJECTIVES
 from tuning.trial import JUDGED
 
-ARMS = {"random": ("random", False, 1.0), "TPE + ASHA": ("tpe", True, 1.9)}  # sampler, ASHA, how many trials for one of random's
+
+class Arm(NamedTuple):
+    """A way to search: its sampler and how many trials it draws at random, ASHA, first trials, and how many trials it has for one of random's."""
+
+    sampler: str
+    start_up: int = 10
+    asha: bool = True
+    start: str = "default,paper"
+    share: float = 1.9
+
+
+RANDOM = "random"
+ARMS = {
+    RANDOM: Arm("random", asha=False, start="none", share=1.0), "TPE + ASHA": Arm("tpe", start="none"), "TPE + ASHA from defaults": Arm("tpe"),
+    "TPE 4 + ASHA from defaults": Arm("tpe", 4), "GP 4 + ASHA from defaults": Arm("gp", 4), "CMA-ES 4 + ASHA from defaults": Arm("cmaes", 4),
+    "random from defaults": Arm("random", asha=False, share=1.0),
+}  # fmt: skip
 ORACLE = "oracle/target/map"
 
 
@@ -49,33 +67,41 @@ def at(points: list[Point], epochs: int) -> Point | None:
 
 def searched(given: argparse.Namespace, arm: str, seed: int) -> Path:
     """The folder of an arm's search for a seed; the search is run, or gone on with, where it has not ended."""
-    sampler, asha, share = ARMS[arm]
-    study, trials = f"{given.method}-{sampler}-{seed}", int(given.spent / given.epochs * share)
+    way = ARMS[arm]
+    study, trials = f"{given.method}-{arm.replace(' ', '').replace('+', '-')}-{seed}", int(given.spent / given.epochs * way.share)
     folder = Path(given.storage) / study
     shared = ("method", "dataset", "source", "target", "epochs", "steps_per_epoch", "per_class", "objective", "storage")
-    values = {name: getattr(given, name) for name in shared} | {"study": study, "sampler": sampler, "asha": asha, "trials": trials, "seed": seed}
-    values |= {"concurrency": 2, "threads": 1, "oracle": True, "tracking": "none"}
+    values = {name: getattr(given, name) for name in shared} | {"study": study, "trials": trials, "seed": seed}
+    values |= {"sampler": way.sampler, "asha": way.asha, "start": way.start, "concurrency": 2, "threads": 1, "oracle": True, "tracking": "none"}
     if (folder / search.SAVED).exists():
         values = {"method": given.method, "study": study, "storage": given.storage, "trials": trials, "resume": True}
+    studies.START_UP = way.start_up
     with contextlib.redirect_stdout(sys.stderr):
         search.run(search.make_config(values))
     return folder
 
 
+def mean(curves: list[list[Point]], epochs: int, pick: str) -> float:
+    """The mean of the searches' best after so many epochs; of those in which a trial had ended."""
+    there = [getattr(point, pick) for points in curves if (point := at(points, epochs))]
+    return statistics.mean(there) if there else math.nan
+
+
 def draw(curves: dict[str, list[list[Point]]], spent: int, name: str, out: Path) -> None:
-    """Two charts, of the objective and of the oracle: a line for each search."""
+    """Two charts, of the objective and of the oracle: a line for the mean of each way to search, and a faint one for each search."""
     import matplotlib  # noqa: PLC0415
 
     matplotlib.use("Agg")
     from matplotlib import pyplot  # noqa: PLC0415
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
-    for colour, (arm, each) in zip(("tab:grey", "tab:blue"), curves.items(), strict=True):
+    for number, (arm, each) in enumerate(curves.items()):
+        colour = "tab:grey" if arm == RANDOM else f"C{number}"
         for axis, pick, label in zip(axes, ("value", "oracle"), (name, "mAP of the target (oracle)"), strict=True):
-            for index, points in enumerate(each):
-                x = [point.epochs for point in points] + [spent]
-                y = [getattr(point, pick) for point in points]
-                axis.step(x, [*y, y[-1]], where="post", color=colour, label=arm if not index else None, alpha=0.8)
+            x = list(range(1, spent + 1))
+            axis.plot(x, [mean(each, count, pick) if all(at(points, count) for points in each) else math.nan for count in x], color=colour, label=arm)
+            for points in each:
+                axis.step([point.epochs for point in points], [getattr(point, pick) for point in points], where="post", color=colour, alpha=0.2)
             axis.set(xlabel="epochs spent by all trials", ylabel=label)
             axis.grid(alpha=0.3)
     axes[0].legend()
@@ -88,6 +114,7 @@ def main() -> None:
     parser.add_argument("method")
     for option, default in {
         "dataset": "", "source": "", "target": "", "seeds": "0,1,2", "objective": "information", "storage": "runs/samplers", "picture": "",
+        "arms": ";".join(ARMS),
     }.items():  # fmt: skip
         parser.add_argument(f"--{option}", default=default)
     for option, count in {"epochs": 4, "spent": 120, "steps-per-epoch": 60, "per-class": 10}.items():
@@ -96,23 +123,25 @@ def main() -> None:
     set_default_environment()
     seeds = [int(seed) for seed in given.seeds.split(",")]
     try:
-        curves = {arm: [curve(searched(given, arm, seed), given.objective, given.epochs, given.spent) for seed in seeds] for arm in ARMS}
+        arms = list(dict.fromkeys([RANDOM, *(arm.strip() for arm in given.arms.split(";"))]))
+        if unknown := set(arms) - set(ARMS):
+            raise ValueError(f"there is no way to search {unknown.pop()!r}: there are {'; '.join(ARMS)}")
+        curves = {arm: [curve(searched(given, arm, seed), given.objective, given.epochs, given.spent) for seed in seeds] for arm in arms}
     except ValueError as error:
         parser.error(str(error))
     print(f"\n{given.method}, {given.source} -> {given.target}, seeds {given.seeds}: mean of the best so far, by {given.objective}")
-    print(f"{'epochs spent':<14}" + "".join(f"{arm:>26}" for arm in curves) + f"\n{'':<14}" + f"{given.objective:>14}{'oracle mAP':>12}" * len(curves))
-    for spent in (given.spent // 3, 2 * given.spent // 3, given.spent):
-        line = f"{spent:<14}"
-        for each in curves.values():
-            there = [point for points in each if (point := at(points, spent))]
-            value, oracle = (statistics.mean(getattr(point, pick) for point in there) if there else float("nan") for pick in ("value", "oracle"))
-            line += f"{value:>14.4f}{oracle:>12.4f}"
-        print(line)
+    thirds = (given.spent // 3, 2 * given.spent // 3, given.spent)
+    print(f"{'':<32}" + "".join(f"{f'{given.objective} at {spent}':>20}{'oracle mAP':>12}" for spent in thirds) + f"{'random reached at':>20}")
     sign = 1 if OBJECTIVES[given.objective].maximise else -1
-    for seed, random, other in zip(seeds, *curves.values(), strict=True):
-        reached = next((point.epochs for point in other if sign * point.value >= sign * random[-1].value), None)
-        said = f"after {reached} epochs" if reached else f"not in {given.spent} epochs"
-        print(f"seed {seed}: random ends with {random[-1].value:.4f}, found after {random[-1].epochs}; TPE + ASHA has as much {said}")
+    last = statistics.mean(points[-1].value for points in curves[RANDOM])
+    for arm, each in curves.items():
+        line, reached = f"{arm:<32}", "not"
+        for spent in range(1, given.spent + 1):
+            value = mean(each, spent, "value")
+            line += f"{value:>20.4f}{mean(each, spent, 'oracle'):>12.4f}" if spent in thirds else ""
+            if reached == "not" and all(at(points, spent) for points in each) and sign * value >= sign * last:
+                reached = str(spent)
+        print(line + f"{reached:>20}")
     if given.picture:
         draw(curves, given.spent, given.objective, Path(given.picture))
 

@@ -7,7 +7,9 @@ import optuna
 import pytest
 
 from models.registry import METHODS, find_method
+from tuning.search import SAMPLERS
 from tuning.space import BITS, Space, space_of
+from tuning.study import START_UP, sampler_of
 
 
 def space(method: str = "dah", given: dict[str, Any] | None = None, named: set[str] | None = None, search_bits: bool = False) -> Space:
@@ -88,3 +90,19 @@ def test_no_option_of_a_command_hides_a_methods_field() -> None:
 
     own = {each.name for method in METHODS.values() for each in fields(method.Config)}
     assert not own & {each.name for each in fields(search.Config)}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_draws_within_the_bounds(name: str) -> None:
+    """Also after it has begun to learn from what it drew."""
+    found = space(named={"views", "network"})
+    study = optuna.create_study(sampler=sampler_of(name, 0), direction="maximize")
+    rates = []
+    for _ in range(START_UP + 4):
+        trial = study.ask()
+        drawn = found(trial)
+        for field, value in drawn.items():
+            assert found.searched[field].low <= value <= found.searched[field].high
+        rates.append(drawn["learning_rate"])
+        study.tell(trial, -drawn["learning_rate"])
+    assert len(set(rates)) == len(rates)
