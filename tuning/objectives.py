@@ -212,3 +212,13 @@ def objectives(seen: Outputs) -> dict[str, float]:
 def maximised(name: str) -> bool:
     """Whether larger values of an objective are better."""
     return name in ORACLES or (name in OBJECTIVES and OBJECTIVES[name].maximise)
+
+
+def default_objective(classifies: bool, source: bool) -> str:
+    """What orders the trials of such methods best, by the tables of docs/tuning.md.
+
+    Args:
+        classifies: whether the method has class probabilities.
+        source: whether it is trained on a source.
+    """
+    return "information" if classifies else "source-map" if source else "kept"

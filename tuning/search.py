@@ -18,7 +18,7 @@ from pipelines.training.plan import make_plan, prepare
 from tuning import report
 from tuning.confirm import confirm
 from tuning.explain import Explain, explain
-from tuning.objectives import OBJECTIVES, ORACLES, maximised
+from tuning.objectives import OBJECTIVES, ORACLES, default_objective, maximised
 from tuning.space import RESERVED, Space, space_of
 from tuning.start import first_trials
 from tuning.study import KeptActors, ProgressCallback, TuneSearch, open_study, recover, study_in
@@ -36,7 +36,7 @@ class Config(TrainOptions):
     """Options of ``hashbridge tune``: those of ``train``, where each given hyper-parameter is fixed, and those of the search."""
 
     trials: int = option(20, "trials in all; with --resume, those of before among them")
-    objective: str = option("information", f"{', '.join(OBJECTIVES)}; {', '.join(ORACLES)}, which see target labels; two with a comma, as information,bits")
+    objective: str = option("", f"{', '.join((*OBJECTIVES, *ORACLES))} (oracles see target labels); two, as information,bits (default: docs/tuning.md)")
     study: str = option("", "name of the search (default: method, source, target)")
     space: str = option("", "YAML file that narrows, widens or fixes the space: `threshold: 0.9`, `bits: [32, 64]`, `hash_weight: {low: 0.1, high: 10}`")
     sampler: str = option("tpe", "what draws the values", SAMPLERS)
@@ -71,7 +71,7 @@ class Config(TrainOptions):
             raise ValueError("--promote is of a registered model: give --register NAME")
         if not 0 < self.gpu_share <= 1:
             raise ValueError(f"--gpu-share is {self.gpu_share}, but must be above 0 and at most 1")
-        for name in self.names():
+        for name in self.names() if self.objective else ():
             if name not in (*OBJECTIVES, *ORACLES, COST):
                 raise ValueError(f"no objective {name!r}: there are {', '.join((*OBJECTIVES, *ORACLES, COST))}")
         if len(self.names()) > 2 or self.names() == [COST]:
@@ -161,12 +161,14 @@ def run(config: Config | Explain) -> dict[str, Any]:
     config.own, config.bits = {name: space.fixed[name] for name in config.own}, space.fixed[RESERVED]  # values fixed by the space file apply to every trial
     kind = find_method(config.method)
     method = kind(kind.Config(**config.own), tuple(manifest.shape), len(manifest.classes), config.bits)
+    if not config.objective:
+        config.objective = default_objective(method.can_classify, bool(config.source))
     for name in config.names():
         needs = OBJECTIVES[name].needs if name in OBJECTIVES else ("classes",) * (name == "oracle/accuracy")
         if "classes" in needs and not method.can_classify:
-            raise ValueError(f"objective {name} needs class probabilities, and {config.method} has none: use density or source-map")
+            raise ValueError(f"objective {name} needs class probabilities, and {config.method} has none: use source-map")
         if "source" in needs and not config.source:
-            raise ValueError(f"objective {name} needs a source: use density")
+            raise ValueError(f"objective {name} needs a source: use {default_objective(method.can_classify, False)}")
     cores = int(cluster.connect().cluster_resources().get("CPU", 1))
     config.threads = config.threads or max(1, cores // ((config.concurrency or 2) * config.trial_workers))
     share, at_once = _resources(config, config.threads)
@@ -182,7 +184,7 @@ def run(config: Config | Explain) -> dict[str, Any]:
     saved = runs.read_json(folder / SAVED) if config.resume else {"dataset_digest": manifest.digest()}
     if saved["dataset_digest"] != manifest.digest():
         raise ValueError(f"dataset {config.dataset} has changed since search {folder.name} began: start another by --study")
-    runs.write_json(folder / SAVED, saved | {"given": {k: v for k, v in config.drawn.items() if k != "resume"}})
+    runs.write_json(folder / SAVED, saved | {"given": {k: v for k, v in config.drawn.items() if k != "resume"} | {"objective": config.objective}})
     storage = config.study_storage or study_in(folder)
     study = open_study(storage, folder.name, config.maximise(), config.sampler, config.seed)
     if not study.trials:
@@ -191,7 +193,8 @@ def run(config: Config | Explain) -> dict[str, Any]:
     done = recover(study, folder, config.names())
     left = config.trials - done
     tracker = _tracker(config, folder)
-    print(f"search {folder.name}: {done} of {config.trials} trials are done; {len(space.searched)} values are searched", file=sys.stderr)
+    said = f"{done} of {config.trials} trials are done; {len(space.searched)} values are searched, by {config.objective}"
+    print(f"search {folder.name}: {said}", file=sys.stderr)
     oracle = "each" if any(name in ORACLES for name in config.names()) else "last" if config.oracle else ""
     setting, config.concurrency = SearchContext(options, str(folder), oracle), at_once
     held = _held(config, manifest, method.wants.source_labels) if left > 0 or config.confirm else {}

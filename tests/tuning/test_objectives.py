@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.method import Method
+from models.registry import METHODS
 from tuning import objectives
 from tuning.objectives import Outputs
 
@@ -99,3 +101,11 @@ def test_what_cannot_be_computed_is_not_a_number() -> None:
     assert math.isfinite(found["density"]) and math.isnan(found["source-map"]) and math.isnan(found["a-distance"])
     unlabelled = seen()._replace(source_labels=torch.full((200,), -1))
     assert math.isnan(objectives.objectives(unlabelled)["source-map"])
+
+
+def test_the_default_can_be_computed_for_every_method() -> None:
+    for kind in (each for each in METHODS.values() if not each.fitted):
+        classifies = kind.classify is not Method.classify
+        for source in (True, False):
+            needs = objectives.OBJECTIVES[objectives.default_objective(classifies, source)].needs
+            assert ("classes" not in needs or classifies) and ("source" not in needs or source)

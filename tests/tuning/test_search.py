@@ -158,8 +158,8 @@ def test_an_objective_of_classes_needs_a_method_that_names_some(
     ray_cluster: Head, few_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip
     arguments = ["tune", "ucdir", "--dataset", str(few_digits), "--source", "typeset", "--target", "handwritten", "--storage", str(tmp_path), "--trials", "1"]
-    assert main(arguments) == 2
-    assert "has none: use density" in capsys.readouterr().err
+    assert main([*arguments, "--objective", "information"]) == 2
+    assert "has none: use source-map" in capsys.readouterr().err
 
 
 def test_a_trial_of_two_workers(ray_cluster: Head, few_digits: Path, tmp_path: Path) -> None:
