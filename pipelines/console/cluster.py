@@ -1,5 +1,6 @@
 """The connection to Ray: started once, with its log level."""
 
+import contextlib
 import logging
 import os
 import socket
@@ -38,6 +39,8 @@ def set_verbose(on: bool) -> None:
 def connect() -> Any:
     """Connect to the cluster that the environment names, or start Ray on this machine; returns the ``ray`` module.
 
+    Ray by itself would look for the cluster that was last started here, and wait for minutes if that one was killed.
+
     Raises:
         ValueError: the cluster cannot be reached.
     """
@@ -46,10 +49,13 @@ def connect() -> Any:
 
     loud = bool(os.environ.get(_VERBOSE))
     if not ray.is_initialized():
-        _check_answers(os.environ.get("RAY_ADDRESS", ""))
+        address = os.environ.get("RAY_ADDRESS", "")
+        _check_answers(address)
+        if not address:
+            _note_other()
         try:
             ray.init(
-                log_to_driver=loud, logging_level=logging.INFO if loud else logging.ERROR, include_dashboard=False, configure_logging=True,
+                address or "local", log_to_driver=loud, logging_level=logging.INFO if loud else logging.ERROR, include_dashboard=False, configure_logging=True,
                 runtime_env=_worker_environment(),
             )  # fmt: skip
         except ConnectionError as error:
@@ -62,6 +68,15 @@ def connect() -> Any:
         for name in ("ray.data", "ray.train", "ray"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # errors are shown to the user as one line instead
     return ray
+
+
+def _note_other() -> None:
+    """Say which cluster runs on this machine, if one does, as it is not used."""
+    with contextlib.suppress(OSError, ValueError):
+        address = (Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster").read_text().strip()
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host, int(port)), 1).close()
+        print(f"note: this starts a Ray of its own; RAY_ADDRESS={address} would use the cluster that runs here", file=sys.stderr)
 
 
 def _check_answers(address: str) -> None:

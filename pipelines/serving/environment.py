@@ -19,13 +19,14 @@ def fast_environment(folder: str) -> dict[str, str]:
     """
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     connections = CONNECTIONS if files == resource.RLIM_INFINITY else max(1, min(CONNECTIONS, (files - 100) * 2 // 5))
-    ports = [str(_free_port()) for _ in range(2)]
+    ports = [str(_free_port()) for _ in range(4)]
     return {
         "grpc_proxy": "", "RAY_SERVE_HAPROXY_MAXCONN": str(connections), "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg", "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/admin.sock",
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/metrics.sock", "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/server-state", "RAY_SERVE_HAPROXY_STATS_PORT": ports[0], "RAY_SERVE_HAPROXY_METRICS_PORT": ports[1],
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": ports[2], "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": ports[3],
     }  # fmt: skip
 
 

@@ -87,7 +87,7 @@ def main() -> None:
         (folder / "runs" / TOGETHER).write_text(str(given.at_once))
         import ray  # noqa: PLC0415
 
-        ray.init(num_cpus=given.at_once, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init("local", num_cpus=given.at_once, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         search.trial, marks = toy, list[float]()  # type: ignore[assignment]
         began, conclude = time.perf_counter(), report.conclude
 

@@ -1,8 +1,10 @@
 """The environment of Ray's workers."""
 
 import os
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +42,24 @@ def test_a_cluster_that_does_not_answer_is_said_at_once(monkeypatch: pytest.Monk
         monkeypatch.setenv("RAY_ADDRESS", address)
         with pytest.raises(ValueError, match=f"no Ray cluster answers at RAY_ADDRESS='{address}': "):
             cluster.connect()
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_cluster_of_this_machine_that_nobody_named_is_not_used(
+    runs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    """Ray writes its address to a file, which stays when the cluster is killed."""
+    asked: list[str] = []
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda address, **options: asked.append(address))
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if runs:
+            server.listen()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text(address)
+        cluster.connect()
+    assert asked == ["local"] and capsys.readouterr().err.count(f"RAY_ADDRESS={address} would use") == runs

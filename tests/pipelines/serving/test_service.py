@@ -6,9 +6,11 @@ import json
 import os
 import random
 import resource
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -27,7 +29,7 @@ from tests.pipelines.serving.service import built_here, make_index, png, rows, u
 from tests.pipelines.serving.test_api import HOSTILE
 from tests.servers import ROOT, free_port
 
-BITS, NOTHING = 32, "http://127.0.0.1:9"
+BITS, NOTHING, OWN_PORTS = 32, "http://127.0.0.1:9", (8500, 9500)
 REQUESTS, LEAK = 10_000, 200 * 2**20
 
 
@@ -47,26 +49,40 @@ def made(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def url(made: Path) -> Iterator[str]:
     """The address of the service, which is a process of its own with its own Ray, as a user starts it; a signal ends it and all that it started.
 
-    It may have 4,096 open files, and the environment names an HTTP proxy, which does not answer.
+    It may have 4,096 open files, the environment names an HTTP proxy, which does not answer, so does the Ray cluster that was last started,
+    and the ports are taken at which Ray Serve's own proxy would listen.
     """
     with built_here():
         index.run(index.Config(str(made / "codes"), out=str(made / "i"), shards=2))
     port, log = free_port(), made / "serve.log"
+    temporary = Path(tempfile.mkdtemp(prefix="hb", dir="/tmp"))  # the path of a socket may have 107 characters
+    (temporary / "ray").mkdir()
+    (temporary / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment |= {"http_proxy": NOTHING, "https_proxy": NOTHING, "RAY_TMPDIR": str(temporary)}
     options = ["--port", port, "--storage", made / "runs", "--poll", 0.5, "--cache", made / "cache", "--body-limit", 1]
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "pipelines", "serve", *map(str, [made / "i", *options])], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT,
-            env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | dict.fromkeys(("http_proxy", "https_proxy"), NOTHING),
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096)),
+            env=environment, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096)),
         )  # fmt: skip
+    taken = [socket.socket() for _ in OWN_PORTS]
     try:
+        for own, number in zip(taken, OWN_PORTS, strict=True):
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):  # somebody else has it
+                own.bind(("127.0.0.1", number))
+                own.listen()
         with contextlib.suppress(AssertionError):
             until(lambda: "serving at" in log.read_text() or process.poll() is not None, 180)
         assert process.poll() is None and "serving at" in log.read_text(), log.read_text()
         yield f"http://127.0.0.1:{port}"
     finally:
+        for own in taken:
+            own.close()
         process.terminate()
         status = process.wait(60)
+        shutil.rmtree(temporary, ignore_errors=True)
     assert status == 0 and not processes() and "ending ..." in log.read_text().splitlines()  # Ray may still say that a worker was killed
 
 
