@@ -221,4 +221,4 @@ def default_objective(classifies: bool, source: bool) -> str:
         classifies: whether the method has class probabilities.
         source: whether it is trained on a source.
     """
-    return "information" if classifies else "source-map" if source else "kept"
+    return "information" if classifies else "source-map" if source else "balance"
