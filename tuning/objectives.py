@@ -214,11 +214,11 @@ def maximised(name: str) -> bool:
     return name in ORACLES or (name in OBJECTIVES and OBJECTIVES[name].maximise)
 
 
-def default_objective(classifies: bool, source: bool) -> str:
+def default_objective(classifies: bool, labelled: bool) -> str:
     """What orders the trials of such methods best, by the tables of docs/tuning.md.
 
     Args:
         classifies: whether the method has class probabilities.
-        source: whether it is trained on a source.
+        labelled: whether there is a source with labels.
     """
-    return "information" if classifies else "source-map" if source else "balance"
+    return "information" if classifies else "source-map" if labelled else "balance"

@@ -161,12 +161,15 @@ def run(config: Config | Explain) -> dict[str, Any]:
     config.own, config.bits = {name: space.fixed[name] for name in config.own}, space.fixed[RESERVED]  # values fixed by the space file apply to every trial
     kind = find_method(config.method)
     method = kind(kind.Config(**config.own), tuple(manifest.shape), len(manifest.classes), config.bits)
+    labelled = bool(config.source) and any(manifest.split(config.source, "train").labels)
     if not config.objective:
-        config.objective = default_objective(method.can_classify, bool(config.source))
+        config.objective = default_objective(method.can_classify, labelled)
     for name in config.names():
         needs = OBJECTIVES[name].needs if name in OBJECTIVES else ("classes",) * (name == "oracle/accuracy")
         if "classes" in needs and not method.can_classify:
             raise ValueError(f"objective {name} needs class probabilities, and {config.method} has none: use source-map")
+        if "labels" in needs and config.source and not labelled:
+            raise ValueError(f"objective {name} needs the source's labels, and {config.source} has none: use {default_objective(method.can_classify, False)}")
         if "source" in needs and not config.source:
             raise ValueError(f"objective {name} needs a source: use {default_objective(method.can_classify, False)}")
     cores = int(cluster.connect().cluster_resources().get("CPU", 1))

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from data.manifest import Manifest
 from models.registry import find_method
 from pipelines.console.cli import main
 from tests.servers import ROOT, Head
@@ -160,6 +161,13 @@ def test_an_objective_of_classes_needs_a_method_that_names_some(
     arguments = ["tune", "ucdir", "--dataset", str(few_digits), "--source", "typeset", "--target", "handwritten", "--storage", str(tmp_path), "--trials", "1"]
     assert main([*arguments, "--objective", "information"]) == 2
     assert "has none: use source-map" in capsys.readouterr().err
+    manifest = Manifest.read(few_digits)
+    bare = replace(manifest.split("typeset", "train"), labels=[0] * 10, unlabelled=400)
+    splits = manifest.domains["typeset"].splits | {"train": bare}
+    replace(manifest, domains=manifest.domains | {"typeset": replace(manifest.domains["typeset"], splits=splits)}).write(tmp_path / "bare")
+    arguments[3] = str(tmp_path / "bare")
+    assert main([*arguments, "--objective", "source-map"]) == 2
+    assert "typeset has none: use balance" in capsys.readouterr().err
 
 
 def test_a_trial_of_two_workers(ray_cluster: Head, few_digits: Path, tmp_path: Path) -> None:
