@@ -88,41 +88,44 @@ def running(config: Config) -> Iterator[str]:
     chosen = [Choice(folder, model, config.storage, config.tracking).latest(None) for folder, model in asked]
     tracking = next((uri for each in chosen if (uri := registry_uri(each.model.name, config.storage, config.tracking))), "")
     _check_port(config.host, config.port)
-    folder = ""
-    if not os.environ.get("RAY_ADDRESS"):
-        if "ray" in sys.modules:
-            sys.modules["ray"].shutdown()  # one that this process has started was not started for a service
-        folder = tempfile.mkdtemp(prefix="hb-", dir="/tmp")  # the path of a socket may have 97 characters
-        for name, value in fast_environment(folder).items():
-            os.environ.setdefault(name, value)
-    ray = cluster.connect()
-    from ray import serve  # noqa: PLC0415
+    own = not os.environ.get("RAY_ADDRESS")
+    with contextlib.ExitStack() as at_end:
+        if own:
+            _end_ray()  # one that this process has started was not started for a service
+            folder = tempfile.mkdtemp(prefix="hb-", dir="/tmp")  # the path of a socket may have 97 characters
+            at_end.callback(shutil.rmtree, folder, ignore_errors=True)
+            at_end.callback(_end_ray)
+            for name, value in fast_environment(folder).items():
+                os.environ.setdefault(name, value)
+        ray = cluster.connect()
+        from ray import serve  # noqa: PLC0415
 
-    from pipelines.serving import application  # noqa: PLC0415
+        from pipelines.serving import application  # noqa: PLC0415
 
-    if not os.environ.get("HASHBRIDGE_VERBOSE"):
-        logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    replicas = (sum(len(each.places) for each in chosen) + 2) * config.replicas
-    settings = application.Settings(
-        index=application.absolute(config.index), model=_named(config.model),
-        compare=config.compare and application.absolute(config.compare), compare_model=_named(config.compare_model),
-        storage=application.absolute(config.storage), tracking=tracking, cache=application.absolute(config.cache),
-        replicas=config.replicas, most=config.most_replicas, cpus=min(CPUS, ray.cluster_resources().get("CPU", 1.0) / replicas), gpu=config.gpu,
-        timeout=config.timeout, poll=config.poll, waiting=config.waiting, body=config.body_limit, token=token,
-    )  # fmt: skip
-    try:
+        if not os.environ.get("HASHBRIDGE_VERBOSE"):
+            logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        replicas = (sum(len(each.places) for each in chosen) + 2) * config.replicas
+        settings = application.Settings(
+            index=application.absolute(config.index), model=_named(config.model),
+            compare=config.compare and application.absolute(config.compare), compare_model=_named(config.compare_model),
+            storage=application.absolute(config.storage), tracking=tracking, cache=application.absolute(config.cache),
+            replicas=config.replicas, most=config.most_replicas, cpus=min(CPUS, ray.cluster_resources().get("CPU", 1.0) / replicas), gpu=config.gpu,
+            timeout=config.timeout, poll=config.poll, waiting=config.waiting, body=config.body_limit, token=token,
+        )  # fmt: skip
         options = {"host": config.host, "port": config.port, "request_timeout_s": config.timeout + 30}
+        if not own:
+            at_end.callback(serve.delete, application.NAME)
         serve.start(http_options=options, logging_config=application.QUIET)
         serve.run_many([serve.RunTarget(application.application(settings), application.NAME)], wait_for_applications_running=False)
         url = f"http://{'127.0.0.1' if config.host == '0.0.0.0' else config.host}:{config.port}"
         _wait(url, lambda: serve.status().applications[application.NAME])
         yield url
-    finally:
-        if folder:
-            ray.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)
-        else:
-            serve.delete(application.NAME)
+
+
+def _end_ray() -> None:
+    """End the Ray that this process has started, if it has."""
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
 
 
 def _named(model: str) -> str:
