@@ -25,6 +25,7 @@ from tuning.study import KeptActors, ProgressCallback, TuneSearch, open_study, r
 from tuning.trial import SearchContext, trial
 
 SAMPLERS = ("tpe", "gp", "cmaes", "nsga2", "random")
+DEFAULT = "default: information, or source-map or balance, as the method allows"
 COST = "bits"  # the only objective that does not measure quality
 SAVED = "search.json"
 
@@ -36,7 +37,7 @@ class Config(TrainOptions):
     """Options of ``hashbridge tune``: those of ``train``, where each given hyper-parameter is fixed, and those of the search."""
 
     trials: int = option(20, "trials in all; with --resume, those of before among them")
-    objective: str = option("", f"{', '.join((*OBJECTIVES, *ORACLES))} (oracles see target labels); two, as information,bits (default: docs/tuning.md)")
+    objective: str = option("", f"{', '.join(OBJECTIVES)}; {', '.join(ORACLES)}, which see target labels; two, as information,bits; {DEFAULT}")
     study: str = option("", "name of the search (default: method, source, target)")
     space: str = option("", "YAML file that narrows, widens or fixes the space: `threshold: 0.9`, `bits: [32, 64]`, `hash_weight: {low: 0.1, high: 10}`")
     sampler: str = option("tpe", "what draws the values", SAMPLERS)
