@@ -23,7 +23,7 @@ from tuning.objectives import OBJECTIVES
 from tuning.space import Space
 from tuning.trial import ENDED, FAILED, trial_folder
 
-START_UP = 10  # trials that are drawn at random, or given, before a sampler learns from them
+START_UP = 4  # trials that are drawn at random, or given, before a sampler learns from them
 CONTINUES = "continues"  # user attribute: number of the interrupted trial that a trial continues
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped early", TrialState.FAIL: "failed"}
 

@@ -33,7 +33,7 @@ class Arm(NamedTuple):
 RANDOM = "random"
 ARMS = {
     RANDOM: Arm("random", asha=False, start="none", share=1.0), "TPE + ASHA": Arm("tpe", start="none"), "TPE + ASHA from defaults": Arm("tpe"),
-    "TPE 4 + ASHA from defaults": Arm("tpe", 4), "GP 4 + ASHA from defaults": Arm("gp", 4), "CMA-ES 4 + ASHA from defaults": Arm("cmaes", 4),
+    "TPE 4 + ASHA from defaults": Arm("tpe", 4), "GP 4 + ASHA from defaults": Arm("gp", 4, share=2.4), "CMA-ES 4 + ASHA from defaults": Arm("cmaes", 4),
     "random from defaults": Arm("random", asha=False, share=1.0),
 }  # fmt: skip
 ORACLE = "oracle/target/map"
