@@ -14,6 +14,7 @@ import math
 import os
 import random
 import resource
+import signal
 import statistics
 import sys
 import tempfile
@@ -78,11 +79,13 @@ def main() -> None:
             "asha": given.asha, "concurrency": given.at_once, "threads": 1,
         }  # fmt: skip
         if given.database == "postgresql":
-            database = Database(folder)
-            stack.callback(database.stop)
-            if not database.process:
-                parser.error("there is no PostgreSQL here")
-            values |= {"study_storage": database.uri, "tracking": database.uri}
+            for purpose in ("study_storage", "tracking"):  # Optuna's and MLflow's tables cannot share a database
+                database = Database(folder)
+                stack.callback(database.stop)
+                if not database.process:
+                    parser.error("there is no PostgreSQL here")
+                stack.callback(database.process.send_signal, signal.SIGINT)  # does not wait for its clients
+                values[purpose] = database.uri
         (folder / "runs").mkdir()
         (folder / "runs" / TOGETHER).write_text(str(given.at_once))
         import ray  # noqa: PLC0415
