@@ -105,4 +105,4 @@ def test_every_sampler_draws_within_the_bounds(name: str) -> None:
             assert found.searched[field].low <= value <= found.searched[field].high
         rates.append(drawn["learning_rate"])
         study.tell(trial, -drawn["learning_rate"])
-    assert len(set(rates)) == len(rates)
+    assert len(set(rates)) > START_UP  # the best may be at a bound, and be drawn again
