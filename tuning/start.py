@@ -1,5 +1,6 @@
 """The first trials of a search: the method's defaults, its papers' settings, the best of other searches, here or in MLflow, and values from files."""
 
+import ast
 import math
 import sys
 from dataclasses import asdict
@@ -8,7 +9,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from data.filesystem import to_path
 from pipelines.console.config import mask_passwords, read_yaml
@@ -92,7 +92,15 @@ def _tracked(uri: str, method: str, objective: str) -> dict[str, Values]:
     best = best_of_searches(uri, method, objective, maximised(objective), BEST)
     if not best:
         raise ValueError(f"--start mlflow: {mask_passwords(uri)} has no finished trial of a search of {method} by {objective}")
-    return {run: {name: yaml.safe_load(value) for name, value in values.items()} for run, values in best.items()}
+    return {run: {name: _read(value) for name, value in values.items()} for run, values in best.items()}
+
+
+def _read(text: str) -> Any:
+    """A value that MLflow keeps as text; YAML would leave 1e-05 a text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def _others(name: str, method: str, storage: str, objective: str) -> dict[str, Values]:

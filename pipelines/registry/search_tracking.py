@@ -108,10 +108,8 @@ def best_of_searches(uri: str, method: str, objective: str, maximise: bool, coun
     experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
     found: dict[str, dict[str, str]] = {}
     with one_line_errors(uri):
-        wanted = f"params.method = '{method}' and params.objective = '{objective}' and params.dataset_digest != ''"
-        for parent in client.search_runs([experiment], wanted, order_by=["attributes.start_time DESC"]):
-            if "mlflow.parentRunId" in parent.data.tags:
-                continue
+        searches = f"params.method = '{method}' and params.objective = '{objective}'"  # other runs have no objective
+        for parent in client.search_runs([experiment], searches, order_by=["attributes.start_time DESC"]):
             mine = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}' and attributes.status = 'FINISHED'"
             best = client.search_runs([experiment], mine, order_by=[f"metrics.`{objective}` {'DESC' if maximise else 'ASC'}"], max_results=1)
             found |= {each.info.run_name: dict(each.data.params) for each in best if objective in each.data.metrics}

@@ -8,15 +8,11 @@ import asyncio
 import os
 import pickle
 import tempfile
-from typing import Any, Protocol
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 LENGTH = 8  # bytes of a message's length, before the message
-
-
-class Called(Protocol):
-    """A method of a deployment's handle, or of what stands for it."""
-
-    async def remote(self, *arguments: Any) -> Any: ...
 
 
 class Listener:
@@ -69,10 +65,10 @@ class Line:
         self._path: str | None = None
         self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
-    def __getattr__(self, method: str) -> Called:
-        return _Method(self, method)
+    def __getattr__(self, method: str) -> Any:
+        return SimpleNamespace(remote=partial(self._call, method))
 
-    async def _call(self, method: str, arguments: tuple[Any, ...]) -> Any:
+    async def _call(self, method: str, *arguments: Any) -> Any:
         if self._path is None:
             machine, path = await self._handle.line.remote()
             self._path = path if machine == self._machine else ""
@@ -100,14 +96,6 @@ class Line:
         for _, writer in self._free:
             writer.close()
         self._free.clear()
-
-
-class _Method:
-    def __init__(self, line: Line, name: str) -> None:
-        self.line, self.name = line, name
-
-    async def remote(self, *arguments: Any) -> Any:
-        return await self.line._call(self.name, arguments)
 
 
 def _send(writer: asyncio.StreamWriter, message: Any) -> None:
