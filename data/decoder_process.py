@@ -4,6 +4,7 @@ Decoding holds Python's global lock for a fifth of its time, so the threads of o
 The process imports no torch. It ends with the process that started it.
 """
 
+import math
 import mmap
 import os
 import signal
@@ -24,6 +25,7 @@ class DecoderProcess:
 
     def __init__(self) -> None:
         self.memory = os.memfd_create("decoded")
+        self.mapped: mmap.mmap | None = None
         self.connection, theirs = Pipe()
         given = [theirs.fileno(), self.memory]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -51,7 +53,7 @@ class DecoderProcess:
         """
         header = [pixels.shape[1], pixels.ndim, *map(len, contents)]
         try:
-            os.ftruncate(self.memory, max(pixels.nbytes, os.fstat(self.memory).st_size))
+            shared = self._shared(pixels.nbytes)
             self.connection.send_bytes(np.array(header, np.int64).tobytes())
             self.connection.send_bytes(b"".join(contents))
             answer = self.connection.recv_bytes().decode()
@@ -63,9 +65,15 @@ class DecoderProcess:
         if answer:
             position, _, why = answer.partition(" ")
             return int(position), why
-        with mmap.mmap(self.memory, pixels.nbytes) as shared:
-            pixels[...] = np.frombuffer(shared, np.uint8, pixels.size).reshape(pixels.shape)
+        pixels[...] = np.frombuffer(shared, np.uint8, pixels.size).reshape(pixels.shape)
         return None
+
+    def _shared(self, size: int) -> mmap.mmap:
+        """The shared memory, of at least ``size`` bytes; mapped once, as each unmapping interrupts all of the process's threads."""
+        if self.mapped is None or len(self.mapped) < size:
+            os.ftruncate(self.memory, size)
+            self.mapped = mmap.mmap(self.memory, size)
+        return self.mapped
 
     def close(self) -> None:
         """End the process."""
@@ -77,25 +85,25 @@ class DecoderProcess:
 def serve(connection: int, memory: int) -> None:
     """Decode what arrives until the other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the process that asks, and that ends this one
-    asked = Connection(connection)
+    asked, shared = Connection(connection), np.empty(0, np.uint8)
     while True:
         try:
             size, axes, *lengths = np.frombuffer(asked.recv_bytes(), np.int64).tolist()
-            asked.send_bytes(_decode(asked.recv_bytes(), lengths, (size, size, 3)[: axes - 1], memory).encode())
+            joined, shape = asked.recv_bytes(), (len(lengths), size, size, 3)[:axes]
+            if len(shared) < math.prod(shape):
+                shared = np.frombuffer(mmap.mmap(memory, os.fstat(memory).st_size), np.uint8)
+            asked.send_bytes(_decode(joined, lengths, shared[: math.prod(shape)].reshape(shape)).encode())
         except (EOFError, OSError):
             return
 
 
-def _decode(joined: bytes, lengths: list[int], shape: tuple[int, ...], memory: int) -> str:
+def _decode(joined: bytes, lengths: list[int], pixels: np.ndarray) -> str:
     """Decode images into the shared memory; returns "" or the position of one that cannot be decoded, and why."""
-    with mmap.mmap(memory, len(lengths) * int(np.prod(shape))) as shared:
-        pixels, start = np.frombuffer(shared, np.uint8).reshape(-1, *shape), 0
-        for position, length in enumerate(lengths):
-            try:
-                pixels[position] = decode_rows(joined[start : start + length], 3 if len(shape) == 3 else 1, shape[0])
-            except ValueError as error:
-                del pixels
-                return f"{position} {error}"
-            start += length
-        del pixels
+    start = 0
+    for position, length in enumerate(lengths):
+        try:
+            pixels[position] = decode_rows(joined[start : start + length], 3 if pixels.ndim == 4 else 1, pixels.shape[1])
+        except ValueError as error:
+            return f"{position} {error}"
+        start += length
     return ""

@@ -79,8 +79,12 @@ class Wants:
     view: dict[str, Any] = field(default_factory=dict)
 
 
+CROPPED = ("crop", "drawn")  # kinds of views of photographs that a method may be trained on in place of affine ones
+VIEW_KINDS = "kind of the views: affine; crop, of photographs: random crops and mirror images; drawn: the same, half of them as line drawings"
+
+
 def chosen_view(kind: str, crop: float, flip: float = 0.5) -> dict[str, Any]:
-    """``Wants.view`` of a kind of views: ``affine`` with its defaults, or ``crop`` or ``contrastive`` with the given smallest area and mirror images."""
+    """``Wants.view`` of a kind of views: ``affine`` with its defaults, or one with crops with the given smallest area and mirror images."""
     return {} if kind == "affine" else {"kind": kind, "crop": crop, "flip": flip}
 
 
@@ -242,8 +246,13 @@ class Method:
 
     @property
     def can_classify(self) -> bool:
-        """Whether the method implements ``classify``."""
-        return type(self).classify is not Method.classify
+        """Whether the method implements ``classify`` or ``classify_codes``."""
+        return type(self).classify is not Method.classify or self.classifies_codes
+
+    @property
+    def classifies_codes(self) -> bool:
+        """Whether the method implements ``classify_codes``: its codes are enough to classify."""
+        return type(self).classify_codes is not Method.classify_codes
 
     @property
     def can_translate(self) -> bool:
@@ -265,7 +274,11 @@ class Method:
         """Store labelled source codes, for methods that classify by comparing codes."""
 
     def classify(self, x: Tensor) -> Tensor:
-        """Class log-probabilities (batch, classes), if the method defines classes."""
+        """Class log-probabilities (batch, classes), if the method defines classes; here, of the codes."""
+        return self.classify_codes(self.encode(x))
+
+    def classify_codes(self, codes: Tensor) -> Tensor:
+        """Class log-probabilities (batch, classes) of relaxed codes (batch, bits), if they are enough to classify."""
         raise NotImplementedError
 
     def state_modules(self) -> nn.ModuleDict:

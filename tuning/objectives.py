@@ -188,11 +188,13 @@ def collect_outputs(method: Method, root: Path, manifest: Manifest, source: str,
         codes, known, guesses = [torch.empty(0, method.bits)], [torch.empty(0, dtype=torch.int64)], [torch.empty(0, method.classes)]
         for part in _read(root, manifest, domain, split, labels):
             x = part.x.to(device)
-            codes.append(encoder(x).cpu())
+            relaxed = encoder(x)
+            codes.append(relaxed.cpu())
             if keep and sum(map(len, inputs)) < SOME:
                 inputs.append((_small(x) if x.ndim == 4 else x).cpu())
             known += [] if part.label is None else [torch.from_numpy(part.label)]
-            guesses += [method.classify(x).cpu()] if classify else []
+            if classify:
+                guesses.append((method.classify_codes(relaxed) if method.classifies_codes else method.classify(x)).cpu())
         return torch.cat(codes), torch.cat(known), torch.cat(guesses)
 
     codes, labels, _ = outputs("train", source, True)

@@ -12,16 +12,17 @@ from torch import Tensor
 from data.decoding import Decoded, read_decoded, split_name
 from data.manifest import Manifest
 from data.rows import DomainBatch
+from models.codes import pack
 from models.encoder import HashEncoder, encode_all
 from models.method import Method
 from pipelines.retrieval import metrics, plots
 from pipelines.retrieval.metrics import Encoded
 from pipelines.training import runs
 from pipelines.training.restore import CPU, device_for, load_method
-from pipelines.training.transfer import on_device
+from pipelines.training.transfer import from_device, on_device
 
 Encode = Callable[[np.ndarray], np.ndarray]
-Map = Callable[[Tensor], Tensor]  # of rows as stored, (n, ...) on any device
+Map = Callable[[Tensor, Tensor], Tensor]  # of rows as stored, (n, ...) on any device, and of what encodes them: relaxed codes of a method, or codes
 PROTOCOLS = ("cross", "target")
 
 
@@ -59,15 +60,25 @@ def encode_split(encode: Encode, root: Path, manifest: Manifest, name: str, **al
     """
     codes: list[np.ndarray] = []
     labels: list[np.ndarray] = []
-    more: dict[str, list[Tensor]] = {each: [] for each in also}
+    more: dict[str, list[np.ndarray]] = {each: [] for each in also}
     device = encode.device if isinstance(encode, MethodEncoder) else CPU
-    with torch.no_grad():
+
+    def made() -> Iterator[tuple[Decoded, dict[str, Tensor]]]:
         for part, x in _on_device(read_decoded(root, manifest, *split_name(name), gpu=device.type == "cuda"), device):
-            codes.append(encode.network(x).cpu().numpy() if isinstance(encode, MethodEncoder) else encode(part.x.numpy()))
+            if isinstance(encode, MethodEncoder):
+                relaxed = encode.network.network(x)
+                code = pack(relaxed)
+            else:
+                relaxed = code = torch.from_numpy(encode(part.x.numpy()))
+            yield part, {"": code} | {each: compute(x, relaxed) for each, compute in also.items()}
+
+    with torch.no_grad():
+        for part, computed in from_device(made(), device):
+            codes.append(computed.pop("").numpy())
             labels.append(part.labels)
-            for each, compute in also.items():
-                more[each].append(compute(x).cpu())
-    return Encoded(np.concatenate(codes), np.concatenate(labels), name, {each: torch.cat(parts).numpy() for each, parts in more.items()})
+            for each, values in computed.items():
+                more[each].append(values.numpy())
+    return Encoded(np.concatenate(codes), np.concatenate(labels), name, {each: np.concatenate(parts) for each, parts in more.items()})
 
 
 def protocol_splits(manifest: Manifest, source: str, target: str, protocol: str) -> tuple[str, str]:
@@ -130,7 +141,7 @@ def set_references(method: Method, source: Encoded, labels: np.ndarray) -> None:
 
 def features_of(method: Method) -> dict[str, Map]:
     """How to compute the features that a method makes its codes of, as an argument of ``encode_split``; nothing if it has none."""
-    return {"features": method.features} if method.has_features else {}
+    return {"features": lambda x, _: method.features(x)} if method.has_features else {}
 
 
 def cosines(query: Encoded, database: Encoded, leave_one_out: bool = False) -> dict[str, float]:
@@ -180,7 +191,7 @@ class _Splits:
         if method is not None and classify:
             references = self._encoded(name, classify=False) if name == self.references else self[self.references]
             set_references(method, references, self.class_labels(references))
-            also["guesses"] = lambda x: method.classify(x).argmax(1)
+            also["guesses"] = lambda x, relaxed: (method.classify_codes(relaxed) if method.classifies_codes else method.classify(x)).argmax(1)
         return encode_split(self.encode, self.root, self.manifest, name, **also)
 
     def class_labels(self, split: Encoded) -> np.ndarray:

@@ -1,13 +1,16 @@
-"""Copies batches to the training device; to a GPU ahead of their use, beside the training."""
+"""Copies batches to the training device and results back; to and from a GPU beside its work."""
 
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from data.rows import DomainBatch
 from models.clock import part
 
 Pair = tuple[DomainBatch | None, ...]
+Item = TypeVar("Item")
 
 
 def on_device(batches: Iterable[Pair], device: torch.device) -> Iterator[Pair]:
@@ -38,3 +41,25 @@ def _arrived(pair: Pair, copied: torch.cuda.Event) -> Pair:
             if tensor is not None:
                 tensor.record_stream(here)
     return pair
+
+
+def from_device(results: Iterable[tuple[Item, dict[str, Tensor]]], device: torch.device) -> Iterator[tuple[Item, dict[str, Tensor]]]:
+    """Copy what is computed of batches to the CPU; what a GPU has computed is waited for when it has its next batch to work on."""
+    if device.type != "cuda":
+        yield from results
+        return
+    before = None
+    for item, computed in results:
+        copied = {name: values.to("cpu", non_blocking=True) for name, values in computed.items()}  # into page-locked memory
+        now = item, copied, torch.cuda.current_stream(device).record_event()
+        if before:
+            yield _finished(*before)
+        before = now
+    if before:
+        yield _finished(*before)
+
+
+def _finished(item: Item, copied: dict[str, Tensor], done: torch.cuda.Event) -> tuple[Item, dict[str, Tensor]]:
+    """A batch with its results, which are there."""
+    done.synchronize()
+    return item, copied

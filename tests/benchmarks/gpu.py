@@ -1,9 +1,10 @@
 """Photographs on a GPU: training, encoding and evaluation beside the same networks on tensors that lie on the GPU; two runs that share it.
 
-python -m tests.benchmarks.gpu [--dataset FOLDER] [--methods dah,ucdir] [--network torchvision:resnet50] [--precision bf16] [--cpu]
+python -m tests.benchmarks.gpu [--dataset FOLDER] [--repeat 10] [--methods dah,ucdir] [--network torchvision:resnet50] [--precision bf16] [--cpu]
 
 It needs no mlflow, and no ray with --dataset, of which the first two domains are taken. Without one, the images below --photographs, which
-holds <domain>/<class>/<file>, are repeated until there are as many rows as asked for, and ingested.
+holds <domain>/<class>/<file>, are repeated until there are as many rows as asked for, and ingested. --repeat reads each shard of a split so many
+times, as if it were a larger split: what a command does once, as to open files, is then a smaller part of its time.
 """
 
 import argparse
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from data.batches import DomainLoader
@@ -51,6 +54,24 @@ class Held:
     def with_views(self, batch: DomainBatch, epoch: int, step: int) -> DomainBatch:
         """The batch with its views."""
         return self.loader.with_views(batch._replace(views=()), epoch, step) if self.again else batch
+
+
+def repeated_shards(root: Path, folder: Path, times: int) -> Path:
+    """A dataset in ``folder`` whose splits have each shard of a dataset's so many times, numbered on."""
+    manifest = Manifest.read(root)
+    for domain in manifest.domains.values():
+        for split in domain.splits.values():
+            shards, first = split.files * times, 0
+            for number, shard in enumerate(shards):
+                table = pq.read_table(root / shard["path"])
+                numbered = table.set_column(table.schema.get_field_index("row"), "row", pa.array(range(first, first + len(table))))
+                place = Path(shard["path"]).with_name(f"part-{number:05d}.parquet")
+                (folder / place).parent.mkdir(parents=True, exist_ok=True)
+                pq.write_table(numbered, folder / place, row_group_size=2048)
+                shards[number], first = shard | {"path": str(place)}, first + len(table)
+            split.files, split.rows, split.labels, split.unlabelled = shards, first, [times * count for count in split.labels], split.unlabelled * times
+    manifest.write(folder)
+    return folder
 
 
 class Utilisation:
@@ -198,7 +219,7 @@ def main() -> None:
     parser.add_argument("--network", default="torchvision:resnet50")
     parser.add_argument("--precision", default="bf16", choices=("bf16", "float32"))
     parser.add_argument("--cpu", action="store_true", help="run the same on the CPU")
-    for name, default in {"size": 224, "rows": 4000, "rounds": 3, "steps": 30, "encoded": 256, "threads": len(os.sched_getaffinity(0))}.items():
+    for name, default in {"repeat": 1, "size": 224, "rows": 4000, "rounds": 3, "steps": 30, "encoded": 256, "threads": len(os.sched_getaffinity(0))}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -208,6 +229,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder, wanted = Path(name), given.parts.split(",")
         root = given.dataset or dataset(given.photographs, folder, "photographs", given.rows, given.size)
+        root = repeated_shards(root, folder / "repeated", given.repeat) if given.repeat > 1 else root
         if "training" in wanted:
             for method in given.methods.split(","):
                 training(root, folder / "runs", method, given, device)

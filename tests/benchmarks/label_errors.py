@@ -26,7 +26,7 @@ def errors(folder: Path) -> np.ndarray:
     references = evaluation.encode_split(encode, root, manifest, f"{config['source']}/train")
     evaluation.set_references(method, references, references.labels)
     query, _ = evaluation.protocol_splits(manifest, config["source"], config["target"], "target")
-    found = evaluation.encode_split(encode, root, manifest, query, guesses=lambda x: method.classify(x).argmax(1))
+    found = evaluation.encode_split(encode, root, manifest, query, guesses=lambda x, _: method.classify(x).argmax(1))
     return np.asarray((found.more["guesses"] != found.labels) & (found.labels >= 0))
 
 

@@ -7,16 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
 from data import transforms
 from data.batches import DomainLoader
-from data.decoding import read_decoded, read_pictures
+from data.decoding import Decoder, read_decoded, read_pictures
+from data.images import decode
 from data.manifest import Manifest
 from data.rows import DomainBatch
-from data.transforms import affine_view, contrastive_view, crop_view, drawing_view, random_view, seeded_generator
+from data.transforms import affine_view, contrastive_view, crop_view, drawing_view, drawn_view, random_view, seeded_generator
 from pipelines import ingest
 
 
@@ -131,6 +133,15 @@ def test_drawings_are_lines_where_a_photograph_is_darker_than_around() -> None:
     near, wide = (gaussian_filter(scene[0, 0].double().numpy() / 255, each, mode="nearest", truncate=8 / each) for each in (deviation, 1.6 * deviation))
     alone = 255 * (1 + np.tanh(200 * np.minimum(near - 0.98 * wide, 0)))
     np.testing.assert_allclose(drawn[0.0][0].numpy(), alone[100], atol=2)
+
+
+def test_of_drawn_views_half_are_drawings_of_the_crops() -> None:
+    images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8, generator=seeded_generator(1))
+    made, cropped = drawn_view(images, seeded_generator(2), crop=0.5), crop_view(images, seeded_generator(2), crop=0.5)
+    drawn = (made[:, 0] == made[:, 1]).flatten(1).all(1)  # the channels of a drawing are equal
+    assert 16 < drawn.sum() < 48 and torch.equal(made[~drawn], cropped[~drawn])
+    parts = [drawn_view(images[32 * rank : 32 * (rank + 1)], seeded_generator(2), rank, 2, crop=0.5) for rank in (0, 1)]
+    torch.testing.assert_close(torch.cat(parts), made, atol=1e-3, rtol=0)
 
 
 def test_a_contrastive_views_crop_and_flip_are_bounded() -> None:
@@ -276,7 +287,24 @@ def test_photographs_can_be_stored_as_jpeg_at_the_datasets_size(photographs: Pat
     ingest.run(ingest.Config(str(photographs.parent / "photo"), domain="photo", dataset=str(tmp_path / "set"), size=80, store="jpeg"))
     manifest = Manifest.read(tmp_path / "set")
     assert manifest.store == "jpeg"
-    plain, again = (torch.cat([part.x for part in read_decoded(root, manifest, "photo", "train")]) for root in (photographs, tmp_path / "set"))
+    plain, again = (
+        torch.cat([part.x for part in read_decoded(root, Manifest.read(root), "photo", "train")]) for root in (photographs, tmp_path / "set")
+    )  # fmt: skip
     assert plain.shape == again.shape and 0 < (plain.float() - again.float()).abs().mean() < 2
     with pytest.raises(ValueError, match="give the same --size, --channels and --store"):
         ingest.run(ingest.Config(str(photographs.parent / "photo"), domain="other", dataset=str(tmp_path / "set"), size=80, store="encoded"))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_ingest_stores_as_jpeg_is_decoded_to_pillows_pixels(photographs: Path, tmp_path: Path, channels: int) -> None:
+    root = tmp_path / "set"
+    ingest.run(ingest.Config(str(photographs.parent / "photo"), domain="photo", dataset=str(root), size=80, store="jpeg", channels=channels))
+    manifest = Manifest.read(root)
+    decoded = torch.cat([part.x for part in read_decoded(root, manifest, "photo", "train", threads=6)])
+    files = pq.read_table(root / manifest.split("photo", "train").files[0]["path"]).column("image").to_pylist()
+    assert torch.equal(decoded, torch.from_numpy(np.stack([decode(content, channels, 80) for content in files])))
+    other = photographs / Manifest.read(photographs).split("photo", "train").files[0]["path"]
+    large = pq.read_table(other).column("image")[0].as_py()
+    for content, why in ((b"", "empty file"), (files[0][:300], "truncated"), (b"no image", "Not a JPEG"), (large, "90x70 pixels in a dataset of 80x80")):
+        with pytest.raises(ValueError, match=f"row 7 cannot be decoded .*{why}"):
+            Decoder(manifest, 0)(np.array([content], object), np.array([7]))
