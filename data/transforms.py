@@ -215,25 +215,7 @@ def drawing_view(images: Tensor, generator: torch.Generator, rank: int = 0, worl
     return _by_blocks(change, images, (0.8 + 0.4 * draws[:, 0]) * max(images.shape[3] / 224, 0.6), draws[:, 1] < flip)
 
 
-def drawn_view(images: Tensor, generator: torch.Generator, rank: int = 0, world: int = 1, *, crop: float = 0.2, flip: float = 0.5) -> Tensor:
-    """Randomly crop and flip each image as ``crop_view`` does, and turn half of the crops, drawn at random, into line drawings as of ``drawing_view``.
-
-    Args:
-        images, generator, rank, world, crop, flip: as in ``crop_view``.
-
-    Returns:
-        Same shape, float32 in 0..255.
-    """
-    n = len(images)
-    cropped = crop_view(images, generator, rank, world, crop=crop, flip=flip)
-    drawn = drawing_view(cropped, generator, rank, world, flip=0.0)
-    chosen = (torch.rand(n * world, generator=generator) < 0.5)[rank * n : (rank + 1) * n]
-    return torch.where(chosen.view(-1, 1, 1, 1).to(images.device), drawn, cropped)
-
-
-VIEWS: dict[str, Callable[..., Tensor]] = {
-    "affine": affine_view, "crop": crop_view, "contrastive": contrastive_view, "drawing": drawing_view, "drawn": drawn_view,
-}  # fmt: skip
+VIEWS: dict[str, Callable[..., Tensor]] = {"affine": affine_view, "crop": crop_view, "contrastive": contrastive_view, "drawing": drawing_view}
 
 
 def random_view(x: Tensor, generator: torch.Generator, rank: int = 0, world: int = 1, kind: str = "affine", **options: float) -> Tensor:

@@ -79,12 +79,8 @@ class Wants:
     view: dict[str, Any] = field(default_factory=dict)
 
 
-CROPPED = ("crop", "drawn")  # kinds of views of photographs that a method may be trained on in place of affine ones
-VIEW_KINDS = "kind of the views: affine; crop, of photographs: random crops and mirror images; drawn: the same, half of them as line drawings"
-
-
 def chosen_view(kind: str, crop: float, flip: float = 0.5) -> dict[str, Any]:
-    """``Wants.view`` of a kind of views: ``affine`` with its defaults, or one with crops with the given smallest area and mirror images."""
+    """``Wants.view`` of a kind of views: ``affine`` with its defaults, or ``crop`` or ``contrastive`` with the given smallest area and mirror images."""
     return {} if kind == "affine" else {"kind": kind, "crop": crop, "flip": flip}
 
 

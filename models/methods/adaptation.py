@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy, log_softmax
 from models.distributed import gather
 from models.hyperparameters import hyperparameter
 from models.losses.hashing import quantisation_loss, similarity_loss
-from models.method import CROPPED, VIEW_KINDS, Batch, DomainView, Method, Player, Wants, chosen_view
+from models.method import Batch, DomainView, Method, Player, Wants, chosen_view
 from models.networks.build import NETWORKS, build_network
 from models.networks.layers import CodesOnly, HashNetwork
 from models.optimisers import build_optimizer, set_learning_rate
@@ -31,8 +31,8 @@ class HeadConfig:
     relaxation_weight: float = hyperparameter(0.1, "weight of the relaxation beside the hash term", 1e-3, 1.0, log=True)
     average: float = hyperparameter(0.99, "decay of the averaged copy that encodes; 0 for no copy", 0.9, 0.999)
     augment: bool = hyperparameter(True, "train on randomly transformed views")
-    views: str = hyperparameter("affine", VIEW_KINDS, choices=("affine", *CROPPED))
-    crop: float = hyperparameter(0.2, "crop and drawn views: smallest share of the image's area", 0.08, 0.6, when={"views": CROPPED})
+    views: str = hyperparameter("affine", "kind of the views: affine; crop, of photographs: random crops and mirror images", choices=("affine", "crop"))
+    crop: float = hyperparameter(0.2, "crop views: smallest share of the image's area", 0.08, 0.6, when={"views": ("crop",)})
     per_class: int = hyperparameter(20, "source images per class in a batch", 5, 40)
     pretrained: str = hyperparameter("default", "weights of AlexNet or a pretrained backbone: default, file path, or none")
     norm: bool = hyperparameter(True, "batch-norm in the trunk")

@@ -17,7 +17,7 @@ from models.hyperparameters import AblationRow, Preset, hyperparameter
 from models.losses.alignment import confident_classes
 from models.losses.hashing import class_log_probabilities, entropy_loss, pairwise_hash_loss, quantisation_loss
 from models.losses.mmd import linear_mmd, quadratic_mmd
-from models.method import CROPPED, VIEW_KINDS, Batch, Method, Player, Wants, chosen_view
+from models.method import Batch, Method, Player, Wants, chosen_view
 from models.networks.build import NETWORKS, build_network
 from models.networks.layers import CodesOnly, HashNetwork
 from models.optimisers import build_optimizer, set_learning_rate
@@ -43,8 +43,8 @@ class DAHConfig:
     pseudo_threshold: float = hyperparameter(0.9, "class probability above which a target image is taken as labelled", 0.5, 0.99)
     average: float = hyperparameter(0.99, "decay of the averaged copy that labels and encodes; 0 is the paper (no copy)", 0.9, 0.999)
     augment: bool = hyperparameter(True, "train on randomly transformed views; off in the paper")
-    views: str = hyperparameter("affine", VIEW_KINDS, choices=("affine", *CROPPED))
-    crop: float = hyperparameter(0.2, "crop and drawn views: smallest share of the image's area", 0.08, 0.6, when={"views": CROPPED})
+    views: str = hyperparameter("affine", "kind of the views: affine; crop, of photographs: random crops and mirror images", choices=("affine", "crop"))
+    crop: float = hyperparameter(0.2, "crop views: smallest share of the image's area", 0.08, 0.6, when={"views": ("crop",)})
     per_class: int = hyperparameter(20, "K, source images per class in a batch", 5, 40)
     network: str = hyperparameter("auto", "network; auto: EfficientNet-Lite0 from 64 pixels, AlexNet there with papers", choices=NETWORKS)
     pretrained: str = hyperparameter("default", "weights of AlexNet or a pretrained backbone: default, file path, or none")

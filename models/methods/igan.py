@@ -22,7 +22,7 @@ from models.losses.adversarial import deceiving_loss, generated_loss, real_class
 from models.losses.alignment import centroid_distance, confident_classes, imbalance_loss, pseudo_label_loss
 from models.losses.hashing import entropy_loss, quantisation_loss, similarity_loss
 from models.losses.mmd import quadratic_mmd
-from models.method import CROPPED, VIEW_KINDS, Batch, Method, Player, RowSource, Wants, chosen_view
+from models.method import Batch, Method, Player, RowSource, Wants, chosen_view
 from models.networks.build import NETWORKS, build_network
 from models.networks.generative import Discriminator, Generator, stored
 from models.networks.layers import CodesOnly, unit
@@ -61,8 +61,8 @@ class IGANConfig:
     spectral: bool = hyperparameter(True, "spectral norm in the discriminators; off in the paper")
     average: float = hyperparameter(0.99, "decay of the averaged copy that labels and encodes; 0 is the paper (no copy)", 0.9, 0.999)
     augment: bool = hyperparameter(True, "train on randomly transformed views; off in the paper")
-    views: str = hyperparameter("affine", VIEW_KINDS, choices=("affine", *CROPPED))
-    crop: float = hyperparameter(0.2, "crop and drawn views: smallest share of the image's area", 0.08, 0.6, when={"views": CROPPED})
+    views: str = hyperparameter("affine", "kind of the views: affine; crop, of photographs: random crops and mirror images", choices=("affine", "crop"))
+    crop: float = hyperparameter(0.2, "crop views: smallest share of the image's area", 0.08, 0.6, when={"views": ("crop",)})
     pretrain_epochs: int = hyperparameter(1, "epochs on the source alone before the first stage")
     stages: int = hyperparameter(1, "stages; at the start of each, all but the encoder begins anew")
     per_class: int = hyperparameter(20, "source images per class in a batch", 5, 40)
