@@ -10,7 +10,7 @@ import yaml
 from data.manifest import Manifest
 from models.encoder import HashEncoder, encode_all
 from pipelines.registry.connection import connect, default_uri, one_line_errors
-from pipelines.training import runs
+from pipelines.training import checkpoint, runs
 from pipelines.training.restore import device_for, load_method
 
 
@@ -82,26 +82,56 @@ def _version(model: str) -> Any:
 
 
 class Resolved(NamedTuple):
-    """The model that a name stands for now: its own ``name``, the ``run`` whose encoder it is, and its ``source``, which no other model has ("" of a run)."""
+    """The model that a name stands for now.
+
+    Attributes:
+        name: its own, which stands for nothing else later: of a run RUN@CHECKPOINT.
+        run, checkpoint: whose encoder it is; the checkpoint of a model that an earlier version registered is "".
+        source: of a registered model, where it is kept; no other model has it.
+    """
 
     name: str
     run: str
+    checkpoint: str
     source: str
 
 
 def resolve(model: str, storage: str, tracking: str) -> Resolved:
-    """The version that an alias stands for; versions and runs stand for themselves.
+    """The version that an alias stands for, and the last checkpoint of a run; a version stands for itself.
 
     Raises:
-        ValueError: there is no such model or run, or the registry cannot be reached.
+        ValueError: there is no such model or run, the registry cannot be reached, or a run has another last checkpoint than the given one.
     """
     if not model.startswith("models:/"):
-        return Resolved(model, runs.find_run(model, storage).name, "")
+        folder, last = _find_checkpoint(model, storage)
+        return Resolved(f"{folder.name}@{last}", folder.name, last, "")
     uri = registry_uri(model, storage, tracking)
     connect(uri)
     with one_line_errors(uri):
         found = _version(model)
-    return Resolved(f"models:/{found.name}/{found.version}", found.tags.get("run_id", ""), found.source)
+    return Resolved(f"models:/{found.name}/{found.version}", found.tags.get("run_id", ""), found.tags.get("checkpoint", ""), found.source)
+
+
+def _split(model: str) -> tuple[str, str]:
+    """Run and checkpoint of RUN@CHECKPOINT; "" if no checkpoint is named."""
+    run, _, named = model.rpartition("@")
+    return (run, named) if run and checkpoint.NAME.fullmatch(named) else (model, "")
+
+
+def _find_checkpoint(model: str, storage: str) -> tuple[Path, str]:
+    """The folder of a run, and the name of its last checkpoint.
+
+    Raises:
+        ValueError: there is no such run, it has no checkpoint, or RUN@CHECKPOINT names one that is not the last.
+    """
+    run, named = _split(model)
+    folder = runs.find_run(run, storage)
+    place = checkpoint.latest(folder / "checkpoints")
+    if place is None:
+        raise ValueError(f"run {folder.name} has no checkpoint yet")
+    if named and named != place.name:
+        raise ValueError(f"run {folder.name} has been trained on, from checkpoint {named} to {place.name}: encode again, and index the new codes")
+    return folder, place.name
 
 
 def registry_uri(model: str, storage: str, tracking: str) -> str:
@@ -124,13 +154,17 @@ def check_encodes(model: Resolved, codes: str, storage: str, tracking: str) -> N
         return
     if codes.startswith("models:/") and "@" in codes:
         raise ValueError(f"the index names its model as {codes}, and an alias can move: encode and index again, then it names the version")
-    known = resolve(codes, storage, tracking).run if codes.startswith("models:/") else Path(codes).name
-    if not known or known != model.run:
+    if codes.startswith("models:/"):
+        known = resolve(codes, storage, tracking)
+        run, made = known.run, known.checkpoint
+    else:
+        run, made = _split(Path(codes).name)
+    if not run or run != model.run or (made and model.checkpoint and made != model.checkpoint):
         raise ValueError(f"the codes of the index are of {codes}, not of {model.name}: search with the model that encoded it")
 
 
 def open_encoder(model: str, storage: str, tracking: str, gpu: bool = False, rows: Manifest | None = None) -> Encoder:
-    """Open the encoder of ``models:/NAME@ALIAS`` (or ``/VERSION``), or of a run's id, on a GPU or on the CPU.
+    """Open the encoder of ``models:/NAME@ALIAS`` (or ``/VERSION``), or of a run's id or RUN@CHECKPOINT, on a GPU or on the CPU.
 
     Args:
         rows: the dataset whose rows are encoded; None for images.
@@ -140,7 +174,7 @@ def open_encoder(model: str, storage: str, tracking: str, gpu: bool = False, row
     """
     if model.startswith("models:/"):
         return RegisteredEncoder(model, registry_uri(model, storage, tracking), gpu)
-    return RunEncoder(runs.find_run(model, storage), gpu, rows)
+    return RunEncoder(_find_checkpoint(model, storage)[0], gpu, rows)
 
 
 def download(model: str, uri: str, folder: Path) -> None:

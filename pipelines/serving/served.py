@@ -81,6 +81,6 @@ class Choice:
                 raise
             return now.model
         self.unreachable = ""
-        if "@" not in model:
+        if not (model.startswith("models:/") and "@" in model):
             self.known[model] = found
         return found

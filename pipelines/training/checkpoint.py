@@ -25,6 +25,7 @@ from models.method import Method
 FORMAT = 2  # format 1 had no digests
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 DIGESTS = "digests.json"
+NAME = re.compile(r"epoch-\d{5}(-step-\d{8})?")  # of a checkpoint's folder
 FORM = {"epoch": int, "step": int, "method": str, "shape": [int], "classes": int, "bits": int, "optimizers": dict, "config": dict}
 
 
@@ -129,7 +130,7 @@ def latest(folder: Path) -> Path | None:
     Raises:
         ValueError: all checkpoints are damaged.
     """
-    found = [each for each in reversed(_all(folder)) if re.fullmatch(r"epoch-\d{5}(-step-\d{8})?", each.name)]
+    found = [each for each in reversed(_all(folder)) if NAME.fullmatch(each.name)]
     for each in found:
         if is_intact(each):
             return each

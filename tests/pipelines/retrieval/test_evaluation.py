@@ -1,5 +1,6 @@
 """Evaluation with missing labels, with another class order, and of what cannot be measured."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from data.manifest import Manifest
 from pipelines import evaluate, ingest, register, train
+from pipelines.console.cli import main
 from pipelines.retrieval.evaluation import evaluate_run, retrieval_metrics, trained_labels
 from pipelines.retrieval.metrics import Encoded
 
@@ -103,3 +105,22 @@ def test_several_runs_give_their_mean(tmp_path: Path, capsys: pytest.CaptureFixt
     assert one != other and found["metrics"]["b/test in a/train/map"] == pytest.approx((one + other) / 2)
     assert found["deviations"]["b/test in a/train/map"] == pytest.approx(abs(one - other) / 2**0.5)
     assert "mean of 2 (standard deviation):" in capsys.readouterr().out
+
+
+def test_an_index_is_not_searched_with_a_run_that_was_trained_on_since(few_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    storage = str(tmp_path / "runs")
+    line = ["train", "dah", "--dataset", str(few_digits), "--source", "typeset", "--target", "handwritten", "--storage", storage, "--tracking", "none",
+            "--workers", "0", "--threads", "1", "--epochs", "1", "--steps-per-epoch", "2", "--per-class", "2", "--network", "lenet", "--no-plots"]  # fmt: skip
+    assert main([*line, "--json"]) == 0
+    run = json.loads(capsys.readouterr().out.splitlines()[-1])["run_id"]
+    made, query = str(tmp_path / "codes"), f"{few_digits}#handwritten/test#0"
+    assert main(["encode", run, str(few_digits), "--domain", "typeset", "--split", "test", "--out", made, "--storage", storage]) == 0
+    assert main(["index", made, "--out", str(tmp_path / "i")]) == 0
+    asked = ["search", str(tmp_path / "i"), query, "--storage", storage]
+    assert main(asked) == 0 and main([*asked, "--model", run]) == 0
+    assert main(["train", "--resume", run, "--storage", storage, "--epochs", "2"]) == 0
+    for more in ([], ["--model", run]):
+        capsys.readouterr()
+        assert main([*asked, *more]) == 2
+        error = capsys.readouterr().err
+        assert run in error and "epoch-00001" in error and "epoch-00002" in error and error.count("\n") == 1

@@ -118,7 +118,7 @@ class Settled(Choice):
     """A choice between versions of an index whose models need no registry: a run of any name is there."""
 
     def _resolved(self, model: str, now: Any) -> Resolved:
-        return Resolved(model, Path(model).name, "")
+        return Resolved(model, Path(model).name, "", "")
 
 
 def service(

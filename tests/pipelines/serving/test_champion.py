@@ -8,7 +8,7 @@ import pytest
 from httpx2 import Client
 
 from pipelines import encode, index, promote, register, search
-from pipelines.registry.encoders import resolve
+from pipelines.registry.encoders import check_encodes, resolve
 from pipelines.retrieval.queries import load_queries
 from pipelines.serving.api import create_app
 from pipelines.serving.encoders import Encoders
@@ -108,7 +108,14 @@ def test_names_of_one_encoder(runs: dict[str, str]) -> None:
     alias = resolve(ALIAS, runs["storage"], runs["uri"])
     assert alias.name.startswith(f"models:/{NAME}/") and resolve(alias.name, runs["storage"], runs["uri"]) == alias
     assert alias.run in (runs["worse"], runs["better"]) and alias.source
-    assert resolve(runs["worse"], runs["storage"], "") == (runs["worse"], runs["worse"], "")
+    run, last = runs["worse"], sorted((Path(runs["storage"]) / runs["worse"] / "checkpoints").glob("epoch-*"))[-1].name
+    assert resolve(run, runs["storage"], "") == resolve(f"{run}@{last}", runs["storage"], "") == (f"{run}@{last}", run, last, "")
+    version = resolve(f"models:/{NAME}/1", runs["storage"], runs["uri"])
+    assert version.run == run and version.checkpoint == last
+    for codes in (run, f"{run}@{last}", version.name):
+        check_encodes(version, codes, runs["storage"], runs["uri"])
+    with pytest.raises(ValueError, match=f"codes of the index are of {run}@epoch-00000"):
+        check_encodes(version, f"{run}@epoch-00000", runs["storage"], runs["uri"])
     with pytest.raises(ValueError, match="no run"):
         resolve("nothing", runs["storage"], "")
     with pytest.raises(ValueError, match="tracking server"):
