@@ -49,7 +49,7 @@ def open_source(source: str, domain: str | None, cache: Path) -> list[Reader]:
     """Open a source by the name that the user gives.
 
     Args:
-        source: a catalogue name (``digits``), ``NAME=FOLDER`` (``office31=photos``), an ``.npz`` file or a folder.
+        source: a catalogue name (``digits``; ``digits=`` where a folder has that name), ``NAME=FOLDER`` (``office31=photos``), an ``.npz`` file or a folder.
         domain: name of the domain, or which one of several to read.
         cache: folder for downloads.
 
@@ -60,7 +60,9 @@ def open_source(source: str, domain: str | None, cache: Path) -> list[Reader]:
         ValueError: the source does not exist or has the wrong form.
     """
     name, _, path = source.partition("=")
-    if name in CATALOG and not to_path(source).exists():
+    if name in CATALOG:
+        if source == name and to_path(source).exists():
+            raise ValueError(f"{name} is an entry of the catalogue, and here a folder, too: give {name}= for the entry, or ./{name} for the folder")
         return _catalogued(name, path, domain, cache)
     given = to_path(source)
     if not given.exists():

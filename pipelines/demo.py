@@ -61,7 +61,7 @@ class Shown(NamedTuple):
 
 def _digits(config: Config, out: Path) -> Shown:
     print("1. ingest: typeset digits with labels, real handwritten digits without")
-    ingest.run(ingest.Config("digits", dataset=str(out / "digits"), size=SIZE, seed=config.seed))
+    ingest.run(ingest.Config("digits=", dataset=str(out / "digits"), size=SIZE, seed=config.seed))
     method = config.method or "igan"
     small = SMALL if hasattr(find_method(method).Config, "per_class") else {}
     return Shown(out / "digits", out / "digits", "typeset", "handwritten", method, config.epochs or 30, small | SETTINGS.get(method, {}))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from data.catalog import open_source
 from data.ingestion import write_domain
 from data.manifest import Manifest
 from data.readers.folder import folder_readers
@@ -132,3 +133,13 @@ def test_one_name_in_two_unicode_forms_is_one_class(tmp_path: Path) -> None:
     for domain, form in (("a", "NFC"), ("b", "NFD")):
         images(tmp_path / "set" / domain / unicodedata.normalize(form, "café"), tmp_path / "set" / domain / "bar")
     assert ingested(tmp_path / "set", tmp_path / "out").classes == ["bar", "café"]
+
+
+def test_a_folder_named_as_an_entry_of_the_catalogue_is_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    with pytest.raises(ValueError, match="give digits= for the entry, or ./digits for the folder"):
+        open_source("digits", None, tmp_path)
+    assert {reader.domain for reader in open_source("digits=", None, tmp_path)} == {"typeset", "handwritten"}
+    with pytest.raises(ValueError, match="digits is empty"):
+        open_source("./digits", None, tmp_path)
