@@ -1,5 +1,6 @@
 """Command: search a method's hyper-parameters with Ray Tune and Optuna, by an objective that uses no target labels."""
 
+import math
 import os
 import sys
 from dataclasses import dataclass, field, fields
@@ -21,11 +22,13 @@ from tuning.explain import Explain, explain
 from tuning.objectives import OBJECTIVES, ORACLES, default_objective, maximised
 from tuning.space import RESERVED, Space, space_of
 from tuning.start import first_trials
-from tuning.study import KeptActors, ProgressCallback, TuneSearch, open_study, recover, study_in
+from tuning.study import START_UP, KeptActors, ProgressCallback, TuneSearch, open_study, recover, study_in
 from tuning.trial import SearchContext, trial
 
 SAMPLERS = ("tpe", "gp", "cmaes", "nsga2", "random")
 DEFAULT = "default: information, or source-map or balance, as the method allows"
+THIRD = 3  # of the trials that have come to an epoch one in so many goes on
+STOPPING = ("asha", "hyperband", "median", "none")
 COST = "bits"  # the only objective that does not measure quality
 SAVED = "search.json"
 
@@ -46,7 +49,10 @@ class Config(TrainOptions):
     finalists: int = option(3, "with --confirm: how many trials are trained again")
     promote: bool = option(False, "with --register: make the model the champion if it is significantly better")
     explain: str = option("", "name of a search: show how much each of its fields matters, and end")
-    asha: bool = option(True, "stop trials early that do worse than others did by the same epoch; not with two objectives")
+    stop: str = option(
+        "asha", "which trials are stopped early, not with two objectives: asha, all but the best third at some epochs; hyperband, asha that begins at "
+        "different epochs; median, those below the median of the others' means; none", STOPPING,
+    )  # fmt: skip
     concurrency: int = option(0, "trials at once (default: as many as the cluster has room for)")
     trial_workers: int = option(1, "workers of a trial; more than one start Ray Train")
     gpu_share: float = option(1.0, "with --gpu: GPUs of a trial of one worker, as 0.5")
@@ -228,6 +234,20 @@ def _tracker(config: Config, folder: Path) -> Any:
     return tracker
 
 
+def _scheduler(config: Config) -> Any:
+    """What stops trials early in Ray Tune; None if nothing does."""
+    from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule  # noqa: PLC0415
+
+    if config.stop == "none" or len(config.names()) > 1 or config.epochs == 1:
+        return None
+    name, mode, first = config.names()[0], "max" if config.maximise()[0] else "min", max(1, config.epochs // 4)
+    if config.stop == "median":
+        never: Any = math.inf  # otherwise it pauses trials for those that wait
+        return MedianStoppingRule("epoch", name, mode, grace_period=first, min_samples_required=START_UP, min_time_slice=never)
+    brackets = sum(first * THIRD**number < config.epochs for number in range(9)) if config.stop == "hyperband" else 1
+    return ASHAScheduler("epoch", name, mode, max_t=config.epochs, grace_period=first, reduction_factor=THIRD, brackets=brackets)
+
+
 def _search(config: Config, setting: SearchContext, study: Any, space: Space, left: int, share: dict[str, float], held: dict[str, Any], tracker: Any) -> None:
     """Run the remaining trials."""
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
@@ -235,21 +255,16 @@ def _search(config: Config, setting: SearchContext, study: Any, space: Space, le
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     from ray import tune  # noqa: PLC0415
     from ray.tune.execution import class_cache, tune_controller  # noqa: PLC0415
-    from ray.tune.schedulers import ASHAScheduler  # noqa: PLC0415
 
     # Tune would put AWS credentials on the trials' command lines, visible to all; trials use those of their own nodes
     class_cache.ENV_VARS_TO_PROPAGATE = {each for each in class_cache.ENV_VARS_TO_PROPAGATE if not each.startswith("AWS_")}
     tune_controller._ObjectCache = KeptActors  # type: ignore[misc]
-    stopping, name = None, config.names()[0]
-    if config.asha and len(config.names()) == 1 and config.epochs > 1:
-        mode = "max" if config.maximise()[0] else "min"
-        stopping = ASHAScheduler("epoch", name, mode, max_t=config.epochs, grace_period=max(1, config.epochs // 4), reduction_factor=3)
-    folder = to_path(setting.folder)
+    name, folder = config.names()[0], to_path(setting.folder)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(trial, setting=setting, held=held), share),
         tune_config=tune.TuneConfig(
             search_alg=TuneSearch(study, space, folder, config.names(), config.maximise(), config.epochs),
-            scheduler=stopping, num_samples=left, max_concurrent_trials=config.concurrency, reuse_actors=True,
+            scheduler=_scheduler(config), num_samples=left, max_concurrent_trials=config.concurrency, reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name="tune", **cluster.storage_options(folder / "ray"), verbose=0,

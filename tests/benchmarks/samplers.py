@@ -21,20 +21,22 @@ from tuning.trial import JUDGED
 
 
 class Arm(NamedTuple):
-    """A way to search: its sampler and how many trials it draws at random, ASHA, first trials, and how many trials it has for one of random's."""
+    """A way to search: its sampler, how many trials it draws at random, what stops trials early, first trials, how many trials it has for one of random's."""
 
     sampler: str
     start_up: int = 10
-    asha: bool = True
+    stop: str = "asha"
     start: str = "default,paper"
     share: float = 1.9
 
 
 RANDOM = "random"
 ARMS = {
-    RANDOM: Arm("random", asha=False, start="none", share=1.0), "TPE + ASHA": Arm("tpe", start="none"), "TPE + ASHA from defaults": Arm("tpe"),
+    RANDOM: Arm("random", stop="none", start="none", share=1.0), "TPE + ASHA": Arm("tpe", start="none"), "TPE + ASHA from defaults": Arm("tpe"),
     "TPE 4 + ASHA from defaults": Arm("tpe", 4), "GP 4 + ASHA from defaults": Arm("gp", 4, share=2.4), "CMA-ES 4 + ASHA from defaults": Arm("cmaes", 4),
-    "random from defaults": Arm("random", asha=False, share=1.0),
+    "random from defaults": Arm("random", stop="none", share=1.0),
+    "TPE 4 + median from defaults": Arm("tpe", 4, "median"), "TPE 4 + hyperband from defaults": Arm("tpe", 4, "hyperband"),
+    "TPE 4 from defaults": Arm("tpe", 4, "none", share=1.0),
 }  # fmt: skip
 ORACLE = "oracle/target/map"
 
@@ -72,7 +74,7 @@ def searched(given: argparse.Namespace, arm: str, seed: int) -> Path:
     folder = Path(given.storage) / study
     shared = ("method", "dataset", "source", "target", "epochs", "steps_per_epoch", "per_class", "objective", "storage")
     values = {name: getattr(given, name) for name in shared} | {"study": study, "trials": trials, "seed": seed}
-    values |= {"sampler": way.sampler, "asha": way.asha, "start": way.start, "concurrency": 2, "threads": 1, "oracle": True, "tracking": "none"}
+    values |= {"sampler": way.sampler, "stop": way.stop, "start": way.start, "concurrency": 2, "threads": 1, "oracle": True, "tracking": "none"}
     if (folder / search.SAVED).exists():
         values = {"method": given.method, "study": study, "storage": given.storage, "trials": trials, "resume": True}
     studies.START_UP = way.start_up

@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--sampler", default="tpe", choices=search.SAMPLERS)
     parser.add_argument("--method", default="dah")
     parser.add_argument("--database", default="sqlite", choices=("sqlite", "postgresql"))
-    parser.add_argument("--asha", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--stop", default="asha")
     given = parser.parse_args()
     set_default_environment()
     os.environ.pop("RAY_ADDRESS", None)
@@ -76,7 +76,7 @@ def main() -> None:
         values = {
             "method": given.method, "dataset": str(folder / "set"), "source": "typeset", "target": "handwritten", "epochs": EPOCHS,
             "storage": str(folder / "runs"), "study": "toy", "trials": given.trials, "sampler": given.sampler,
-            "asha": given.asha, "concurrency": given.at_once, "threads": 1,
+            "stop": given.stop, "concurrency": given.at_once, "threads": 1,
         }  # fmt: skip
         if given.database == "postgresql":
             for purpose in ("study_storage", "tracking"):  # Optuna's and MLflow's tables cannot share a database

@@ -96,7 +96,7 @@ def test_the_whole_way_in_a_bucket(
     trained = command(f"{TRAIN} {common} --no-plots")
     assert trained["checkpoint"] == f"{runs}/{trained['run_id']}/checkpoints/epoch-00002"
     assert command(f"evaluate {trained['run_id']} --storage {runs}")["metrics"] == trained["metrics"]
-    tuned = command(f"tune {TRAIN[6:]} {common} --trials 1 --no-asha".replace("--workers 0 ", ""))
+    tuned = command(f"tune {TRAIN[6:]} {common} --trials 1 --stop none".replace("--workers 0 ", ""))
     assert tuned["trials"]["complete"] == 1 and tuned["results"].startswith(runs)
     registered = command(f"register {trained['run_id']} --name digits --storage {runs}")
     assert command(f"promote digits --storage {runs}")["promoted"]

@@ -91,7 +91,7 @@ def test_a_node_lost_in_training(second: Second, digits: Path, undisturbed: dict
 def test_a_node_lost_in_a_search(second: Second, digits: Path, tmp_path: Path) -> None:
     thread = second.remove_when(lambda: (tmp_path / "s" / "trial-0000" / "judged.jsonl").exists())
     line = f"tune dah --dataset {digits} --source typeset --target handwritten --bits 16 --per-class 4 --epochs 4 --steps-per-epoch 20 --trials 2"
-    assert main([*line.split(), *f"--study s --storage {tmp_path} --no-asha --tracking none --threads 1 --concurrency 2".split()]) == 0
+    assert main([*line.split(), *f"--study s --storage {tmp_path} --stop none --tracking none --threads 1 --concurrency 2".split()]) == 0
     thread.join()
     ended = [json.loads(each.read_text()) for each in sorted(tmp_path.glob("s/*/trial.json"))]
     assert "ImplicitFunc" in second.lost and [each["epoch"] for each in ended] == [4, 4]

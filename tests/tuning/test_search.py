@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -19,6 +20,7 @@ from data.manifest import Manifest
 from models.registry import find_method
 from pipelines.console.cli import main
 from tests.servers import ROOT, Head
+from tuning.search import _scheduler, make_config
 
 
 def line(digits: Path, storage: Path, *more: object) -> list[str]:
@@ -109,7 +111,7 @@ def test_bits_against_quality_give_a_front_and_register_the_best(ray_cluster: He
 
 
 def test_a_confirmed_winner_is_registered_and_promoted_in_one_command(ray_cluster: Head, few_digits: Path, tmp_path: Path) -> None:
-    more = ("--trials", 2, "--confirm", 2, "--finalists", 2, "--register", "m", "--promote", "--no-asha", "--json")
+    more = ("--trials", 2, "--confirm", 2, "--finalists", 2, "--register", "m", "--promote", "--stop", "none", "--json")
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown):
         assert main(line(few_digits, tmp_path, "--study", "c", *more)) == 0
@@ -179,7 +181,7 @@ def test_a_trial_of_two_workers(ray_cluster: Head, few_digits: Path, tmp_path: P
 
 
 def test_a_killed_search_goes_on(ray_cluster: Head, few_digits: Path, tmp_path: Path) -> None:
-    searching = line(few_digits, tmp_path, "--study", "k", "--trials", 2, "--epochs", 4, "--concurrency", 1, "--no-asha", "--tracking", "none")
+    searching = line(few_digits, tmp_path, "--study", "k", "--trials", 2, "--epochs", 4, "--concurrency", 1, "--stop", "none", "--tracking", "none")
     process = subprocess.Popen([sys.executable, "-m", "pipelines", *searching], cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     folder, end = tmp_path / "k", time.monotonic() + 180
     while not list((folder / "trial-0001").glob("checkpoints/*")):
@@ -202,3 +204,27 @@ def test_a_killed_search_goes_on(ray_cluster: Head, few_digits: Path, tmp_path: 
     assert len(rows) == 2 and all(row["status"] == "complete" and row["epoch"] == 4 for row in rows)
     assert list(finished) == ["trial-0000"] and (folder / "trial-0000" / "trial.json").read_text() == finished["trial-0000"]  # it was not trained again
     assert json.loads(done.stdout.splitlines()[-1])["trials"]["complete"] == 2
+
+
+@pytest.mark.parametrize(("stop", "stopped"), [("asha", [1, 2, 3, 4, 5]), ("median", [4, 5])])
+def test_what_stops_trials_early(stop: str, stopped: list[int]) -> None:
+    from ray.tune.schedulers import TrialScheduler
+
+    rule, controller, decided = _scheduler(searching(stop)), SimpleNamespace(get_live_trials=lambda: [SimpleNamespace(status="PENDING")]), []
+    for number in range(6):  # each worse than all before
+        trial: Any = type("Trial", (), {"trial_id": str(number)})()
+        rule.on_trial_add(controller, trial)
+        decided.append(rule.on_trial_result(controller, trial, {"epoch": 1, "training_iteration": 1, "information": 1 - number / 10}))
+    assert [number for number, each in enumerate(decided) if each != TrialScheduler.CONTINUE] == stopped
+    assert all(decided[number] == TrialScheduler.STOP for number in stopped)
+
+
+def test_hyperband_begins_at_different_epochs_and_two_objectives_stop_nothing() -> None:
+    found = {stop: [[epoch for epoch, _ in bracket._rungs] for bracket in _scheduler(searching(stop))._brackets] for stop in ("asha", "hyperband")}
+    assert found == {"asha": [[3, 1]], "hyperband": [[3, 1], [3]]}
+    assert _scheduler(searching("none")) is None and _scheduler(replace(searching("asha"), objective="information,bits")) is None
+
+
+def searching(stop: str) -> Any:
+    """Options of a search of four epochs."""
+    return make_config({"method": "dah", "dataset": "set", "source": "a", "target": "b", "objective": "information", "epochs": 4, "stop": stop})
