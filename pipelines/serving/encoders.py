@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import os
 import shutil
 import uuid
 from collections import OrderedDict
@@ -17,6 +18,7 @@ from pipelines.registry.encoders import Encoder, RegisteredEncoder, Resolved, do
 from pipelines.serving.batches import Batches
 
 MODELS, BATCH = 4, 64  # models that stay loaded; images that are encoded at a time
+COPIES = 16  # of registered models that are kept, the last that were opened
 
 
 class Encoders:
@@ -91,5 +93,15 @@ class Encoders:
                     partial.rename(copy)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
+        os.utime(copy)
+        self._prune()
         return RegisteredEncoder(str(copy), "", self.gpu)
 
+
+    def _prune(self) -> None:
+        """Remove the copies that were not among the last to be opened, by any service that shares the cache."""
+        with contextlib.suppress(OSError):  # another service has removed one
+            copies = {each: each.stat().st_mtime for each in self.cache.glob("[!.]*")}
+            for old in sorted(copies, key=lambda each: copies[each])[:-COPIES]:
+                gone = old.rename(old.with_name(f".{old.name}.{uuid.uuid4().hex[:8]}"))  # at once: nobody opens half of it
+                shutil.rmtree(gone, ignore_errors=True)

@@ -1,5 +1,6 @@
 """A service that follows a champion: real models in a registry, in one process."""
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 from httpx2 import Client
 
 from pipelines import encode, index, promote, register, search
-from pipelines.registry.encoders import check_encodes, resolve
+from pipelines.registry.encoders import Resolved, check_encodes, resolve
 from pipelines.retrieval.queries import load_queries
 from pipelines.serving.api import create_app
 from pipelines.serving.encoders import Encoders
@@ -120,3 +121,23 @@ def test_names_of_one_encoder(runs: dict[str, str]) -> None:
         resolve("nothing", runs["storage"], "")
     with pytest.raises(ValueError, match="tracking server"):
         resolve("models:/nothing@champion", runs["storage"], runs["uri"])
+
+
+def test_the_cache_keeps_the_last_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def download(name: str, uri: str, folder: Path) -> None:
+        folder.mkdir()
+        made.append(name)
+
+    monkeypatch.setattr("pipelines.serving.encoders.download", download)
+    monkeypatch.setattr("pipelines.serving.encoders.RegisteredEncoder", lambda folder, uri, gpu: Path(folder).name)
+    monkeypatch.setattr("pipelines.serving.encoders.COPIES", 3)
+    encoders, opened = Encoders("runs", "sqlite:///x", str(tmp_path)), {}
+    for number in (0, 1, 2, 0, 3):  # 1 is then the one that was opened longest ago
+        model = Resolved(f"models:/m/{number}", "", "", str(number))
+        opened[number] = encoders._open(model)
+        for each in (tmp_path / "encoders").iterdir():  # file systems may know whole seconds only
+            os.utime(each, (each.stat().st_atime - 10, each.stat().st_mtime - 10))
+    assert {each.name for each in (tmp_path / "encoders").iterdir()} == {opened[number] for number in (0, 2, 3)}
+    assert made == [f"models:/m/{number}" for number in range(4)]
