@@ -98,7 +98,7 @@ class Draws:
 
 
 class _Row(NamedTuple):
-    """A row of ``StoredRows``; arrays of one row each would cost ten times as much."""
+    """A row of ``StoredRows``; cheaper to keep than arrays of one row each."""
 
     content: Any
     label: int
