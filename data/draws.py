@@ -6,7 +6,6 @@ The draws are functions of their arguments and never of timing. They use numpy w
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -80,7 +79,7 @@ class Draws:
     def _balanced(self, passes: Passes, generator: torch.Generator, rows: int, buffer: int) -> Iterator[StoredRows]:
         """Draw from the most recent rows of each class; each step reads as many new rows as it draws."""
         size = max(self.per_class, buffer // len(self.classes))
-        latest: dict[int, deque[_Row]] = {label: deque(maxlen=size) for label in self.classes}
+        latest: dict[int, deque[StoredRows]] = {label: deque(maxlen=size) for label in self.classes}
         arriving = _single(passes(generator), generator)
         for _ in range(max(buffer, rows)):
             _keep(latest, next(arriving))
@@ -91,40 +90,22 @@ class Draws:
             chosen = []
             for kept in latest.values():
                 order = torch.randperm(max(len(kept), self.per_class), generator=generator)[: self.per_class]
-                chosen += [kept[i % len(kept)] for i in order.tolist()]
-            yield _joined(chosen)
+                chosen += [kept[int(i) % len(kept)] for i in order]
+            yield concatenate(chosen)
             for _ in range(len(chosen)):
                 _keep(latest, next(arriving))
 
 
-class _Row(NamedTuple):
-    """A row of ``StoredRows``; cheaper to keep than arrays of one row each."""
-
-    content: Any
-    label: int
-    row: int
-
-
-def _single(arriving: Iterator[StoredRows], generator: torch.Generator) -> Iterator[_Row]:
+def _single(arriving: Iterator[StoredRows], generator: torch.Generator) -> Iterator[StoredRows]:
     for rows in arriving:
-        assert rows.label is not None
         order = torch.randperm(len(rows.row), generator=generator).numpy()
-        yield from map(_Row, rows.content[order], rows.label[order].tolist(), rows.row[order].tolist())
+        yield from (rows.take(order[i : i + 1]) for i in range(len(order)))
 
 
-def _keep(latest: dict[int, deque[_Row]], row: _Row) -> None:
-    if row.label >= 0:
-        latest[row.label].append(row)
-
-
-def _joined(rows: list[_Row]) -> StoredRows:
-    content, label, row = zip(*rows, strict=True)
-    if isinstance(content[0], bytes):
-        stored = np.empty(len(content), object)
-        stored[:] = content
-    else:
-        stored = np.stack(content)
-    return StoredRows(stored, np.array(label, np.int64), np.array(row, np.int64))
+def _keep(latest: dict[int, deque[StoredRows]], row: StoredRows) -> None:
+    assert row.label is not None
+    if row.label[0] >= 0:
+        latest[int(row.label[0])].append(row)
 
 
 def _endless(members: np.ndarray, generator: torch.Generator, batch: int) -> Iterator[np.ndarray]:
