@@ -216,11 +216,12 @@ def maximised(name: str) -> bool:
     return name in ORACLES or (name in OBJECTIVES and OBJECTIVES[name].maximise)
 
 
-def default_objective(classifies: bool, labelled: bool) -> str:
+def default_objective(classifies: bool, source: bool, labelled: bool) -> str:
     """What orders the trials of such methods best, by the tables of docs/tuning.md.
 
     Args:
         classifies: whether the method has class probabilities.
-        labelled: whether there is a source with labels.
+        source: whether there is a source.
+        labelled: whether the source has labels.
     """
-    return "information" if classifies else "source-map" if labelled else "balance"
+    return "information" if classifies else "source-map" if labelled else "balance" if source else "rank"

@@ -26,7 +26,7 @@ from tuning.study import START_UP, KeptActors, ProgressCallback, TuneSearch, ope
 from tuning.trial import SearchContext, trial
 
 SAMPLERS = ("tpe", "gp", "cmaes", "nsga2", "random")
-DEFAULT = "default: information, or source-map or balance, as the method allows"
+DEFAULT = "default: information, or source-map, balance or rank, as method and source allow"
 THIRD = 3  # of the trials that have come to an epoch one in so many goes on
 STOPPING = ("asha", "hyperband", "median", "none")
 COST = "bits"  # the only objective that does not measure quality
@@ -169,16 +169,16 @@ def run(config: Config | Explain) -> dict[str, Any]:
     kind = find_method(config.method)
     method = kind(kind.Config(**config.own), tuple(manifest.shape), len(manifest.classes), config.bits)
     labelled = bool(config.source) and any(manifest.split(config.source, "train").labels)
-    if not config.objective:
-        config.objective = default_objective(method.can_classify, labelled)
+    usual = default_objective(method.can_classify, bool(config.source), labelled)
+    config.objective = config.objective or usual
     for name in config.names():
         needs = OBJECTIVES[name].needs if name in OBJECTIVES else ("classes",) * (name == "oracle/accuracy")
         if "classes" in needs and not method.can_classify:
-            raise ValueError(f"objective {name} needs class probabilities, and {config.method} has none: use source-map")
+            raise ValueError(f"objective {name} needs class probabilities, and {config.method} has none: use {usual}")
         if "labels" in needs and config.source and not labelled:
-            raise ValueError(f"objective {name} needs the source's labels, and {config.source} has none: use {default_objective(method.can_classify, False)}")
+            raise ValueError(f"objective {name} needs the source's labels, and {config.source} has none: use {usual}")
         if "source" in needs and not config.source:
-            raise ValueError(f"objective {name} needs a source: use {default_objective(method.can_classify, False)}")
+            raise ValueError(f"objective {name} needs a source: use {usual}")
     cores = int(cluster.connect().cluster_resources().get("CPU", 1))
     config.threads = config.threads or max(1, cores // ((config.concurrency or 2) * config.trial_workers))
     share, at_once = _resources(config, config.threads)

@@ -106,6 +106,6 @@ def test_what_cannot_be_computed_is_not_a_number() -> None:
 def test_the_default_can_be_computed_for_every_method() -> None:
     for kind in (each for each in METHODS.values() if not each.fitted):
         classifies = kind.classify is not Method.classify or kind.classify_codes is not Method.classify_codes
-        for source in (True, False):
-            needs = objectives.OBJECTIVES[objectives.default_objective(classifies, source)].needs
-            assert ("classes" not in needs or classifies) and ("source" not in needs or source)
+        for source, labelled in ((True, True), (True, False), (False, False)):
+            needs = objectives.OBJECTIVES[objectives.default_objective(classifies, source, labelled)].needs
+            assert ("classes" not in needs or classifies) and ("source" not in needs or source) and ("labels" not in needs or labelled)
