@@ -25,7 +25,7 @@ from pipelines.training import runs
 from pipelines.training.options import TrainOptions, make_options
 from pipelines.training.plan import make_plan, prepare
 from tuning.confirm import Confirmed, write_confirmed
-from tuning.study import STATES, cut_off, reason
+from tuning.study import DEFAULTS, START, STATES, cut_off, reason
 from tuning.trial import JUDGED, trial_folder
 
 RESULTS = "results"  # in the search's folder
@@ -148,6 +148,8 @@ def conclude(config: Any, study: optuna.Study, folder: Path, tracker: Any, confi
     for each in best:
         figures = "  ".join(f"{name} {value:.4f}" for name, value in zip(names, each.values, strict=True))
         print(f"trial {each.number}: {figures}  " + " ".join(f"{name}={_short(value)}" for name, value in each.params.items()))
+    if defaults := next((each for each in study.trials if each.user_attrs.get(START) == DEFAULTS and each.state == TrialState.COMPLETE), None):
+        print(f"the defaults, trial {defaults.number}: " + "  ".join(f"{name} {value:.4f}" for name, value in zip(names, defaults.values, strict=True)))
     for candidate in confirmed:
         seen = f"{names[0]} {candidate.mean:.4f} ± {candidate.deviation:.4f} with {len(candidate.values)} other seeds"
         print(f"trial {candidate.trial.number}: {seen} (in the search {candidate.trial.value:.4f})")

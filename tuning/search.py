@@ -22,7 +22,7 @@ from tuning.explain import Explain, explain
 from tuning.objectives import OBJECTIVES, ORACLES, default_objective, maximised
 from tuning.space import RESERVED, Space, space_of
 from tuning.start import first_trials
-from tuning.study import START_UP, KeptActors, ProgressCallback, TuneSearch, open_study, recover, study_in
+from tuning.study import START, START_UP, KeptActors, ProgressCallback, TuneSearch, open_study, recover, sparing, study_in
 from tuning.trial import SearchContext, trial
 
 SAMPLERS = ("tpe", "gp", "cmaes", "nsga2", "random")
@@ -199,7 +199,7 @@ def run(config: Config | Explain) -> dict[str, Any]:
     study = open_study(storage, folder.name, config.maximise(), config.sampler, config.seed)
     if not study.trials:
         for name, values in first.items():
-            study.enqueue_trial(values, user_attrs={"start": name})
+            study.enqueue_trial(values, user_attrs={START: name})
     done = recover(study, folder, config.names())
     left = config.trials - done
     tracker = _tracker(config, folder)
@@ -243,9 +243,9 @@ def _scheduler(config: Config) -> Any:
     name, mode, first = config.names()[0], "max" if config.maximise()[0] else "min", max(1, config.epochs // 4)
     if config.stop == "median":
         never: Any = math.inf  # otherwise it pauses trials for those that wait
-        return MedianStoppingRule("epoch", name, mode, grace_period=first, min_samples_required=START_UP, min_time_slice=never)
+        return sparing(MedianStoppingRule)("epoch", name, mode, grace_period=first, min_samples_required=START_UP, min_time_slice=never)
     brackets = sum(first * THIRD**number < config.epochs for number in range(9)) if config.stop == "hyperband" else 1
-    return ASHAScheduler("epoch", name, mode, max_t=config.epochs, grace_period=first, reduction_factor=THIRD, brackets=brackets)
+    return sparing(ASHAScheduler)("epoch", name, mode, max_t=config.epochs, grace_period=first, reduction_factor=THIRD, brackets=brackets)
 
 
 def _search(config: Config, setting: SearchContext, study: Any, space: Space, left: int, share: dict[str, float], held: dict[str, Any], tracker: Any) -> None:

@@ -11,6 +11,7 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from ray.tune import Callback
+from ray.tune.schedulers import TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.utils.object_cache import _ObjectCache
 
@@ -21,10 +22,11 @@ from pipelines.training import runs
 from tuning.journal import Journal
 from tuning.objectives import OBJECTIVES
 from tuning.space import Space
-from tuning.trial import ENDED, FAILED, trial_folder
+from tuning.trial import BESIDE, ENDED, FAILED, trial_folder
 
 START_UP = 4  # trials that are drawn at random, or given, before a sampler learns from them
-CONTINUES = "continues"  # user attribute: number of the interrupted trial that a trial continues
+CONTINUES, START = "continues", "start"  # user attributes: number of the interrupted trial that a trial continues; where a first trial's values are from
+DEFAULTS = "default"  # START of the trial of the method's defaults
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped early", TrialState.FAIL: "failed"}
 
 
@@ -90,7 +92,7 @@ def recover(study: optuna.Study, folder: Path, names: list[str]) -> int:
         study.tell(each.number, state=TrialState.FAIL)
         kept = "from its last checkpoint" if any((place / "checkpoints").glob("*")) else "from its beginning, as it had no checkpoint yet"
         print(f"trial {each.number} was interrupted: it continues as another trial, {kept}", file=sys.stderr)
-        study.enqueue_trial(each.params, user_attrs={CONTINUES: each.number})
+        study.enqueue_trial(each.params, user_attrs=each.user_attrs | {CONTINUES: each.number})
     return sum(each.state.is_finished() for each in study.trials) - len(cut_off(study))
 
 
@@ -106,7 +108,7 @@ def reason(folder: Path, number: int) -> str:
 
 
 class Draw:
-    """The function with which Tune draws a trial: values, number, and the folder of the trial it continues."""
+    """The function with which Tune draws a trial: values, number, the folder of the trial it continues, and whether it is never stopped early."""
 
     def __init__(self, space: Space, folder: Path) -> None:
         self.space, self.folder = space, folder
@@ -114,7 +116,8 @@ class Draw:
     def __call__(self, trial: Any) -> dict[str, Any]:
         self.space(trial)
         old = trial.user_attrs.get(CONTINUES)
-        return {"number": trial.number, "continues": "" if old is None else str(trial_folder(self.folder, old))}
+        spared = trial.user_attrs.get(START) == DEFAULTS
+        return {"number": trial.number, "continues": "" if old is None else str(trial_folder(self.folder, old)), "spared": spared}
 
 
 class TuneSearch(OptunaSearch):
@@ -170,6 +173,18 @@ class KeptActors(_ObjectCache):  # type: ignore[misc]
             yield from super().flush_cached_objects(force_all=True)
 
 
+def sparing(kind: Any) -> Any:
+    """A scheduler that never stops the trial of the defaults, so that a search says what it has gained on them."""
+
+    class Sparing(kind):  # type: ignore[misc]
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            """Go on with the defaults; what they reached still counts for the others."""
+            decision: str = super().on_trial_result(tune_controller, trial, result)
+            return TrialScheduler.CONTINUE if trial.config["spared"] else decision
+
+    return Sparing
+
+
 class ProgressCallback(Callback):
     """Shows the trials: a live table on a terminal, otherwise one line per event. Also tracks them."""
 
@@ -202,7 +217,7 @@ class ProgressCallback(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial starts."""
-        self.tracker.begin(trial.config)
+        self.tracker.begin(trial.config["number"], {name: value for name, value in trial.config.items() if name not in BESIDE})
         self._note(trial, "running")
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:

@@ -16,6 +16,7 @@ from pipelines.training.plan import Plan, Setup, make_plan, prepare
 from pipelines.training.restore import load_method
 from tuning.objectives import collect_outputs, objectives
 
+BESIDE = ("number", "continues", "spared")  # what Tune's config of a trial has beside the drawn values
 JUDGED, ENDED, FAILED = "judged.jsonl", "trial.json", "failure.txt"  # files of a trial's folder
 
 
@@ -43,10 +44,10 @@ def trial(drawn: dict[str, Any], setting: SearchContext, held: dict[str, dict[st
     """Train with the drawn values and report each epoch's objectives to Tune; the last epoch's are saved in the trial's folder.
 
     Args:
-        drawn: the values; ``number`` of the trial; ``continues``, the folder of an interrupted trial, or "".
+        drawn: the values, and what ``tuning.study.Draw`` gives beside them.
         held: arrays of the ``source`` and ``target`` rows in Ray's object store; empty if each trial reads its own.
     """
-    values = {name: value for name, value in drawn.items() if name not in ("number", "continues")}
+    values = {name: value for name, value in drawn.items() if name not in BESIDE}
     folder = trial_folder(to_path(setting.folder), drawn["number"])
     if drawn["continues"] and to_path(drawn["continues"]).is_dir():
         move(to_path(drawn["continues"]), folder)

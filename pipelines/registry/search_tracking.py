@@ -55,12 +55,11 @@ class SearchTracker:
                 print(f"note: {error}", file=sys.stderr)
             self.warned = True
 
-    def begin(self, drawn: dict[str, Any]) -> None:
-        """Start a trial's run, with its values."""
-        if self.client and drawn["number"] not in self.trials:  # a retried trial has a run already
-            values = {name: value for name, value in drawn.items() if name not in ("number", "continues")}
+    def begin(self, number: int, values: dict[str, Any]) -> None:
+        """Start a trial's run, with its drawn values."""
+        if self.client and number not in self.trials:  # a retried trial has a run already
             with self._lenient():
-                self.trials[drawn["number"]] = self._new(f"{self.name}-{drawn['number']:04d}", {"mlflow.parentRunId": self.tracked}, values)
+                self.trials[number] = self._new(f"{self.name}-{number:04d}", {"mlflow.parentRunId": self.tracked}, values)
 
     def epoch(self, number: int, epoch: int, result: dict[str, float]) -> None:
         """Log a trial's metrics after an epoch."""

@@ -83,6 +83,13 @@ def searched(given: argparse.Namespace, arm: str, seed: int) -> Path:
     return folder
 
 
+def of_defaults(folder: Path, epochs: int) -> dict[str, Any] | None:
+    """What a search found of its first trial, the defaults; None if that was not trained to its end."""
+    place = folder / "trial-0000" / JUDGED
+    records = [json.loads(line) for line in place.read_text().splitlines()] if place.is_file() else []
+    return next((record for record in records if record["epoch"] == epochs), None)
+
+
 def mean(curves: list[list[Point]], epochs: int, pick: str) -> float:
     """The mean of the searches' best after so many epochs; of those in which a trial had ended."""
     there = [getattr(point, pick) for points in curves if (point := at(points, epochs))]
@@ -128,7 +135,8 @@ def main() -> None:
         arms = list(dict.fromkeys([RANDOM, *(arm.strip() for arm in given.arms.split(";"))]))
         if unknown := set(arms) - set(ARMS):
             raise ValueError(f"there is no way to search {unknown.pop()!r}: there are {'; '.join(ARMS)}")
-        curves = {arm: [curve(searched(given, arm, seed), given.objective, given.epochs, given.spent) for seed in seeds] for arm in arms}
+        folders = {arm: [searched(given, arm, seed) for seed in seeds] for arm in arms}
+        curves = {arm: [curve(folder, given.objective, given.epochs, given.spent) for folder in each] for arm, each in folders.items()}
     except ValueError as error:
         parser.error(str(error))
     print(f"\n{given.method}, {given.source} -> {given.target}, seeds {given.seeds}: mean of the best so far, by {given.objective}")
@@ -144,6 +152,11 @@ def main() -> None:
             if reached == "not" and all(at(points, spent) for points in each) and sign * value >= sign * last:
                 reached = str(spent)
         print(line + f"{reached:>20}")
+    for arm in arms:
+        found = [each for folder in folders[arm] if ARMS[arm].start != "none" and (each := of_defaults(folder, given.epochs))]
+        if len(found) == len(seeds):
+            value, oracle = (statistics.mean(each[name] for each in found) for name in (given.objective, ORACLE))
+            print(f"the defaults, in {arm}: {given.objective} {value:.4f}, oracle mAP {oracle:.4f}")
     if given.picture:
         draw(curves, given.spent, given.objective, Path(given.picture))
 

@@ -40,7 +40,7 @@ def toy(drawn: dict[str, Any], setting: SearchContext, held: dict[str, Any]) -> 
 
     folder = trial_folder(to_path(setting.folder), drawn["number"])
     folder.mkdir(parents=True, exist_ok=True)
-    numbers = [value for name, value in drawn.items() if isinstance(value, float) and name not in ("number", "continues")]
+    numbers = [value for name, value in drawn.items() if isinstance(value, float)]
     height = sum(math.log10(abs(value) + 1e-6) ** 2 for value in numbers) / max(1, len(numbers))
     noise = random.Random(drawn["number"])
     (folder / BEGUN).touch()

@@ -66,7 +66,7 @@ def test_the_best_of_the_last_searches_in_mlflow(tmp_path: Path) -> None:
         shared = {"method": "igan" if search == 4 else "dah", "objective": "entropy" if search == 3 else "information", "dataset_digest": "1"}
         tracker = SearchTracker(uri, f"s{search}", shared)
         for number, value in enumerate((0.5, 2.0, 1.0, 3.0)):
-            tracker.begin({"number": number, "mmd_weight": 0.1 * (search + 1) + number, "per_class": 10 + number, "weight_decay": 1e-05, "continues": ""})
+            tracker.begin(number, {"mmd_weight": 0.1 * (search + 1) + number, "per_class": 10 + number, "weight_decay": 1e-05})
             tracker.epoch(number, 1, {"information": value})
             tracker.end(number, "KILLED" if number == 3 else "FINISHED")
     assert list(found()) == ["mlflow: s2-0001", "mlflow: s1-0001", "mlflow: s0-0001"]

@@ -41,7 +41,7 @@ def test_epochs_that_follow_each_other_at_once_are_sent_together(client: Client,
     now = [0.0]
     monkeypatch.setattr(search_tracking.time, "monotonic", lambda: now[0])
     tracker = SearchTracker("here", "search", {})
-    tracker.begin({"number": 0, "rate": 0.1})
+    tracker.begin(0, {"rate": 0.1})
     for epoch, moment in ((1, 0.0), (2, 0.5), (3, 1.0), (4, 3.0), (5, 3.1)):
         now[0] = moment
         tracker.epoch(0, epoch, {"information": epoch / 10, "entropy": float("nan")})
@@ -52,7 +52,7 @@ def test_epochs_that_follow_each_other_at_once_are_sent_together(client: Client,
 
 def test_no_message_has_more_metrics_than_mlflow_takes(client: Client) -> None:
     tracker = SearchTracker("here", "search", {})
-    tracker.begin({"number": 3})
+    tracker.begin(3, {})
     for epoch in range(1, 1203):
         tracker.epoch(3, epoch, {"information": 1.0})
     tracker.end(3, "KILLED")
