@@ -85,14 +85,15 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[[str], str]:
 
 def test_the_whole_way_in_a_bucket(
     s3: S3, ray_cluster: Head, tracking_server: Tracking, command: Callable[[str], dict[str, Any]], watch: Watch,
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    few_digits: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_server.account)
     data, runs = f"{ROOT}/way/digits", f"{ROOT}/way/runs"
     common = f"--dataset {data} --storage {runs}"
-    ingested = command(f"ingest digits --dataset {data} --limit 600")
-    assert ingested["domains"]["typeset"]["rows"]["train"] == 600
+    for domain in ("typeset", "handwritten"):
+        ingested = command(f"ingest {few_digits.parent / domain}.npz --dataset {data} --size 16")
+        assert ingested["domains"][domain]["rows"]["train"] == 400
     trained = command(f"{TRAIN} {common} --no-plots")
     assert trained["checkpoint"] == f"{runs}/{trained['run_id']}/checkpoints/epoch-00002"
     assert command(f"evaluate {trained['run_id']} --storage {runs}")["metrics"] == trained["metrics"]
@@ -101,7 +102,7 @@ def test_the_whole_way_in_a_bucket(
     registered = command(f"register {trained['run_id']} --name digits --storage {runs}")
     assert command(f"promote digits --storage {runs}")["promoted"]
     encoded = command(f"encode {registered['uri']} {data} --domain typeset --split train --out {ROOT}/way/codes")
-    assert encoded["codes"] == 600
+    assert encoded["codes"] == 400
     command(f"index {ROOT}/way/codes --out {ROOT}/way/typeset.index")
     found = command(f"search {ROOT}/way/typeset.index {data}#typeset/train#3-4 --model {registered['uri']} -k 1 --grid {ROOT}/way/found.png")
     assert [query["answers"][0]["distance"] for query in found["queries"]] == [0, 0]
