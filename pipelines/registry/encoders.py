@@ -27,11 +27,12 @@ class Encoder(Protocol):
 class RunEncoder:
     """The encoder of a run's last checkpoint; with its backbone, if it was trained on embedded images and rows are not given."""
 
-    def __init__(self, folder: Path, gpu: bool = False, rows: Manifest | None = None) -> None:
+    def __init__(self, folder: Path, place: Path, gpu: bool = False, rows: Manifest | None = None) -> None:
         """Args:
+        place: the checkpoint.
         rows: the dataset whose rows are encoded; None for images.
         """
-        method = load_method(folder, rows, device_for(gpu), images=True)
+        method = load_method(folder, rows, device_for(gpu), images=True, place=place)
         self.encoder, self.shape, self.bits = HashEncoder(method.encoder()).eval(), method.shape, method.bits
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
@@ -103,8 +104,8 @@ def resolve(model: str, storage: str, tracking: str) -> Resolved:
         ValueError: there is no such model or run, the registry cannot be reached, or a run has another last checkpoint than the given one.
     """
     if not model.startswith("models:/"):
-        folder, last = _find_checkpoint(model, storage)
-        return Resolved(f"{folder.name}@{last}", folder.name, last, "")
+        folder, place = _find_checkpoint(model, storage)
+        return Resolved(f"{folder.name}@{place.name}", folder.name, place.name, "")
     uri = registry_uri(model, storage, tracking)
     connect(uri)
     with one_line_errors(uri):
@@ -118,8 +119,8 @@ def _split(model: str) -> tuple[str, str]:
     return (run, named) if run and checkpoint.NAME.fullmatch(named) else (model, "")
 
 
-def _find_checkpoint(model: str, storage: str) -> tuple[Path, str]:
-    """The folder of a run, and the name of its last checkpoint.
+def _find_checkpoint(model: str, storage: str) -> tuple[Path, Path]:
+    """The folder of a run, and its last checkpoint.
 
     Raises:
         ValueError: there is no such run, it has no checkpoint, or RUN@CHECKPOINT names one that is not the last.
@@ -131,7 +132,7 @@ def _find_checkpoint(model: str, storage: str) -> tuple[Path, str]:
         raise ValueError(f"run {folder.name} has no checkpoint yet")
     if named and named != place.name:
         raise ValueError(f"run {folder.name} has been trained on, from checkpoint {named} to {place.name}: encode again, and index the new codes")
-    return folder, place.name
+    return folder, place
 
 
 def registry_uri(model: str, storage: str, tracking: str) -> str:
@@ -174,7 +175,7 @@ def open_encoder(model: str, storage: str, tracking: str, gpu: bool = False, row
     """
     if model.startswith("models:/"):
         return RegisteredEncoder(model, registry_uri(model, storage, tracking), gpu)
-    return RunEncoder(_find_checkpoint(model, storage)[0], gpu, rows)
+    return RunEncoder(*_find_checkpoint(model, storage), gpu, rows)
 
 
 def download(model: str, uri: str, folder: Path) -> None:

@@ -60,18 +60,21 @@ def _check_rows(name: str, shape: list[int], embedded: dict[str, Any] | None, ma
                          f"{theirs.backbone} (weights {theirs.weights}, {theirs.preprocessing})")  # fmt: skip
 
 
-def load_method(folder: Path, manifest: Manifest | None = None, device: torch.device = CPU, images: bool = False) -> Method:
+def load_method(
+    folder: Path, manifest: Manifest | None = None, device: torch.device = CPU, images: bool = False, place: Path | None = None,
+) -> Method:  # fmt: skip
     """Load the trained method of a run onto a device.
 
     Args:
         manifest: a dataset that the method must fit: of the run's rows, or of images that its backbone can embed.
         images: whether a method that was trained on embedded images takes images, too if there is no ``manifest``.
+        place: the run's last checkpoint, if it is known.
 
     Raises:
         ValueError: the run has no checkpoint, or does not fit the dataset.
     """
     config = runs.read_config(folder)
-    place = checkpoint.latest(folder / "checkpoints")
+    place = place or checkpoint.latest(folder / "checkpoints")
     if place is None:
         raise ValueError(f"run {folder.name} has no checkpoint yet")
     state, embedded = checkpoint.read_state(place), config.get("embedding")

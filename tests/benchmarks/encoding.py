@@ -16,7 +16,7 @@ import torch
 from data.decoding import batch_rows, read_decoded
 from data.manifest import Manifest
 from pipelines import encode, ingest, train
-from pipelines.registry.encoders import RunEncoder
+from pipelines.registry.encoders import open_encoder
 from pipelines.retrieval.code_files import read_codes
 from tests.servers import ROOT
 
@@ -49,7 +49,7 @@ def main() -> None:
         }))  # fmt: skip
         manifest = Manifest.read(root / "set")
         x = torch.cat([part.x for part in read_decoded(root / "set", manifest, "mnist", "train")]).numpy()
-        encoder = RunEncoder(root / "runs" / made["run_id"])
+        encoder = open_encoder(made["run_id"], str(root / "runs"), "")
         nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         nodes.add_node(num_cpus=1)
         import ray
