@@ -16,12 +16,12 @@ import torch
 from data.decoding import batch_rows, read_decoded
 from data.manifest import Manifest
 from pipelines import encode, ingest, train
-from pipelines.registry.encoders import open_encoder
+from pipelines.registry.encoders import Encoder, open_encoder
 from pipelines.retrieval.code_files import read_codes
 from tests.servers import ROOT
 
 
-def alone(encoder: RunEncoder, x: np.ndarray) -> float:
+def alone(encoder: Encoder, x: np.ndarray) -> float:
     """Seconds that the encoder takes for rows in memory, in batches, with as many threads as the cluster has CPUs."""
     torch.set_num_threads(2)
     begun = time.perf_counter()
