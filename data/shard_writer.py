@@ -18,6 +18,8 @@ from data.layout import DROPPED, Layout
 from data.readers.base import Chunk, Reader
 
 GROUP = 64 << 20  # bytes of a row group at most, unless it has 64 rows: what a reader holds at a time
+SPARE = 200  # rows beyond a limit, and beyond a tenth of it, that are read in place of those that cannot be
+LAST_KEY = 2**63 - 1
 SMALL = 64 << 20  # number of values (pixels or features) up to which this process writes a domain without Ray
 
 
@@ -36,15 +38,16 @@ class _Prepare:
     """Reads a chunk and converts its rows to the stored form; for an unreadable row the column ``error`` says why."""
 
     def __init__(
-        self, reader: Reader, layout: Layout, parts: dict[str, int], test: float | frozenset[str], places: list[int],
+        self, reader: Reader, layout: Layout, parts: dict[str, int], last: dict[str, int], test: float | frozenset[str], places: list[int],
         values: tuple[float, float] | None = None,
     ) -> None:  # fmt: skip
         """Args:
+        last: by split, the position in the shuffle beyond which rows are left out before they are decoded.
         test: share of the rows that go to split ``test``, or their ids; 0 keeps the reader's splits.
         places: the dataset's label of each of the reader's labels.
         values: lowest and highest value of the images, mapped to 0 and 255; None for those of their type.
         """
-        self.values = values
+        self.values, self.last = values, last
         self.reader, self.layout, self.parts, self.test, self.places = reader.without_listing(), layout, parts, test, places
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
@@ -60,6 +63,8 @@ class _Prepare:
         for row in self.reader.read(chunk):
             key = _key(row.id, self.layout.seed)
             split = self._split(row.id) if self.test else chunk.split
+            if key > self.last[split]:
+                continue
             seen = None if row.error else brightest(row.content)
             read = row.content if not self.values or seen is None else with_range(row.content, *self.values)
             content, error = (b"", row.error) if row.error else self._stored(read)
@@ -180,12 +185,20 @@ def write_parts(
         total = sum(counts.values())
         counts = {"train": total, "test": len(test) if isinstance(test, frozenset) else max(1, int(total * test))}
     parts = {split: -(-count // layout.rows_per_file) for split, count in counts.items()}
-    prepare, write = _Prepare(reader, layout, parts, test, places, values), _Write(layout, staging / "parts")
+    write = _Write(layout, staging / "parts")
     large = sum(counts.values()) * int(np.prod(layout.shape)) > SMALL
     if large:
         start()
     chunks = [json.dumps(chunk) for chunk in reader.chunks()]
-    done = sorted((_shuffle if large else _shuffle_here)(chunks, prepare, write, sum(parts.values())), key=lambda item: item["part"])
+
+    def shuffled(last: dict[str, int]) -> list[dict[str, Any]]:
+        prepare = _Prepare(reader, layout, parts, last, test, places, values)
+        return sorted((_shuffle if large else _shuffle_here)(chunks, prepare, write, sum(parts.values())), key=lambda item: item["part"])
+
+    last = _last_keys(counts, limit if DROPPED not in places else 0, test)
+    done = shuffled(last)
+    if any(last[split] < LAST_KEY and _rows_of(done, split) < limit for split in counts):
+        done = shuffled(dict.fromkeys(counts, LAST_KEY))  # so many rows cannot be read that others are missing
     offsets: dict[str, int] = {}
     for item in done:
         split = item["part"].split("/")[0]
@@ -196,6 +209,17 @@ def write_parts(
     number = _Number(staging / "parts", staging / "domain", limit)
     told = {item["part"]: item for item in (_each(items, number) if large else map(number, items))}
     return [item | told[item["part"]] for item in done]
+
+
+def _last_keys(counts: dict[str, int], limit: int, test: float | frozenset[str]) -> dict[str, int]:
+    """By split, the position in the shuffle up to which some more rows than the limit lie; all if there is no limit."""
+    left = 0 if not test else len(test) if isinstance(test, frozenset) else int(counts["train"] * test)
+    there = counts | ({"train": counts["train"] - left} if test else {})
+    return {split: min(LAST_KEY, LAST_KEY * (limit + limit // 10 + SPARE) // max(1, rows)) if limit else LAST_KEY for split, rows in there.items()}
+
+
+def _rows_of(parts: list[dict[str, Any]], split: str) -> int:
+    return sum(int(item["rows"]) for item in parts if item["part"].startswith(f"{split}/"))
 
 
 def _shuffle(chunks: list[str], prepare: _Prepare, write: _Write, parts: int) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ class Config:
     )  # fmt: skip
     test_share: float = option(0.0, "share of a source without a test split that becomes one")
     test_per_class: int = option(0, "images of each class that become the test split, drawn by the seed from all of the source's splits")
-    limit: int = option(0, "rows of a split at most, drawn by the seed: a subset to search on (default: all)")
+    limit: int = option(0, "rows of a split at most, drawn by the seed: a subset to search on; the others are not decoded (default: all)")
     seed: int = option(0, "seed of the shuffle")
     classes: str = option("", "classes to keep: names with commas, a file with a name a line, or the least number of images in every domain (default: all)")
     range: str = option("", "LOW-HIGH: values of arrays and 16-bit files that are black and white (default: those of their type)")

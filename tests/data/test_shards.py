@@ -14,6 +14,7 @@ from data import ingestion
 from data.catalog import open_source
 from data.decoding import read_decoded
 from data.digits import typeset
+from data.images import decode
 from data.ingestion import write_domain
 from data.layout import Layout
 from data.manifest import Manifest
@@ -117,6 +118,26 @@ def test_a_limit_takes_the_first_rows_of_the_shuffle(tmp_path: Path, monkeypatch
         return [each for batch in batches for each in batch.column("id").to_pylist()]
 
     assert ids(some, 31) == ids(whole, 31)
+
+
+@pytest.mark.parametrize(("unreadable", "test_share"), [(0, 0.0), (0, 0.4), (70, 0.0)])
+def test_rows_beyond_a_limit_are_not_decoded(unreadable: int, test_share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index in range(120):
+        file = tmp_path / "a" / str(index % 2) / f"{index}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), index).save(file)
+        if index < unreadable:
+            file.write_bytes(b"no image")
+    decoded: list[bytes] = []
+    monkeypatch.setattr("data.shard_writer.decode", lambda content, *more: decoded.append(content) or decode(content, *more))
+    made = {}
+    for spare in (1000, 2):
+        monkeypatch.setattr("data.shard_writer.SPARE", spare)
+        decoded.clear()
+        made[spare] = ingest(tmp_path / "a", tmp_path / str(spare) / "set", limit=20, test_share=test_share, size=8)
+        made[spare].domains["a"].rejected.sort(key=lambda each: each["id"])
+        assert len(decoded) == 120 if spare == 1000 else len(decoded) > 120 if unreadable else 20 <= len(decoded) < 80
+    assert made[2].digest() == made[1000].digest() and made[2].split("a", "train").rows == 20
 
 
 def test_a_domain_must_fit_the_dataset(tmp_path: Path) -> None:
