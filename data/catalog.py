@@ -90,6 +90,8 @@ def _catalogued(name: str, path: str, domain: str | None, cache: Path) -> list[R
         if missing and len(entry.domains) > 1 and domain not in entry.domains:
             raise ValueError(f"{name} at {path} lacks the domain folder {', '.join(missing)}")
         return folder_readers(folder, domain, entry.classes)
+    if path:
+        raise ValueError(f"{name} is {'embedded' if entry.source == 'embedded' else 'downloaded'}, not read from {path}: give {name}, or the folder alone")
     if entry.source == "embedded":
         wanted = [domain] if domain else list(entry.domains)
         unknown = set(wanted) - set(entry.domains)

@@ -141,5 +141,7 @@ def test_a_folder_named_as_an_entry_of_the_catalogue_is_not_taken_for_it(tmp_pat
     with pytest.raises(ValueError, match="give digits= for the entry, or ./digits for the folder"):
         open_source("digits", None, tmp_path)
     assert {reader.domain for reader in open_source("digits=", None, tmp_path)} == {"typeset", "handwritten"}
+    with pytest.raises(ValueError, match="digits is embedded, not read from photos"):
+        open_source("digits=photos", None, tmp_path)
     with pytest.raises(ValueError, match="digits is empty"):
         open_source("./digits", None, tmp_path)
