@@ -305,3 +305,7 @@ class Method:
             player.networks.train(mode)
         return self
 
+
+def classify_encoded(method: Method, x: Tensor, codes: Tensor) -> Tensor:
+    """Class log-probabilities (batch, classes) of rows whose relaxed codes (batch, bits) are known; of these alone if they are enough."""
+    return method.classify_codes(codes) if method.classifies_codes else method.classify(x)

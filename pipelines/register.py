@@ -12,8 +12,7 @@ from models.encoder import HashEncoder
 from pipelines.console.config import option, positional, required
 from pipelines.registry import versions
 from pipelines.registry.connection import default_uri
-from pipelines.registry.encoders import resolve
-from pipelines.training import runs
+from pipelines.training import checkpoint, runs
 from pipelines.training.restore import load_method
 
 
@@ -39,14 +38,17 @@ def run(config: Config) -> dict[str, Any]:
     if manifest.digest() != result["dataset"]:
         raise ValueError(f"dataset {saved['dataset']} has changed since run {folder.name}: train again, so that the figures belong to it")
     uri = config.tracking or default_uri(str(folder.parent))
-    method, last = load_method(folder, images=True), resolve(config.run, config.storage, "").checkpoint
+    place = checkpoint.latest(folder / "checkpoints")
+    method = load_method(folder, images=True, place=place)
+    assert place is not None  # or it could not be loaded
     encoder, shape = HashEncoder(method.encoder()).eval(), (4, *method.shape)
     example = torch.randint(0, 256, shape, dtype=torch.uint8) if len(method.shape) == 3 else torch.rand(shape)
     embedded = manifest.embedding  # then the registered model takes images, and is compared on them
     path, digest = (embedded.images, embedded.digest) if embedded else (str(to_path(saved["dataset"]).resolve()), result["dataset"])
     tags = versions.dump({
         "method": result["method"], "bits": result["bits"], "source": result["source"], "target": result["target"], "seed": result["seed"],
-        "run_id": folder.name, "checkpoint": last, "dataset": manifest.dataset, "dataset_digest": digest, "dataset_path": path, "oracle": result["oracle"],
+        "run_id": folder.name, "checkpoint": place.name, "oracle": result["oracle"],
+        "dataset": manifest.dataset, "dataset_digest": digest, "dataset_path": path,
         "backbone": f"{embedded.backbone} {embedded.weights}" if embedded else "",
         "protocol": "+".join(sorted({name.split("/")[0] for name in result["metrics"] if "/" in name})),
     } | {f"metric.{name.replace('/', '.')}": f"{value:.6f}" for name, value in result["metrics"].items()})  # fmt: skip

@@ -18,7 +18,7 @@ from torch.nn.functional import adaptive_avg_pool2d, normalize
 from data.decoding import Decoded, read_decoded
 from data.manifest import Manifest
 from models.codes import pack
-from models.method import Method
+from models.method import Method, classify_encoded
 from pipelines.retrieval import metrics
 
 ROWS = 4096  # rows per split used, the first of the shuffled rows
@@ -194,7 +194,7 @@ def collect_outputs(method: Method, root: Path, manifest: Manifest, source: str,
                 inputs.append((_small(x) if x.ndim == 4 else x).cpu())
             known += [] if part.label is None else [torch.from_numpy(part.label)]
             if classify:
-                guesses.append((method.classify_codes(relaxed) if method.classifies_codes else method.classify(x)).cpu())
+                guesses.append(classify_encoded(method, x, relaxed).cpu())
         return torch.cat(codes), torch.cat(known), torch.cat(guesses)
 
     codes, labels, _ = outputs("train", source, True)

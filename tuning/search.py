@@ -27,7 +27,7 @@ from tuning.trial import SearchContext, trial
 
 SAMPLERS = ("tpe", "gp", "cmaes", "nsga2", "random")
 DEFAULT = "default: information, or source-map, balance or rank, as method and source allow"
-THIRD = 3  # of the trials that have come to an epoch one in so many goes on
+REDUCTION = 3  # of so many trials that have come to an epoch, asha lets one go on
 STOPPING = ("asha", "hyperband", "median", "none")
 COST = "bits"  # the only objective that does not measure quality
 SAVED = "search.json"
@@ -244,8 +244,8 @@ def _scheduler(config: Config) -> Any:
     if config.stop == "median":
         never: Any = math.inf  # otherwise it pauses trials for those that wait
         return sparing(MedianStoppingRule)("epoch", name, mode, grace_period=first, min_samples_required=START_UP, min_time_slice=never)
-    brackets = sum(first * THIRD**number < config.epochs for number in range(9)) if config.stop == "hyperband" else 1
-    return sparing(ASHAScheduler)("epoch", name, mode, max_t=config.epochs, grace_period=first, reduction_factor=THIRD, brackets=brackets)
+    brackets = sum(first * REDUCTION**number < config.epochs for number in range(config.epochs)) if config.stop == "hyperband" else 1
+    return sparing(ASHAScheduler)("epoch", name, mode, max_t=config.epochs, grace_period=first, reduction_factor=REDUCTION, brackets=brackets)
 
 
 def _search(config: Config, setting: SearchContext, study: Any, space: Space, left: int, share: dict[str, float], held: dict[str, Any], tracker: Any) -> None:

@@ -86,7 +86,7 @@ class Resolved(NamedTuple):
     """The model that a name stands for now.
 
     Attributes:
-        name: its own, which stands for nothing else later: of a run RUN@CHECKPOINT.
+        name: its own, which stands for nothing else later: of a run RUN@CHECKPOINT, where RUN is its id or path as given.
         run, checkpoint: whose encoder it is; the checkpoint of a model that an earlier version registered is "".
         source: of a registered model, where it is kept; no other model has it.
     """
@@ -105,7 +105,7 @@ def resolve(model: str, storage: str, tracking: str) -> Resolved:
     """
     if not model.startswith("models:/"):
         folder, place = _find_checkpoint(model, storage)
-        return Resolved(f"{folder.name}@{place.name}", folder.name, place.name, "")
+        return Resolved(f"{_split(model)[0]}@{place.name}", folder.name, place.name, "")
     uri = registry_uri(model, storage, tracking)
     connect(uri)
     with one_line_errors(uri):

@@ -14,7 +14,7 @@ from data.manifest import Manifest
 from data.rows import DomainBatch
 from models.codes import pack
 from models.encoder import HashEncoder, encode_all
-from models.method import Method
+from models.method import Method, classify_encoded
 from pipelines.retrieval import metrics, plots
 from pipelines.retrieval.metrics import Encoded
 from pipelines.training import runs
@@ -22,7 +22,7 @@ from pipelines.training.restore import CPU, device_for, load_method
 from pipelines.training.transfer import from_device, on_device
 
 Encode = Callable[[np.ndarray], np.ndarray]
-Map = Callable[[Tensor, Tensor], Tensor]  # of rows as stored, (n, ...) on any device, and of what encodes them: relaxed codes of a method, or codes
+Map = Callable[[Tensor, Tensor], Tensor]  # of rows as stored (n, ...) and their relaxed codes (n, bits), on the method's device
 PROTOCOLS = ("cross", "target")
 
 
@@ -56,29 +56,26 @@ def encode_split(encode: Encode, root: Path, manifest: Manifest, name: str, **al
 
     Args:
         name: DOMAIN/SPLIT.
-        also: what else to compute of the rows, which are where the encoder is; the results are ``more`` of the returned value, by name.
+        also: what else to compute, by a ``MethodEncoder`` alone; the results are ``more`` of the returned value, by name.
     """
-    codes: list[np.ndarray] = []
-    labels: list[np.ndarray] = []
-    more: dict[str, list[np.ndarray]] = {each: [] for each in also}
+    labels, found = list[np.ndarray](), dict[str, list[np.ndarray]]()
     device = encode.device if isinstance(encode, MethodEncoder) else CPU
 
     def made() -> Iterator[tuple[Decoded, dict[str, Tensor]]]:
         for part, x in _on_device(read_decoded(root, manifest, *split_name(name), gpu=device.type == "cuda"), device):
             if isinstance(encode, MethodEncoder):
                 relaxed = encode.network.network(x)
-                code = pack(relaxed)
+                yield part, {"codes": pack(relaxed)} | {each: compute(x, relaxed) for each, compute in also.items()}
             else:
-                relaxed = code = torch.from_numpy(encode(part.x.numpy()))
-            yield part, {"": code} | {each: compute(x, relaxed) for each, compute in also.items()}
+                yield part, {"codes": torch.from_numpy(encode(part.x.numpy()))}
 
     with torch.no_grad():
         for part, computed in from_device(made(), device):
-            codes.append(computed.pop("").numpy())
             labels.append(part.labels)
             for each, values in computed.items():
-                more[each].append(values.numpy())
-    return Encoded(np.concatenate(codes), np.concatenate(labels), name, {each: np.concatenate(parts) for each, parts in more.items()})
+                found.setdefault(each, []).append(values.numpy())
+    joined = {each: np.concatenate(parts) for each, parts in found.items()}
+    return Encoded(joined.pop("codes"), np.concatenate(labels), name, joined)
 
 
 def protocol_splits(manifest: Manifest, source: str, target: str, protocol: str) -> tuple[str, str]:
@@ -191,7 +188,7 @@ class _Splits:
         if method is not None and classify:
             references = self._encoded(name, classify=False) if name == self.references else self[self.references]
             set_references(method, references, self.class_labels(references))
-            also["guesses"] = lambda x, relaxed: (method.classify_codes(relaxed) if method.classifies_codes else method.classify(x)).argmax(1)
+            also["guesses"] = lambda x, relaxed: classify_encoded(method, x, relaxed).argmax(1)
         return encode_split(self.encode, self.root, self.manifest, name, **also)
 
     def class_labels(self, split: Encoded) -> np.ndarray:

@@ -97,7 +97,6 @@ class Encoders:
         self._prune()
         return RegisteredEncoder(str(copy), "", self.gpu)
 
-
     def _prune(self) -> None:
         """Remove the copies that were not among the last to be opened, by any service that shares the cache."""
         with contextlib.suppress(OSError):  # another service has removed one

@@ -39,10 +39,10 @@ class Listener:
             while True:
                 method, arguments = await _receive(reader)
                 try:
-                    answer = True, await getattr(self.served, method)(*arguments)
-                except Exception as error:
-                    answer = False, error
-                _send(writer, answer)
+                    answer = _packed((True, await getattr(self.served, method)(*arguments)))
+                except Exception as error:  # also an answer that cannot be packed, which would be asked for again and again
+                    answer = _packed((False, error))
+                writer.write(answer)
                 await writer.drain()
         except (OSError, EOFError):  # the caller has gone
             pass
@@ -77,7 +77,7 @@ class Line:
         writer = None
         try:
             reader, writer = self._free.pop() if self._free else await asyncio.open_unix_connection(self._path)
-            _send(writer, (method, arguments))
+            writer.write(_packed((method, arguments)))
             answered, result = await _receive(reader)
         except BaseException as error:  # also a call that is given up: its answer must not be taken for the next one's
             if writer:
@@ -98,9 +98,9 @@ class Line:
         self._free.clear()
 
 
-def _send(writer: asyncio.StreamWriter, message: Any) -> None:
+def _packed(message: Any) -> bytes:
     content = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-    writer.write(len(content).to_bytes(LENGTH, "big") + content)
+    return len(content).to_bytes(LENGTH, "big") + content
 
 
 async def _receive(reader: asyncio.StreamReader) -> Any:

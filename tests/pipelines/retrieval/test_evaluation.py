@@ -113,9 +113,11 @@ def test_an_index_is_not_searched_with_a_run_that_was_trained_on_since(few_digit
             "--workers", "0", "--threads", "1", "--epochs", "1", "--steps-per-epoch", "2", "--per-class", "2", "--network", "lenet", "--no-plots"]  # fmt: skip
     assert main([*line, "--json"]) == 0
     run = json.loads(capsys.readouterr().out.splitlines()[-1])["run_id"]
-    made, query = str(tmp_path / "codes"), f"{few_digits}#handwritten/test#0"
-    assert main(["encode", run, str(few_digits), "--domain", "typeset", "--split", "test", "--out", made, "--storage", storage]) == 0
-    assert main(["index", made, "--out", str(tmp_path / "i")]) == 0
+    query, encoded = f"{few_digits}#handwritten/test#0", ["encode", str(few_digits), "--domain", "typeset", "--split", "test", "--out"]
+    for name, given, more in (("path", f"{storage}/{run}", []), ("i", run, ["--storage", storage])):
+        assert main([encoded[0], given, *encoded[1:], str(tmp_path / f"{name}-codes"), *more]) == 0
+        assert main(["index", str(tmp_path / f"{name}-codes"), "--out", str(tmp_path / name)]) == 0
+        assert main(["search", str(tmp_path / name), query, *more]) == 0  # a run that was given by its path is found by it
     asked = ["search", str(tmp_path / "i"), query, "--storage", storage]
     assert main(asked) == 0 and main([*asked, "--model", run]) == 0
     assert main(["train", "--resume", run, "--storage", storage, "--epochs", "2"]) == 0

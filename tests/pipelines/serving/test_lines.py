@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import pickle
 import stat
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,9 @@ class Served:
     async def fail(self) -> None:
         raise KeyError("asked for")
 
+    async def odd(self) -> Any:
+        return lambda: None  # cannot be pickled
+
 
 def test_calls_are_answered_side_by_side(tmp_path: Path) -> None:
     served = Served(tmp_path)
@@ -65,6 +69,8 @@ def test_an_error_is_raised_and_the_line_stays(tmp_path: Path) -> None:
         line: Any = Line(Handle(Served(tmp_path)), "here")
         with pytest.raises(KeyError, match="asked for"):
             await line.fail.remote()
+        with pytest.raises((pickle.PicklingError, AttributeError), match="lambda"):  # an answer that cannot be sent
+            await line.odd.remote()
         return int(await line.double.remote(4))
 
     assert asyncio.run(calls()) == 8
