@@ -195,7 +195,7 @@ class IGAN(Method):
         self.pretraining = stage < 0
         if self.config.labels == "propagated" and not self.pretraining:
             assert target is not None
-            self._propagate(target)  # by the classifier of the stage before
+            self._propagate(target, first=epoch == self.config.pretrain_epochs)  # by the classifier of the stage before
         if epoch == 0 or stage == self._stage(epoch - 1, epochs):
             return
         with torch.random.fork_rng(devices=[]):
@@ -207,8 +207,11 @@ class IGAN(Method):
             self.ema_networks[name].load_state_dict(head.state_dict())
 
     @torch.no_grad()
-    def _propagate(self, target: RowSource) -> None:
-        """Guess the classes of all target rows, from the mean over each row and its embedded views."""
+    def _propagate(self, target: RowSource, first: bool) -> None:
+        """Guess the classes of all target rows, from the mean over each row and its embedded views.
+
+        The classes have equal shares the first time, then those that the classifier finds that was trained on the guesses before.
+        """
         rows, guessed = list[Tensor](), list[Tensor]()
         with self.guessing() as networks:
             for part in target.rows():
@@ -217,7 +220,9 @@ class IGAN(Method):
                 rows += [part.x] if self.graph is None else []
         if self.graph is None:
             self.graph = neighbour_graph(gather_divided(torch.cat(rows).to(self.device, torch.get_default_dtype()).flatten(1), target.total))
-        self.guesses.classes = propagated_classes(gather_divided(torch.cat(guessed), target.total), self.graph)
+        probabilities = gather_divided(torch.cat(guessed), target.total)
+        shares = torch.full_like(probabilities[0], 1 / self.classes) if first else probabilities.mean(0)
+        self.guesses.classes = propagated_classes(probabilities, self.graph, shares)
 
     def state_modules(self) -> nn.ModuleDict:
         """With the propagated pseudo-labels, if there are any."""

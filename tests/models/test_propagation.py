@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.propagation import equal_shares, neighbour_graph, propagate, propagated_classes
+from models.propagation import neighbour_graph, propagate, propagated_classes, with_shares
 from models.transport import transport
 from pipelines import train
 from tests.models.players import build, trained
@@ -30,10 +30,11 @@ def test_neighbours_are_the_nearest_by_cosine_whatever_the_part(monkeypatch: pyt
     assert neighbour_graph(features[:4])[0].shape == (4, 3)
 
 
-def test_shares_become_equal_and_order_within_a_class_stays() -> None:
+@pytest.mark.parametrize("shares", [(1 / 3, 1 / 3, 1 / 3), (0.7, 0.2, 0.1)])
+def test_shares_become_those_that_are_given(shares: tuple[float, ...]) -> None:
     probabilities = torch.rand(60, 3, generator=torch.Generator().manual_seed(1)) * torch.tensor([5.0, 1.0, 0.5])
-    balanced = equal_shares(probabilities / probabilities.sum(1, keepdim=True))
-    assert torch.allclose(balanced.sum(1), torch.ones(60)) and torch.allclose(balanced.mean(0), torch.full((3,), 1 / 3), atol=1e-3)
+    balanced = with_shares(probabilities / probabilities.sum(1, keepdim=True), torch.tensor(shares))
+    assert torch.allclose(balanced.sum(1), torch.ones(60)) and torch.allclose(balanced.mean(0), torch.tensor(shares), atol=1e-3)
 
 
 def test_a_cluster_whose_rows_are_mostly_guessed_right_takes_its_class() -> None:
@@ -43,7 +44,8 @@ def test_a_cluster_whose_rows_are_mostly_guessed_right_takes_its_class() -> None
     guess = torch.where(wrong, torch.randint(3, (120,), generator=generator), member)
     probabilities = torch.nn.functional.one_hot(guess, 3) * 0.6 + 0.4 / 3
     assert (guess == member).float().mean() < 0.8
-    assert bool((propagated_classes(probabilities, neighbour_graph(features)) == member).all())
+    equal = torch.full((3,), 1 / 3)
+    assert bool((propagated_classes(probabilities, neighbour_graph(features), equal) == member).all())
     alone = torch.stack([torch.arange(4).roll(1), torch.arange(4).roll(-1)], 1), torch.full((4, 2), 0.5)
     assert torch.allclose(propagate(torch.eye(4), alone).sum(1), torch.ones(4))
 
