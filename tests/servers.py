@@ -162,7 +162,8 @@ class Head:
         common = ["--block", "--disable-usage-stats", "--include-log-monitor=false", "--object-store-memory=800000000"]
         common.append(f"--dashboard-agent-listen-port={free_port()}")
         output = (self.folder / f"start-{len(list(self.folder.glob('start-*')))}.log").open("wb")
-        return subprocess.Popen([ray, "start", *common, *options], stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}  # its actors would look for that cluster, and trainings end late
+        return subprocess.Popen([ray, "start", *common, *options], env=own, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
 
     def add_node(self) -> subprocess.Popen[bytes]:
         """A second node with one CPU."""
