@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, conv2d, grid_sample, pad
+from torch.nn.functional import conv2d, grid_sample, pad
 
 BLOCK = 2**20  # values of a block of images that a CPU changes at a time
 
@@ -142,7 +142,7 @@ def contrastive_view(images: Tensor, generator: torch.Generator, rank: int = 0, 
     colours, blur = draws[:, 5:11], torch.where(draws[:, 11] < 0.5, (0.1 + 1.9 * draws[:, 12]) * images.shape[3] / 224, 0.0)
 
     def change(part: Tensor, matrix: Tensor, colour: Tensor, deviation: Tensor) -> Tensor:
-        return _blurred(_recoloured(_sample(part, matrix), colour), deviation, 8 * images.shape[3] / 224)
+        return _blurred(_recoloured(_sample(part, matrix), colour), deviation)
 
     return _by_blocks(change, images, _crop_matrix(draws, images.shape[2:], crop, flip), colours, blur)
 
@@ -176,13 +176,13 @@ def _turned(images: Tensor, share: Tensor) -> Tensor:
     return torch.stack([most - (most - least) * torch.minimum(k, 4 - k).clamp(0, 1) for k in turned], 1)
 
 
-def _blurred(images: Tensor, deviation: Tensor, cut: float) -> Tensor:
-    """Blur images by Gaussians of standard deviations (batch,) in pixels, cut at a distance; 0 leaves an image as it is."""
+def _blurred(images: Tensor, deviation: Tensor) -> Tensor:
+    """Blur images by Gaussians of standard deviations (batch,) in pixels, cut at four of the largest; 0 leaves an image as it is."""
     chosen = torch.nonzero(deviation > 0).flatten()
     if not len(chosen):
         return images
     picked, wide = images[chosen], deviation[chosen]
-    reach = max(1, math.ceil(cut))
+    reach = max(1, math.ceil(8 * images.shape[3] / 224))
     weights = torch.exp(-((torch.arange(-reach, reach + 1, device=images.device) / wide.unsqueeze(1)) ** 2) / 2)
     kernel = (weights / weights.sum(1, keepdim=True)).repeat_interleave(images.shape[1], 0).unsqueeze(1)
     rows = picked.flatten(0, 1).unsqueeze(0)
@@ -194,10 +194,8 @@ def _blurred(images: Tensor, deviation: Tensor, cut: float) -> Tensor:
 def drawing_view(images: Tensor, generator: torch.Generator, rank: int = 0, world: int = 1, *, flip: float = 0.5) -> Tensor:
     """A line drawing of each image, black on white, by an extended difference of Gaussians (Winnemoeller et al. 2012); mirrored at random.
 
-    The luma in 0..1 is smoothed by a guided filter (He et al., ECCV 2010: windows of 9 pixels, epsilon 0.01), which keeps edges and takes texture away.
-    Lines are where it is darker than a wider blur of it: D = G(s) - 0.98 G(1.6 s), with ink -tanh(200 min(D, 0)). Where there is little ink around,
-    it is left out: ink times sigmoid(40 (G(5) ink - 0.2)). The standard deviation s is 0.8 to 1.2 pixels at side 224. Lengths are scaled to other sizes
-    down to 134; on smaller images they stay, or there would be no lines.
+    Lines are where the image is darker than a wider blur of it: D = G(s) - 0.98 G(1.6 s) of the luma in 0..1, drawn with brightness 1 + tanh(200 min(D, 0)).
+    The standard deviation s is 0.8 to 1.2 pixels at side 224, scaled to other sizes down to 134; on smaller images it stays, or there would be no lines.
 
     Args:
         images, generator, rank, world, flip: as in ``crop_view``.
@@ -205,28 +203,16 @@ def drawing_view(images: Tensor, generator: torch.Generator, rank: int = 0, worl
     Returns:
         Same shape, float32 in 0..255; its channels are equal.
     """
-    n, unit = len(images), max(images.shape[3] / 224, 0.6)
+    n = len(images)
     draws = torch.rand(n * world, 2, generator=generator)[rank * n : (rank + 1) * n]
 
     def change(part: Tensor, deviation: Tensor, mirrored: Tensor) -> Tensor:
-        grey = _smoothed(_grey(part.float()) / 255, round(4 * unit), 0.01)
-        ink = torch.tanh(200 * (0.98 * _blurred(grey, 1.6 * deviation, 8 * unit) - _blurred(grey, deviation, 8 * unit)).clamp(min=0))
-        drawn = 255 * (1 - ink * torch.sigmoid(40 * (_blurred(ink, torch.full_like(deviation, 5 * unit), 20 * unit) - 0.2)))
+        grey = _grey(part.float()) / 255
+        below = (_blurred(grey, deviation) - 0.98 * _blurred(grey, 1.6 * deviation)).clamp(max=0)
+        drawn = 255 * (1 + torch.tanh(200 * below))
         return torch.where(mirrored.view(-1, 1, 1, 1), drawn.flip(3), drawn).expand_as(part)
 
-    return _by_blocks(change, images, (0.8 + 0.4 * draws[:, 0]) * unit, draws[:, 1] < flip)
-
-
-def _smoothed(grey: Tensor, reach: int, epsilon: float) -> Tensor:
-    """Smooth grey images (batch, 1, h, w) by a guided filter, each its own guide, with windows of ``reach`` pixels to each side."""
-
-    def mean(values: Tensor) -> Tensor:
-        return avg_pool2d(pad(values, [reach] * 4, mode="replicate"), 2 * reach + 1, stride=1)
-
-    middle = mean(grey)
-    variance = mean(grey * grey) - middle * middle
-    kept = variance / (variance + epsilon)
-    return mean(kept) * grey + mean(middle - kept * middle)
+    return _by_blocks(change, images, (0.8 + 0.4 * draws[:, 0]) * max(images.shape[3] / 224, 0.6), draws[:, 1] < flip)
 
 
 VIEWS: dict[str, Callable[..., Tensor]] = {"affine": affine_view, "crop": crop_view, "contrastive": contrastive_view, "drawing": drawing_view}
