@@ -47,6 +47,10 @@ class IGANConfig:
         "confident", "pseudo-labels: confident, the classifier's as in the paper; propagated, all of an epoch at once over neighbouring rows",
         choices=("confident", "propagated"),
     )  # fmt: skip
+    shares: str = hyperparameter(
+        "equal", "shares of the classes in propagated pseudo-labels: equal; found, from the second time on by the classifier that the guesses before trained",
+        choices=("equal", "found"),
+    )  # fmt: skip
     smoothing: float = hyperparameter(0.0, "label smoothing of the classification; 0 in the paper", 0.0, 0.2)
     mmd_weight: float = hyperparameter(0.0, "weight of DAH's MK-MMD, of activated layers and codes, from the pretraining on; 0 in the paper", 0.0, 1.0)
     threshold: float = hyperparameter(0.9, "T, class probability above which a target image has a pseudo-label", 0.5, 0.99)
@@ -195,7 +199,7 @@ class IGAN(Method):
         self.pretraining = stage < 0
         if self.config.labels == "propagated" and not self.pretraining:
             assert target is not None
-            self._propagate(target, first=epoch == self.config.pretrain_epochs)  # by the classifier of the stage before
+            self._propagate(target, self.config.shares == "found" and epoch > self.config.pretrain_epochs)  # by the classifier of the stage before
         if epoch == 0 or stage == self._stage(epoch - 1, epochs):
             return
         with torch.random.fork_rng(devices=[]):
@@ -207,11 +211,8 @@ class IGAN(Method):
             self.ema_networks[name].load_state_dict(head.state_dict())
 
     @torch.no_grad()
-    def _propagate(self, target: RowSource, first: bool) -> None:
-        """Guess the classes of all target rows, from the mean over each row and its embedded views.
-
-        The classes have equal shares the first time, then those that the classifier finds that was trained on the guesses before.
-        """
+    def _propagate(self, target: RowSource, found: bool) -> None:
+        """Guess the classes of all target rows, from the mean over each row and its embedded views, with equal shares of the classes or those found."""
         rows, guessed = list[Tensor](), list[Tensor]()
         with self.guessing() as networks:
             for part in target.rows():
@@ -221,7 +222,7 @@ class IGAN(Method):
         if self.graph is None:
             self.graph = neighbour_graph(gather_divided(torch.cat(rows).to(self.device, torch.get_default_dtype()).flatten(1), target.total))
         probabilities = gather_divided(torch.cat(guessed), target.total)
-        shares = torch.full_like(probabilities[0], 1 / self.classes) if first else probabilities.mean(0)
+        shares = probabilities.mean(0) if found else torch.full_like(probabilities[0], 1 / self.classes)
         self.guesses.classes = propagated_classes(probabilities, self.graph, shares)
 
     def state_modules(self) -> nn.ModuleDict:

@@ -50,16 +50,30 @@ def test_a_cluster_whose_rows_are_mostly_guessed_right_takes_its_class() -> None
     assert torch.allclose(propagate(torch.eye(4), alone).sum(1), torch.ones(4))
 
 
-def test_guesses_are_in_the_checkpoint_and_the_training_resumes_with_them(tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shares_are_equal_then_those_found_and_a_training_resumes_with_its_guesses(
+    tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
     def run(storage: Path) -> Path:
         result = train.run(train.make_config({
-            "method": "igan", "dataset": str(digits), "source": "typeset", "target": "handwritten", "labels": "propagated", "bits": 16, "epochs": 2,
-            "per_class": 2, "steps_per_epoch": 4, "checkpoint_steps": 2, "workers": 0, "tracking": "none", "plots": False, "storage": str(storage),
+            "method": "igan", "dataset": str(digits), "source": "typeset", "target": "handwritten", "labels": "propagated", "shares": "found", "bits": 16,
+            "epochs": 3, "per_class": 2, "steps_per_epoch": 4, "checkpoint_steps": 2, "workers": 0, "tracking": "none", "plots": False,
+            "storage": str(storage),
         }))  # fmt: skip
         return storage / result["run_id"]
 
-    plain = parameters(run(tmp_path / "plain"))
-    assert len(plain["guesses.classes"]) > 1000 and len(plain["guesses.classes"].unique()) > 3
+    given, guessed = list[torch.Tensor](), list[torch.Tensor]()
+
+    def noting(probabilities: torch.Tensor, graph: tuple[torch.Tensor, torch.Tensor], shares: torch.Tensor) -> torch.Tensor:
+        given.extend([shares, probabilities.mean(0)])
+        guessed.append(propagated_classes(probabilities, graph, shares))
+        return guessed[-1]
+
+    with monkeypatch.context() as patched:
+        patched.setattr("models.methods.igan.propagated_classes", noting)
+        plain = parameters(run(tmp_path / "plain"))
+    first, _, second, found = given
+    assert torch.allclose(first, torch.full((10,), 0.1)) and torch.equal(second, found) and not torch.allclose(second, first, atol=1e-3)
+    assert len(guessed[0]) > 1000 and len(guessed[0].unique()) > 3 and torch.equal(plain["guesses.classes"], guessed[1])
     with dying(monkeypatch):
         run(tmp_path / "stopped")
     (folder,) = [each.parent for each in (tmp_path / "stopped").glob("*/config.json")]
