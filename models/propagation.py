@@ -1,4 +1,4 @@
-"""Pseudo-labels for all target rows at once: class probabilities with given shares of the classes, spread over each row's nearest neighbours.
+"""Pseudo-labels for all target rows at once: class probabilities with equal shares of the classes, spread over each row's nearest neighbours.
 
 A classifier that was trained on another domain errs on whole clusters of the target. Its mean over neighbours, and the demand that no
 class takes more than its share, decide for the cluster as one.
@@ -47,11 +47,12 @@ def propagate(probabilities: Tensor, graph: tuple[Tensor, Tensor]) -> Tensor:
     return spread
 
 
-def with_shares(probabilities: Tensor, shares: Tensor) -> Tensor:
-    """Scale class probabilities (n, classes) until each class has its share (classes,) of all rows (Sinkhorn and Knopp 1967); rows sum to 1."""
-    return transport(probabilities + 1e-9, shares, ROUNDS)
+def equal_shares(probabilities: Tensor) -> Tensor:
+    """Scale class probabilities (n, classes) until each class has the same share of all rows (Sinkhorn and Knopp 1967); rows sum to 1."""
+    classes = probabilities.shape[1]
+    return transport(probabilities + 1e-9, probabilities.new_full((classes,), 1 / classes), ROUNDS)
 
 
-def propagated_classes(probabilities: Tensor, graph: tuple[Tensor, Tensor], shares: Tensor) -> Tensor:
-    """The class of each row, (n,) int64, of class probabilities (n, classes) that get these shares, are propagated and get them again."""
-    return with_shares(propagate(with_shares(probabilities, shares), graph), shares).argmax(1)
+def propagated_classes(probabilities: Tensor, graph: tuple[Tensor, Tensor]) -> Tensor:
+    """The class of each row, (n,) int64, of class probabilities (n, classes) that are balanced, propagated and balanced again."""
+    return equal_shares(propagate(equal_shares(probabilities), graph)).argmax(1)

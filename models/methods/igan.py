@@ -47,10 +47,6 @@ class IGANConfig:
         "confident", "pseudo-labels: confident, the classifier's as in the paper; propagated, all of an epoch at once over neighbouring rows",
         choices=("confident", "propagated"),
     )  # fmt: skip
-    shares: str = hyperparameter(
-        "equal", "shares of the classes in propagated pseudo-labels: equal; found, from the second time on by the classifier that the guesses before trained",
-        choices=("equal", "found"),
-    )  # fmt: skip
     smoothing: float = hyperparameter(0.0, "label smoothing of the classification; 0 in the paper", 0.0, 0.2)
     mmd_weight: float = hyperparameter(0.0, "weight of DAH's MK-MMD, of activated layers and codes, from the pretraining on; 0 in the paper", 0.0, 1.0)
     threshold: float = hyperparameter(0.9, "T, class probability above which a target image has a pseudo-label", 0.5, 0.99)
@@ -199,7 +195,7 @@ class IGAN(Method):
         self.pretraining = stage < 0
         if self.config.labels == "propagated" and not self.pretraining:
             assert target is not None
-            self._propagate(target, self.config.shares == "found" and epoch > self.config.pretrain_epochs)  # by the classifier of the stage before
+            self._propagate(target)  # by the classifier of the stage before
         if epoch == 0 or stage == self._stage(epoch - 1, epochs):
             return
         with torch.random.fork_rng(devices=[]):
@@ -211,8 +207,8 @@ class IGAN(Method):
             self.ema_networks[name].load_state_dict(head.state_dict())
 
     @torch.no_grad()
-    def _propagate(self, target: RowSource, found: bool) -> None:
-        """Guess the classes of all target rows, from the mean over each row and its embedded views, with equal shares of the classes or those found."""
+    def _propagate(self, target: RowSource) -> None:
+        """Guess the classes of all target rows, from the mean over each row and its embedded views."""
         rows, guessed = list[Tensor](), list[Tensor]()
         with self.guessing() as networks:
             for part in target.rows():
@@ -221,9 +217,7 @@ class IGAN(Method):
                 rows += [part.x] if self.graph is None else []
         if self.graph is None:
             self.graph = neighbour_graph(gather_divided(torch.cat(rows).to(self.device, torch.get_default_dtype()).flatten(1), target.total))
-        probabilities = gather_divided(torch.cat(guessed), target.total)
-        shares = probabilities.mean(0) if found else torch.full_like(probabilities[0], 1 / self.classes)
-        self.guesses.classes = propagated_classes(probabilities, self.graph, shares)
+        self.guesses.classes = propagated_classes(gather_divided(torch.cat(guessed), target.total), self.graph)
 
     def state_modules(self) -> nn.ModuleDict:
         """With the propagated pseudo-labels, if there are any."""
