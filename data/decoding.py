@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from data.decoder_process import DecoderProcess
-from data.images import decode, decode_rows
+from data.images import decode_query, decode_rows
 from data.manifest import Manifest
 from data.shards import ROWS_READ, read_rows
 
@@ -260,17 +260,20 @@ def _rebatched(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Tabl
         yield held
 
 
-def decode_files(paths: Iterable[Path], shape: tuple[int, ...], threads: int | None = None) -> Iterator[np.ndarray | ValueError]:
+def decode_files(
+    paths: Iterable[Path], shape: tuple[int, ...], threads: int | None = None, values: tuple[float, float] | None = None
+) -> Iterator[np.ndarray | ValueError]:  # fmt: skip
     """Decode image files in parallel, some ahead of their use; in place of one that cannot be read, the error.
 
     Args:
         shape: (channels, height, width) of the images made.
         threads: 0 decodes in the calling thread; one a core if None.
+        values: as in ``decode_query``.
     """
 
     def load(path: Path) -> np.ndarray | ValueError:
         try:
-            return decode(path.read_bytes(), shape[0], shape[1])
+            return decode_query(path.read_bytes(), shape[0], shape[1], values)
         except ValueError as error:
             return error
         except OSError as error:

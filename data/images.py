@@ -4,6 +4,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -34,10 +35,29 @@ def scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return ((values.astype(np.float64).clip(low, high) - low) * (255.0 / (high - low))).round().astype(np.uint8)
 
 
-def brightest(content: bytes | np.ndarray) -> tuple[float, float] | None:
-    """The brightest value and the value of white of a uint8 array or a 16-bit or float image file; None for 8-bit files and features."""
+class Brightness(NamedTuple):
+    """Darkest and brightest value of an image, and the value that is taken for white; ``guessed`` if that depends on the brightest."""
+
+    darkest: float
+    brightest: float
+    white: float
+    guessed: bool
+
+    @property
+    def nearly_black(self) -> bool:
+        """Whether so little of the range is used that the image is nearly black; one without any light is as it should be."""
+        return 0 < self.brightest * 8 <= self.white
+
+    @property
+    def cut(self) -> bool:
+        """Whether values lie beyond black or white."""
+        return self.darkest < 0 or self.brightest > self.white
+
+
+def brightness(content: bytes | np.ndarray) -> Brightness | None:
+    """Of a uint8 array or an image file of more than 8 bits; None for 8-bit files, features, and what cannot be read."""
     if isinstance(content, np.ndarray):
-        return (float(content.max(initial=0)), 255.0) if content.dtype == np.uint8 else None
+        return Brightness(float(content.min(initial=0)), float(content.max(initial=0)), 255.0, False) if content.dtype == np.uint8 else None
     if content[:3] == b"\xff\xd8\xff":  # a JPEG has 8 bits
         return None
     try:
@@ -45,20 +65,20 @@ def brightest(content: bytes | np.ndarray) -> tuple[float, float] | None:
             if not image.mode.startswith(("I", "F")) or image.width * image.height > LARGEST_PIXELS:
                 return None
             grey = np.asarray(image, dtype=np.float64)
-            return float(grey.max(initial=0)), _top(image.mode, grey)
+            return Brightness(float(grey.min(initial=0)), float(grey.max(initial=0)), _top(image.mode, grey), not image.mode.startswith("I;16"))
     except Exception:  # decode says what is wrong with it
         return None
 
 
 def with_range(content: bytes | np.ndarray, low: float, high: float) -> bytes | np.ndarray:
-    """A uint8 array, or a 16-bit or float image file, with ``low``..``high`` mapped to 0..255; other files are unchanged.
+    """A uint8 array, or an image file of more than 8 bits, with ``low``..``high`` mapped to 0..255; other files are unchanged.
 
     Raises:
         ValueError: the file is not a readable image.
     """
     if isinstance(content, np.ndarray):
         return scaled(content, low, high)
-    if brightest(content) is None:
+    if brightness(content) is None:
         return content
     with Image.open(io.BytesIO(content)) as image:
         buffer = io.BytesIO()
@@ -78,6 +98,24 @@ def decode(content: bytes, channels: int, size: int) -> np.ndarray:
     """Decode an image file as ``decode_rows`` does; returns (channels, size, size) uint8."""
     array = decode_rows(content, channels, size)
     return np.ascontiguousarray(array[None] if channels == 1 else array.transpose(2, 0, 1))
+
+
+def decode_query(content: bytes, channels: int, size: int, values: tuple[float, float] | None = None) -> np.ndarray:
+    """Decode an image file that no dataset holds, as ``decode`` does.
+
+    Args:
+        values: the lowest and highest value of files of more than 8 bits; None for those of their type.
+
+    Raises:
+        ValueError: it is not a readable image, or it would be nearly black, as those of 12 bits in 16.
+    """
+    with _one_line_faults(content):
+        if values:
+            return decode(bytes(with_range(content, *values)), channels, size)
+        seen = brightness(content)
+        if seen and seen.nearly_black:
+            raise ValueError(f"its brightest value is {seen.brightest:g} of {seen.white:g}, so it is nearly black: --range says what is white")
+        return decode(content, channels, size)
 
 
 def decode_rows(content: bytes, channels: int, size: int) -> np.ndarray:

@@ -4,7 +4,9 @@ The shards are written to a staging folder, moved into place as a whole, and ent
 from the manifest, so they never see an incomplete domain.
 """
 
+import json
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -79,7 +81,7 @@ def write_domain(
             test = draw_queries(reader, test_per_class, seed, places) if test_per_class else test_share
             parts = write_parts(reader, layout, staging, test, limit, start, places, values)
             domain = _describe(reader, parts, len(merged))
-            domain.notes += [*reader.notes, *notes, *_copies(parts), *([] if values else _dark(parts))]
+            domain.notes += [*reader.notes, *notes, *_copies(parts), *([] if values else _light(reader.domain, parts))]
             if strict and domain.rejected:
                 first = domain.rejected[0]
                 raise ValueError(f"{len(domain.rejected)} rows cannot be read, the first {first['id']!r} ({first['reason']})")
@@ -113,13 +115,24 @@ def _staging_folder(root: Path) -> Iterator[Path]:
             remove(staging)
 
 
-def _dark(parts: list[dict[str, Any]]) -> list[str]:
-    """A note if the values of the images use so little of their type's range that all are nearly black."""
-    bright = max((item["bright"] for item in parts if item["bright"] is not None), default=None)
-    white = max((item["white"] for item in parts if item["white"] is not None), default=0.0)
-    if bright is None or bright * 8 > white:
-        return []
-    return [f"the brightest value is {bright:g} of {white:g}, so the images are nearly black: give --range 0-{bright:g} if that is white"]
+def _light(domain: str, parts: list[dict[str, Any]]) -> list[str]:
+    """Notes if the values of the images use so little of their type's range that all are nearly black, or go beyond it.
+
+    Raises:
+        ValueError: the white of float or 32-bit files, which their own brightest value tells, is not the same for all.
+    """
+    found = [json.loads(item["light"]) for item in parts]
+    guessed = sum((Counter(each["guessed"]) for each in found), Counter[str]())
+    if len(guessed) > 1:
+        shares = ", ".join(f"{white} of {count:,}" for white, count in sorted(guessed.items(), key=lambda item: float(item[0])))
+        raise ValueError(f"{domain}: by their brightest values the white of the float or 32-bit images is {shares}: give --range LOW-HIGH for all")
+    bright, white = (max((each[name] for each in found), default=0.0) for name in ("brightest", "white"))
+    cut, notes = sum(each["cut"] for each in found), []
+    if white > 0 and bright * 8 <= white:
+        notes.append(f"the brightest value is {bright:g} of {white:g}, so the images are nearly black: give --range 0-{bright:g} if that is white")
+    if cut:
+        notes.append(f"{cut:,} images have values below 0 or above {white:g}, which are cut: give --range LOW-HIGH")
+    return notes
 
 
 def _copies(parts: list[dict[str, Any]]) -> list[str]:

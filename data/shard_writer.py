@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from heapq import nsmallest
 from pathlib import Path
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data.filesystem import atomic_write, read_table
-from data.images import brightest, decode, resize_arrays, to_jpeg, with_range
+from data.images import Brightness, brightness, decode, resize_arrays, to_jpeg, with_range
 from data.layout import DROPPED, Layout
 from data.readers.base import Chunk, Reader
 
@@ -55,7 +56,7 @@ class _Prepare:
         types = pa.schema([
             ("id", pa.string()), ("label", pa.int32()), ("content", pa.binary()),
             ("error", pa.string()), ("key", pa.int64()), ("part", pa.string()), ("digest", pa.int64()),
-            ("bright", pa.float64()), ("white", pa.float64()),
+            *((name, pa.float64()) for name in Brightness._fields),
         ])  # fmt: skip
         return pa.Table.from_pylist(rows, schema=types)
 
@@ -65,7 +66,7 @@ class _Prepare:
             split = self._split(row.id) if self.test else chunk.split
             if key > self.last[split]:
                 continue
-            seen = None if row.error else brightest(row.content)
+            seen = None if row.error else brightness(row.content)
             read = row.content if not self.values or seen is None else with_range(row.content, *self.values)
             content, error = (b"", row.error) if row.error else self._stored(read)
             part = f"{split}/{key * self.parts[split] >> 63:05d}"
@@ -73,7 +74,7 @@ class _Prepare:
             if label == DROPPED:
                 continue
             values = {"id": row.id, "label": label, "content": content, "error": error, "key": key, "part": part, "digest": _digest(row.content)}
-            yield values | {"bright": seen[0] if seen else None, "white": seen[1] if seen else None}
+            yield values | (seen._asdict() if seen else dict.fromkeys(Brightness._fields))
 
     def _split(self, identity: str) -> str:
         test = self.test
@@ -119,12 +120,15 @@ class _Write:
             pq.write_table(table, path)
         rejected = [f"{i}\n{e}" for i, e in zip(bad["id"].to_pylist(), bad["error"].to_pylist(), strict=True)]
         seen = np.stack([good["digest"].to_numpy(), good["label"].to_numpy().astype(np.int64)])
-        return pa.table({"part": [part], "rows": [len(good)], "rejected": [rejected], "seen": [seen.tobytes()]} | _brightest(good))
+        return pa.table({"part": [part], "rows": [len(good)], "rejected": [rejected], "seen": [seen.tobytes()], "light": [_light(good)]})
 
 
-def _brightest(rows: pa.Table) -> dict[str, list[float | None]]:
-    """The brightest value of the rows, and the value of white, of those of which these are known."""
-    return {name: [pc.max(rows[name]).as_py()] for name in ("bright", "white")}
+def _light(rows: pa.Table) -> str:
+    """What a domain's notes need to know of its images' brightness, as JSON: the largest values, the images by a guessed white, those with values beyond."""
+    found = [Brightness(*row) for row in zip(*(rows[name].to_pylist() for name in Brightness._fields), strict=True) if row[-1] is not None]
+    guessed = Counter(f"{each.white:g}" for each in found if each.guessed and each.brightest > 0)
+    largest = {name: max((getattr(each, name) for each in found), default=0.0) for name in ("brightest", "white")}
+    return json.dumps(largest | {"guessed": guessed, "cut": sum(each.cut for each in found)})
 
 
 class _Number:

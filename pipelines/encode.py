@@ -19,7 +19,7 @@ from data.manifest import Manifest
 from data.readers.folder import image_files
 from models.allocator import keep_freed_memory
 from pipelines.console import cluster
-from pipelines.console.config import option, positional, required
+from pipelines.console.config import RANGE, option, positional, required, value_range
 from pipelines.parts import Decode, on_ray
 from pipelines.registry.encoders import Encoder, open_encoder, registry_uri, resolve
 from pipelines.retrieval.code_files import SCHEMA
@@ -36,12 +36,14 @@ class Config:
     out: str = required("folder of the codes, which must not exist yet")
     domain: str = option("", "domain of a dataset (default: all)")
     split: str = option("", "split of a dataset (default: all)")
+    range: str = option("", RANGE)
     storage: str = option("runs", "folder of runs")
     tracking: str = option("", "MLflow's tracking URI of the registry (default: as in train)")
     workers: int = option(0, "encoders at a time, by Ray Data (default: one; this process alone for few rows)")
     gpu: bool = option(False, "encode on the GPUs of the Ray cluster, one per encoder; other tasks decode the images")
 
     def __post_init__(self) -> None:
+        value_range(self.range)
         if self.workers < 0:
             raise ValueError(f"--workers is {self.workers}, but must not be negative")
 
@@ -57,7 +59,7 @@ class _Encode:
         keep_freed_memory()
         rows = _dataset(to_path(config.input))
         self.encoder = encoder or open_encoder(config.model, config.storage, config.tracking, config.gpu, rows)
-        self.decode, self.staging = Decode(config.input, self.encoder.shape, threads), to_path(staging)
+        self.decode, self.staging = Decode(config.input, self.encoder.shape, threads, value_range(config.range)), to_path(staging)
         self.meta = {b"bits": str(self.encoder.bits).encode(), b"model": config.model.encode()}
         if rows:
             self.meta[b"classes"] = json.dumps(rows.classes).encode()
@@ -120,6 +122,8 @@ def run(config: Config) -> dict[str, Any]:
     encoder = open_encoder(config.model, config.storage, config.tracking, rows=rows)
     if not rows and len(encoder.shape) != 3:
         raise ValueError(f"{config.model} takes feature vectors, {path} holds files: ingest the features and give the dataset")
+    if rows and config.range:
+        raise ValueError("--range is for image files, and a dataset's images have theirs since ingest")
     items = _dataset_items(config, rows, encoder.shape) if rows else _file_items(path, config.workers, encoder.shape)
     staging = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
     absolute = dataclasses.replace(  # workers may have another working folder and environment
@@ -149,4 +153,4 @@ def _encode_all(items: list[dict[str, Any]], staging: Path, config: Config, enco
     if not config.workers and not config.gpu and rows <= FEW:
         return list(map(_Encode(config, str(staging.resolve()), encoder), items))
     given = {"config": config, "staging": str(staging.resolve()), "threads": 1}
-    return on_ray(items, _Encode, given, config.workers, Decode(config.input, encoder.shape, 1) if config.gpu else None)
+    return on_ray(items, _Encode, given, config.workers, Decode(config.input, encoder.shape, 1, value_range(config.range)) if config.gpu else None)

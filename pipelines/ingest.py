@@ -1,6 +1,5 @@
 """Command: convert images or features to sharded Parquet and a manifest."""
 
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from data.images import JPEG_QUALITY
 from data.ingestion import write_domain
 from data.layout import select_classes
 from pipelines.console import cluster
-from pipelines.console.config import flag, option, positional, required
+from pipelines.console.config import flag, option, positional, required, value_range
 
 
 @dataclass
@@ -33,24 +32,13 @@ class Config:
     limit: int = option(0, "rows of a split at most, drawn by the seed: a subset to search on; the others are not decoded (default: all)")
     seed: int = option(0, "seed of the shuffle")
     classes: str = option("", "classes to keep: names with commas, a file with a name a line, or the least number of images in every domain (default: all)")
-    range: str = option("", "LOW-HIGH: values of arrays and 16-bit files that are black and white (default: those of their type)")
+    range: str = option("", "LOW-HIGH: values of arrays and of files of more than 8 bits that are black and white (default: those of their type)")
     strict: bool = option(False, "an image that cannot be read is an error")
     replace: bool = option(False, "write a domain anew that the dataset has already")
     cache: str = option(str(Path.home() / ".cache" / "hashbridge"), "where downloads go")
 
-    def values(self) -> tuple[float, float] | None:
-        """The lowest and highest value of ``--range``; None if it is not given.
-
-        Raises:
-            ValueError: it is not a range.
-        """
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)", self.range)
-        if self.range and (not found or float(found[1]) >= float(found[2])):
-            raise ValueError(f"--range is {self.range!r}, but must be LOW-HIGH, such as 0-4095")
-        return (float(found[1]), float(found[2])) if found else None
-
     def __post_init__(self) -> None:
-        self.values()
+        value_range(self.range)
         if self.size and not 8 <= self.size <= 2048:
             raise ValueError(f"--size is {self.size}, but must be from 8 to 2048 pixels")
         if self.channels not in (0, 1, 3):
@@ -84,7 +72,7 @@ def run(config: Config) -> dict[str, Any]:
             manifest = write_domain(
                 reader, root.resolve(), size=config.size, channels=config.channels, store=config.store, seed=config.seed,
                 test_share=config.test_share, test_per_class=config.test_per_class, limit=config.limit, strict=config.strict, replace=config.replace,
-                start=cluster.connect, values=config.values(), kept=kept,
+                start=cluster.connect, values=value_range(config.range), kept=kept,
             )  # fmt: skip
         except Exception as error:
             raise cluster.user_error(error) from error

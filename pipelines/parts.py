@@ -30,8 +30,11 @@ class Decode:
     A part is ``split``, ``start`` and ``stop`` of a dataset's rows, or ``files``, a JSON list of names below a folder.
     """
 
-    def __init__(self, path: str, shape: tuple[int, ...], threads: int | None = None) -> None:
-        self.root, self.shape, self.threads = to_path(path), shape, threads
+    def __init__(self, path: str, shape: tuple[int, ...], threads: int | None = None, values: tuple[float, float] | None = None) -> None:
+        """Args:
+        values: of ``files``, as in ``decode_query``.
+        """
+        self.root, self.shape, self.threads, self.values = to_path(path), shape, threads, values
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """A part with all its rows as plain values, for ``batches`` in another process."""
@@ -62,7 +65,7 @@ class Decode:
 
     def _files(self, names: list[str]) -> Iterator[Batch]:
         paths = [self.root / name if self.root.is_dir() else self.root for name in names]
-        decoded, size = zip(names, paths, decode_files(paths, self.shape, self.threads), strict=True), batch_rows(self.shape)
+        decoded, size = zip(names, paths, decode_files(paths, self.shape, self.threads, self.values), strict=True), batch_rows(self.shape)
         while block := list(islice(decoded, size)):
             read = [(name, path, image) for name, path, image in block if isinstance(image, np.ndarray)]
             lost = [f"{printable(name)}: {image}" for name, _, image in block if not isinstance(image, np.ndarray)]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.filesystem import to_path
-from pipelines.console.config import option, positional
+from pipelines.console.config import RANGE, option, positional, value_range
 from pipelines.registry.encoders import check_encodes, open_encoder, resolve
 from pipelines.retrieval.plots import grid, picture
 from pipelines.retrieval.queries import class_name, load_origin, load_queries, queried_dataset
@@ -19,12 +19,14 @@ class Config:
     images: str = positional("an image, a folder of images, or DATASET#DOMAIN/SPLIT#FIRST-LAST")
     model: str = option("", "models:/NAME@ALIAS, or a run's id (default: the one that encoded the index)")
     k: int = option(10, "answers to each query")
+    range: str = option("", RANGE)
     grid: str = option("", "PNG file of queries and answers")
     storage: str = option("runs", "folder of runs")
     tracking: str = option("", "MLflow's tracking URI of the registry (default: as in train)")
     probes: int = option(0, "ivf: lists of a shard that a query visits first (default: the index's, or an eighth; more if they hold fewer than k images)")
 
     def __post_init__(self) -> None:
+        value_range(self.range)
         if self.k < 1:
             raise ValueError(f"-k is {self.k}, but must be at least 1")
         if self.probes < 0:
@@ -39,7 +41,7 @@ def run(config: Config) -> dict[str, Any]:
     encoder = open_encoder(model.name, config.storage, config.tracking, rows=queried_dataset(config.images))
     if encoder.bits != index.manifest["bits"]:
         raise ValueError(f"the model gives {encoder.bits} bits, the index holds {index.manifest['bits']}: search with the model that encoded it")
-    queries = load_queries(config.images, encoder.shape)
+    queries = load_queries(config.images, encoder.shape, value_range(config.range))
     found = index.search(encoder(queries.x), config.k, config.probes)
     answers = [
         [
@@ -56,7 +58,7 @@ def run(config: Config) -> dict[str, Any]:
     if config.grid:
         if len(encoder.shape) != 3:
             raise ValueError("--grid needs images, and this model takes feature vectors")
-        pictures = [[picture(load_origin(row["origin"], encoder.shape)) for row in near] for near in found.rows[:20]]
+        pictures = [[picture(load_origin(row["origin"], encoder.shape, value_range(config.range))) for row in near] for near in found.rows[:20]]
         pairs = zip(queries.classes, answers[:20], strict=False)
         right = [[each["class"] == true if true and each["class"] else None for each in near] for true, near in pairs]
         title = f"{len(queries.names[:20])} queries in {to_path(config.index).name}"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.console import cluster
-from pipelines.console.config import option, positional
+from pipelines.console.config import RANGE, option, positional, value_range
 from pipelines.registry.encoders import registry_uri
 from pipelines.serving.environment import fast_environment, hashed_token, is_loopback
 from pipelines.serving.served import Choice
@@ -41,6 +41,7 @@ class Config:
     replicas: int = option(1, "replicas of the gateway, the encoder and each shard")
     most_replicas: int = option(0, "grow with the load up to this number of replicas of each (default: stay at --replicas)")
     gpu: bool = option(False, "give each encoder a GPU")
+    range: str = option("", RANGE)
     timeout: float = option(30.0, "seconds for a request")
     waiting: int = option(128, "requests that a gateway works on at once; more are answered with 503")
     body_limit: int = option(32, "MiB of a request's body")
@@ -50,6 +51,7 @@ class Config:
     tracking: str = option("", "MLflow's tracking URI of the registry (default: as in train)")
 
     def __post_init__(self) -> None:
+        value_range(self.range)
         for name in ("port", "replicas", "waiting", "body_limit"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}, but must be at least 1")
@@ -110,7 +112,7 @@ def running(config: Config) -> Iterator[str]:
             compare=config.compare and application.absolute(config.compare), compare_model=_named(config.compare_model),
             storage=application.absolute(config.storage), tracking=tracking, cache=application.absolute(config.cache),
             replicas=config.replicas, most=config.most_replicas, cpus=min(CPUS, ray.cluster_resources().get("CPU", 1.0) / replicas), gpu=config.gpu,
-            timeout=config.timeout, poll=config.poll, waiting=config.waiting, body=config.body_limit, token=token,
+            values=value_range(config.range), timeout=config.timeout, poll=config.poll, waiting=config.waiting, body=config.body_limit, token=token,
         )  # fmt: skip
         options = {"host": config.host, "port": config.port, "request_timeout_s": config.timeout + 30}
         if not own:

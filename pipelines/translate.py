@@ -9,7 +9,7 @@ from PIL import Image
 
 from data.filesystem import atomic_write, to_path
 from models.method import Method
-from pipelines.console.config import option, positional, required
+from pipelines.console.config import RANGE, option, positional, required, value_range
 from pipelines.retrieval.plots import picture
 from pipelines.retrieval.queries import load_queries
 from pipelines.retrieval.translations import draw, translate_all
@@ -24,7 +24,11 @@ class Config:
     run: str = positional("id of a run of a method that generates images")
     images: str = positional("an image, a folder of images, or DATASET#DOMAIN/SPLIT#FIRST-LAST")
     out: str = required("folder for the translated images and grid.png")
+    range: str = option("", RANGE)
     storage: str = option("runs", "folder of runs")
+
+    def __post_init__(self) -> None:
+        value_range(self.range)
 
 
 def load_generator(folder: Path) -> tuple[Method, tuple[int, ...]]:
@@ -45,7 +49,7 @@ def run(config: Config) -> dict[str, Any]:
     """Translate images; returns the files written."""
     folder = runs.find_run(config.run, config.storage)
     method, shape = load_generator(folder)
-    names, x, labels, _ = load_queries(config.images, shape)
+    names, x, labels, _ = load_queries(config.images, shape, value_range(config.range))
     made = translate_all(method, x)
     out = to_path(config.out)
     files = []

@@ -14,6 +14,8 @@ import yaml
 from data.filesystem import to_path
 from models.hyperparameters import is_choice
 
+RANGE = "LOW-HIGH: values of image files of more than 8 bits that are black and white (default: those of their type)"
+
 
 def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
     """Declare a dataclass field as an option, ``--its-name``."""
@@ -28,6 +30,18 @@ def positional(help: str, default: str = "") -> Any:
 def required(help: str) -> Any:
     """Declare a dataclass field as a required option."""
     return field(default="", metadata={"help": help, "required": True})
+
+
+def value_range(text: str) -> tuple[float, float] | None:
+    """The lowest and highest value of an option ``--range``; None if it is not given.
+
+    Raises:
+        ValueError: it is not a range.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)", text)
+    if text and (not found or float(found[1]) >= float(found[2])):
+        raise ValueError(f"--range is {text!r}, but must be LOW-HIGH, such as 0-4095")
+    return (float(found[1]), float(found[2])) if found else None
 
 
 class Parser(argparse.ArgumentParser):

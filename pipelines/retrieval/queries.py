@@ -7,7 +7,7 @@ import torch
 
 from data.decoding import decode_files, read_decoded
 from data.filesystem import to_path
-from data.images import decode
+from data.images import decode_query
 from data.manifest import Manifest
 from data.readers.base import printable
 from data.readers.folder import image_files
@@ -27,13 +27,18 @@ def class_name(label: int, classes: list[str]) -> str:
     return "" if label < 0 else classes[label] if label < len(classes) else str(label)
 
 
-def load_queries(images: str, shape: tuple[int, ...]) -> Queries:
+def load_queries(images: str, shape: tuple[int, ...], values: tuple[float, float] | None = None) -> Queries:
     """Load query images.
+
+    Args:
+        values: of image files, as in ``decode_query``.
 
     Raises:
         ValueError: there are none, or they do not fit the model.
     """
     if "#" in images and not to_path(images).exists():
+        if values:
+            raise ValueError("--range is for image files, and a dataset's images have theirs since ingest")
         return _dataset_queries(images, shape)
     path = to_path(images)
     if not path.exists():
@@ -44,7 +49,7 @@ def load_queries(images: str, shape: tuple[int, ...]) -> Queries:
     if not files:
         raise ValueError(f"{path} contains no image file")
     decoded, names = [], []
-    for file, image in zip(files, decode_files(files, shape), strict=True):
+    for file, image in zip(files, decode_files(files, shape, values=values), strict=True):
         if isinstance(image, np.ndarray):
             decoded.append(image)
             names.append(printable(str(file)))
@@ -93,11 +98,11 @@ def _dataset_queries(images: str, shape: tuple[int, ...]) -> Queries:
     return Queries([f"{name}#{row}" for row in range(start, stop)], x, labels, [class_name(label, manifest.classes) for label in labels])
 
 
-def load_origin(origin: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The image (channels, h, w) that a code was made from; grey if it no longer exists."""
+def load_origin(origin: str, shape: tuple[int, ...], values: tuple[float, float] | None = None) -> np.ndarray:
+    """The image (channels, h, w) that a code was made from; grey if it no longer exists. ``values`` as in ``load_queries``."""
     try:
         if "#" in origin and not to_path(origin).exists():
             return _dataset_queries(origin, shape).x[0]
-        return decode(to_path(origin).read_bytes(), shape[0], shape[1])
+        return decode_query(to_path(origin).read_bytes(), shape[0], shape[1], values)
     except (ValueError, OSError):
         return np.full(shape, 128, np.uint8)

@@ -48,6 +48,7 @@ class Settings:
         most: replicas up to which each deployment grows with its load; 0 for a fixed number.
         cpus: that each replica reserves.
         gpu: whether encoders have a GPU each.
+        values: of queries, as in ``decode_query``.
         timeout: seconds for a request.
         poll: seconds between looks at the index and the alias.
         waiting, body: as in ``Limits``, the body in MiB.
@@ -65,6 +66,7 @@ class Settings:
     most: int = 0
     cpus: float = 0.5
     gpu: bool = False
+    values: tuple[float, float] | None = None
     timeout: float = 30.0
     poll: float = 2.0
     waiting: int = 128
@@ -143,7 +145,7 @@ def application(settings: Settings) -> Any:
             count = len(read_manifest(to_path(folder))["shards"])
             shards[name] = [deployed(ShardDeployment, f"{name}-shard-{number}", cpus).bind() for number in range(count)]
     encoder = deployed(EncoderDeployment, "encoder", cpus | {"num_gpus": int(settings.gpu)}).bind(
-        settings.storage, settings.tracking, settings.cache, settings.gpu
+        settings.storage, settings.tracking, settings.cache, settings.gpu, settings.values
     )
     return deployed(GatewayDeployment, "gateway", cpus).bind(asdict(settings), shards, encoder)
 

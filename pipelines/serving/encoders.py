@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from data.decoding import usable_cores
-from data.images import decode
+from data.images import decode_query
 from pipelines.registry.encoders import Encoder, RegisteredEncoder, Resolved, download, open_encoder, registry_uri
 from pipelines.serving.batches import Batches
 
@@ -24,12 +24,13 @@ COPIES = 16  # of registered models that are kept, the last that were opened
 class Encoders:
     """Images to packed codes, by any of several models."""
 
-    def __init__(self, storage: str, tracking: str, cache: str, gpu: bool = False) -> None:
+    def __init__(self, storage: str, tracking: str, cache: str, gpu: bool = False, values: tuple[float, float] | None = None) -> None:
         """Args:
         storage, tracking: where runs are, and the registry, as in ``open_encoder``.
         cache: folder of copies of registered models.
+        values: of images, as in ``decode_query``.
         """
-        self.storage, self.tracking, self.cache, self.gpu = storage, tracking, Path(cache) / "encoders", gpu
+        self.storage, self.tracking, self.cache, self.gpu, self.values = storage, tracking, Path(cache) / "encoders", gpu, values
         self.loaded: OrderedDict[Resolved, tuple[Encoder, Batches[np.ndarray, bytes]]] = OrderedDict()
         self.lock = asyncio.Lock()
         self.decoders = ThreadPoolExecutor(usable_cores(), "decoder")
@@ -49,7 +50,7 @@ class Encoders:
         except (ValueError, OSError, RuntimeError) as error:
             return (str(error).splitlines() or [type(error).__name__])[0][:300]
         loop = asyncio.get_running_loop()
-        tasks = [loop.run_in_executor(self.decoders, decode, image, encoder.shape[0], encoder.shape[1]) for image in images]
+        tasks = [loop.run_in_executor(self.decoders, decode_query, image, encoder.shape[0], encoder.shape[1], self.values) for image in images]
         decoded = await asyncio.gather(*tasks, return_exceptions=True)
         for place, row in enumerate(decoded):
             if isinstance(row, ValueError):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.images import decode, resize_arrays
+from data.images import decode, decode_query, resize_arrays
 
 
 def file_bytes(image: Image.Image, form: str, **options: object) -> bytes:
@@ -53,6 +53,25 @@ def test_sixteen_bits_become_eight() -> None:
     deep = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
     found = decode(file_bytes(Image.fromarray(deep), "PNG"), 1, 16)[0]
     assert np.abs(found.ravel().astype(int) - np.arange(256)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("values", "white"),
+    [(np.linspace(0, 4095, 256).astype(np.uint16), "4095 of 65535"), (np.linspace(0, 1.02, 256, dtype=np.float32), "1.02 of 255")],
+    ids=["twelve bits", "beyond one"],
+)  # fmt: skip
+def test_a_query_that_would_be_nearly_black_is_refused_and_a_range_mends_it(values: np.ndarray, white: str) -> None:
+    content = file_bytes(Image.fromarray(values.reshape(16, 16)), "TIFF")
+    with pytest.raises(ValueError, match=f"its brightest value is {white}, so it is nearly black"):
+        decode_query(content, 1, 16)
+    found = decode_query(content, 1, 16, (0.0, float(values.max())))[0]
+    assert np.abs(found.ravel().astype(int) - np.arange(256)).max() <= 1
+
+
+def test_queries_without_any_light_or_of_eight_bits_are_as_they_are() -> None:
+    for black in (np.zeros((8, 8), np.uint16), np.zeros((8, 8), np.float32), np.full((8, 8), 3, np.uint8)):
+        assert decode_query(file_bytes(Image.fromarray(black), "TIFF"), 3, 8).max() == (3 if black.dtype == np.uint8 else 0)
+    assert is_halves(decode_query(file_bytes(RGB, "PNG"), 3, 16, (0.0, 4095.0)))
 
 
 def test_transparency_lies_over_white() -> None:

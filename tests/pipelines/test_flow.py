@@ -220,6 +220,18 @@ def test_features_go_the_same_way(shared_data: Path, tmp_path: Path) -> None:
     assert any("left out of its own ranking" in note for note in result["notes"])
 
 
+def test_files_of_twelve_bits_are_encoded_and_searched_with_a_range(tmp_path: Path) -> None:
+    values = np.linspace(0, 4095, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    Image.fromarray((values >> 4).astype(np.uint8)).save(tmp_path / "flat.png")
+    item = {"split": "", "start": 0, "stop": 0, "files": json.dumps(["deep.png", "flat.png"])}
+    (dark,), (light,) = ([*parts.Decode(str(tmp_path), (1, 16, 16), 0, given).batches(item)] for given in (None, (0.0, 4095.0)))
+    assert dark.ids == ["flat.png"] and "deep.png: its brightest value is 4095 of 65535" in dark.lost[0]
+    assert light.ids == ["deep.png", "flat.png"] and not light.lost and np.abs(light.x[0].astype(int) - light.x[1]).max() <= 1
+    assert np.array_equal(search.load_queries(str(tmp_path), (1, 16, 16), (0.0, 4095.0)).x, light.x)
+    assert search.load_queries(str(tmp_path), (1, 16, 16)).names == [str(tmp_path / "flat.png")]
+
+
 def test_a_target_of_bare_image_files(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for number in range(48):

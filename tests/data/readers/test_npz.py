@@ -78,6 +78,29 @@ def test_twelve_bits_in_sixteen_are_said_to_be_dark_and_a_range_mends_them(size:
     assert pixels(tmp_path / "dark", dark).max() == 16 and pixels(tmp_path / "bright", bright).max() == 255
 
 
+@pytest.mark.parametrize("tops", [(1, 1, 1.02), (255, 300, 255), (0.5, 200, 255)])
+def test_float_files_whose_white_is_not_the_same_are_refused(tops: tuple[float, ...], tmp_path: Path) -> None:
+    (tmp_path / "x" / "cat").mkdir(parents=True)
+    for index, top in enumerate((*tops, 0)):  # the last is black: it tells nothing of white
+        Image.fromarray(np.linspace(0, top, 256, dtype=np.float32).reshape(16, 16)).save(tmp_path / "x" / "cat" / f"{index}.tiff")
+    (reader,) = folder_readers(tmp_path / "x", None)
+    with pytest.raises(ValueError, match=r"x: by their brightest values the white of the float or 32-bit images is \d+ of \d, \d+ of \d: give --range"):
+        write_domain(reader, tmp_path / "set", size=16)
+    assert not (tmp_path / "set").exists()
+    made = write_domain(reader, tmp_path / "set", size=16, values=(0.0, max(tops)))
+    assert not made.domains["x"].notes
+    assert sorted(pixels(tmp_path / "set", made).max((1, 2, 3)).tolist()) == sorted(round(255 * top / max(tops)) for top in (*tops, 0))
+
+
+def test_values_that_are_cut_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "x" / "cat").mkdir(parents=True)
+    for index, (low, high) in enumerate(((0, 60_000), (-5, 60_000), (0, 90_000))):
+        Image.fromarray(np.linspace(low, high, 256).astype(np.int32).reshape(16, 16)).save(tmp_path / "x" / "cat" / f"{index}.tiff")
+    (reader,) = folder_readers(tmp_path / "x", None)
+    found = write_domain(reader, tmp_path / "set", size=16).domains["x"]
+    assert found.notes == ["2 images have values below 0 or above 65535, which are cut: give --range LOW-HIGH"]
+
+
 @pytest.mark.parametrize("name", ["a/b", "..", "a#b", "a=b", "a\nb", " "])
 def test_a_name_that_no_folder_can_have_is_no_domain(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot name a domain"):
