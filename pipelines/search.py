@@ -19,11 +19,11 @@ class Config:
     images: str = positional("an image, a folder of images, or DATASET#DOMAIN/SPLIT#FIRST-LAST")
     model: str = option("", "models:/NAME@ALIAS, or a run's id (default: the one that encoded the index)")
     k: int = option(10, "answers to each query")
-    range: str = option("", RANGE)
     grid: str = option("", "PNG file of queries and answers")
     storage: str = option("runs", "folder of runs")
     tracking: str = option("", "MLflow's tracking URI of the registry (default: as in train)")
     probes: int = option(0, "ivf: lists of a shard that a query visits first (default: the index's, or an eighth; more if they hold fewer than k images)")
+    range: str = option("", RANGE)
 
     def __post_init__(self) -> None:
         value_range(self.range)
