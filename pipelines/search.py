@@ -6,7 +6,6 @@ from typing import Any
 from data.filesystem import to_path
 from pipelines.console.config import RANGE, option, positional, value_range
 from pipelines.registry.encoders import check_encodes, open_encoder, resolve
-from pipelines.retrieval.plots import grid, picture
 from pipelines.retrieval.queries import class_name, load_origin, load_queries, queried_dataset
 from pipelines.retrieval.sharded_index import open_index
 
@@ -58,6 +57,8 @@ def run(config: Config) -> dict[str, Any]:
     if config.grid:
         if len(encoder.shape) != 3:
             raise ValueError("--grid needs images, and this model takes feature vectors")
+        from pipelines.retrieval.plots import grid, picture  # noqa: PLC0415  matplotlib is slow to import
+
         pictures = [[picture(load_origin(row["origin"], encoder.shape, value_range(config.range))) for row in near] for near in found.rows[:20]]
         pairs = zip(queries.classes, answers[:20], strict=False)
         right = [[each["class"] == true if true and each["class"] else None for each in near] for true, near in pairs]

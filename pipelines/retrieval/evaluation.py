@@ -15,7 +15,7 @@ from data.rows import DomainBatch
 from models.codes import pack
 from models.encoder import HashEncoder, encode_all
 from models.method import Method, classify_encoded
-from pipelines.retrieval import metrics, plots
+from pipelines.retrieval import metrics
 from pipelines.retrieval.metrics import Encoded
 from pipelines.training import runs
 from pipelines.training.restore import CPU, device_for, load_method
@@ -254,7 +254,9 @@ def evaluate(
         figures |= found
         notes += left_out
     if out is not None and last is not None:
-        plots.draw_all(*last, root, manifest, out)
+        from pipelines.retrieval.plots import draw_all  # noqa: PLC0415  matplotlib is slow to import
+
+        draw_all(*last, root, manifest, out)
     return {"metrics": figures, "notes": notes}
 
 

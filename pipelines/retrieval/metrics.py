@@ -18,7 +18,7 @@ MAP_KS = (50, 100, 200, 1000)  # of mAP@k
 KS = (1, 5, 15, *MAP_KS)  # of P@k
 
 
-@numba.njit("uint8(uint64)", inline="always")
+@numba.njit(inline="always")
 def _popcount(x: Any) -> Any:  # pragma: no cover  compiled; LLVM reduces it to one instruction
     x = x - ((x >> np.uint64(1)) & np.uint64(0x5555555555555555))
     x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
