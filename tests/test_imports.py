@@ -37,10 +37,13 @@ def test_mlflow_is_imported_in_one_file_and_ray_never_in_models() -> None:
     assert not [path for path in (ROOT / "models").rglob("*.py") if "ray" in imported(path)]
 
 
-def test_importing_models_and_the_loop_pulls_in_neither_ray_nor_mlflow() -> None:
-    script = "import sys, models.registry, pipelines.training.loop; print(sorted({'ray', 'mlflow', 'optuna', 'faiss'} & set(sys.modules)))"
+def test_importing_models_and_the_loop_pulls_in_neither_ray_nor_mlflow_and_the_commands_nothing_that_draws() -> None:
+    script = (
+        "import sys, models.registry, pipelines.training.loop; print(sorted({'ray', 'mlflow', 'optuna', 'faiss'} & set(sys.modules)));"
+        "import pipelines.train, pipelines.search, pipelines.encode, tuning.trial; print('matplotlib' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.split() == ["[]", "False"]
 
 
 def test_the_command_line_sets_the_environment_before_torch_is_loaded() -> None:
