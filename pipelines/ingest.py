@@ -57,7 +57,7 @@ class Config:
 def _names(path: str) -> list[str]:
     """The names in a file, one a line; none if there is no such file."""
     file = to_path(path)
-    return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()] if file.is_file() else []
+    return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()] if file.is_file() else []
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -23,13 +23,14 @@ def _read(path: Path) -> list[tuple[str, int]]:
     """
     rows = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a text file in UTF-8: {error.reason}") from None
     for number, line in enumerate(lines, 1):
-        name, _, label = line.strip().rpartition(" ")
         if not line.strip():
             continue
+        *names, label = line.strip().rsplit(None, 1)  # a space, or a tab
+        name = "".join(names)
         if not name or not label.isdecimal() or len(label) > 6:
             raise ValueError(f"{path}, line {number}: {line[:80]!r} is not `path label`, with the label a class index from 0")
         rows.append((name.strip(), int(label)))

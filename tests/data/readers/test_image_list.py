@@ -46,6 +46,16 @@ def test_a_line_that_is_not_path_and_label_is_named(line: str, tmp_path: Path) -
         open_source(str(tmp_path / "a.txt"), None, tmp_path)
 
 
+def test_a_mark_of_utf_8_tabs_and_other_ends_of_lines_are_read(tmp_path: Path) -> None:
+    office(tmp_path)
+    lines = "amazon/images/bike/0.png\t0\r\namazon/images/desk lamp/1.png\t1\r\n"
+    (tmp_path / "amazon_train.txt").write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    ingest.run(ingest.Config(str(tmp_path / "amazon_train.txt"), dataset=str(tmp_path / "set"), size=8))
+    manifest = Manifest.read(tmp_path / "set")
+    assert manifest.classes == ["bike", "desk lamp"]
+    assert labels(tmp_path / "set", manifest, "train") == {"amazon/images/bike/0.png": "bike", "amazon/images/desk lamp/1.png": "desk lamp"}
+
+
 def test_images_that_are_not_there_are_said(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("nowhere/x.png 0\n")
     with pytest.raises(ValueError, match="no image 'nowhere/x.png' in its folder or the two above"):
