@@ -166,14 +166,14 @@ def _one_line_faults(content: bytes) -> Iterator[None]:
         raise ValueError(f"{type(error).__name__}: {error}") from None
 
 
-def thumbnail(content: bytes, longest: int) -> bytes:
-    """An image file as a JPEG file without metadata, its longer side at most ``longest`` pixels, its aspect ratio kept.
+def thumbnail(content: bytes, longest: int, values: tuple[float, float] | None = None) -> bytes:
+    """An image file as a JPEG file without metadata, its longer side at most ``longest`` pixels, its aspect ratio kept; ``values`` as in ``decode_query``.
 
     Raises:
         ValueError: the bytes are not a readable image; says why.
     """
     with _one_line_faults(content):
-        image = _opened(content, "RGB", (longest, longest))
+        image = _opened(bytes(with_range(content, *values)) if values else content, "RGB", (longest, longest))
         image.thumbnail((longest, longest))
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=90)

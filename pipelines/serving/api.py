@@ -38,11 +38,12 @@ BODY = {"requestBody": {"required": True, "content": {
 SELECTION = {"parameters": [{"name": name, "in": "query", "schema": FIELDS[name]} for name in ("index", "label", "domain")]}
 
 
-def create_app(gateway: Gateway, limits: Limits, token: str = "") -> Any:
+def create_app(gateway: Gateway, limits: Limits, token: str = "", values: tuple[float, float] | None = None) -> Any:
     """The ASGI application of a gateway.
 
     Args:
         token: SHA-256 of the token that requests need, in hexadecimal; "" for none.
+        values: of the index's image files, as in ``decode_query``.
     """
     measures = Measures()
 
@@ -68,7 +69,7 @@ def create_app(gateway: Gateway, limits: Limits, token: str = "") -> Any:
 
     @app.get("/image/{name:path}", summary="The picture of an id of the index", openapi_extra={"parameters": SELECTION["parameters"][:1]})
     async def image(name: str, request: Request) -> Response:
-        return await gateway.within(_picture(gateway.version(request.query_params.get("index", "")), name))
+        return await gateway.within(_picture(gateway.version(request.query_params.get("index", "")), name, values))
 
     @app.get("/ids", summary="Ids of the index, drawn at random", openapi_extra=SELECTION)
     async def ids(request: Request) -> Response:
@@ -166,10 +167,10 @@ def _answers(version: Version, found: Found) -> list[Record]:
     return [_shown(version, row) | {"distance": distance} for distance, row in zip(*found, strict=True)]
 
 
-async def _picture(version: Version, name: str) -> Response:
+async def _picture(version: Version, name: str, values: tuple[float, float] | None) -> Response:
     row = await version.find(name)
     try:
-        content, kind = await asyncio.to_thread(read_picture, row["origin"])
+        content, kind = await asyncio.to_thread(read_picture, row["origin"], values)
     except ValueError as error:
         raise RequestError(404, f"{row['id']}: {error}") from None
     return Response(content, media_type=kind, headers={"cache-control": "private, max-age=60"})

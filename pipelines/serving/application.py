@@ -48,7 +48,7 @@ class Settings:
         most: replicas up to which each deployment grows with its load; 0 for a fixed number.
         cpus: that each replica reserves.
         gpu: whether encoders have a GPU each.
-        values: of queries, as in ``decode_query``.
+        values: of queries and of the index's image files, as in ``decode_query``.
         timeout: seconds for a request.
         poll: seconds between looks at the index and the alias.
         waiting, body: as in ``Limits``, the body in MiB.
@@ -113,7 +113,7 @@ class GatewayDeployment:
 
     def __serve_build_asgi_app__(self) -> Any:
         """What Ray Serve passes requests to."""
-        return create_app(self.gateway, Limits(body=self.settings.body * 2**20, waiting=self.settings.waiting), self.settings.token)
+        return create_app(self.gateway, Limits(body=self.settings.body * 2**20, waiting=self.settings.waiting), self.settings.token, self.settings.values)
 
 
 def absolute(path: str) -> str:

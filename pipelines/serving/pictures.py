@@ -15,15 +15,18 @@ from pipelines.retrieval.queries import parse_rows
 LONGEST, ENLARGED = 320, 96  # pixels of a picture's longer side; to which smaller arrays are enlarged, in whole steps
 
 
-def read_picture(origin: str) -> tuple[bytes, str]:
+def read_picture(origin: str, values: tuple[float, float] | None = None) -> tuple[bytes, str]:
     """The picture of a row's origin, and its media type.
+
+    Args:
+        values: of image files, as in ``decode_query``.
 
     Raises:
         ValueError: it is no longer there, or it is a feature vector.
     """
     try:
         if "#" not in origin or to_path(origin).exists():
-            return thumbnail(to_path(origin).read_bytes(), LONGEST), "image/jpeg"
+            return thumbnail(to_path(origin).read_bytes(), LONGEST, values), "image/jpeg"
         root, domain, split, start, stop = parse_rows(origin)
         manifest = Manifest.read(to_path(root))
         if manifest.store == "feature":

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.images import decode, decode_query, resize_arrays
+from data.images import decode, decode_query, resize_arrays, thumbnail
 
 
 def file_bytes(image: Image.Image, form: str, **options: object) -> bytes:
@@ -66,6 +66,11 @@ def test_a_query_that_would_be_nearly_black_is_refused_and_a_range_mends_it(valu
         decode_query(content, 1, 16)
     found = decode_query(content, 1, 16, (0.0, float(values.max())))[0]
     assert np.abs(found.ravel().astype(int) - np.arange(256)).max() <= 1
+
+
+def test_a_thumbnail_of_twelve_bits_is_as_light_as_its_range_says() -> None:
+    content = file_bytes(Image.fromarray(np.full((32, 32), 4095, np.uint16)), "PNG")
+    assert [decode(thumbnail(content, 8, values), 1, 8).max() for values in (None, (0.0, 4095.0))] == [16, 255]
 
 
 def test_queries_without_any_light_or_of_eight_bits_are_as_they_are() -> None:
