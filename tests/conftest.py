@@ -65,6 +65,20 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Train in this process on one thread: pytest-xdist's processes share the cores, and the second thread of each took a third more of them."""
+    import torch
+
+    from pipelines import train
+
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patched:
+        cores = train._cores
+        patched.setattr(train, "_cores", lambda options: cores(options) if options.workers else 1)
+        yield
+
+
 @pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """The one Ray cluster of the session. A test without this fixture cannot start Ray."""
