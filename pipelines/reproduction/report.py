@@ -112,7 +112,8 @@ def _cell(values: list[float]) -> str:
 def markdown(paper: str, table: Table, blocks: Blocks, seeds: list[int], absent: list[str]) -> str:
     """A table as Markdown: a block for each direction of each dataset."""
     title = f"## {paper}, table {table.number}: {table.title}" if table.number else f"## {table.title}"
-    text = [title, "", f"The paper's data: {table.data}. All figures are percent, of the last epoch: no epoch is chosen by target labels.", ""]
+    of_paper = f"The paper's data: {table.data}. " if table.number else ""
+    text = [title, "", f"{of_paper}All figures are percent, of the last epoch: no epoch is chosen by target labels.", ""]
     for place, lines in blocks.items():
         text += [f"**{place.column}**, {place.bits} bits, seeds {', '.join(map(str, seeds))}; {place.data.described()}", ""]
         text += ["| | the paper's | " + " | ".join(table.metrics) + " | epochs | seconds |", "|---" * (len(table.metrics) + 4) + "|"]
