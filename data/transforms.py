@@ -46,7 +46,7 @@ def affine_view(
     matrix = torch.stack(
         [cos * width, (cos * slant - sin) * width, 2 * shift * draws[:, 3], sin * height, (sin * slant + cos) * height, 2 * shift * draws[:, 4]], 1
     )
-    return _by_blocks(_sample, images, matrix)
+    return _sampled(images, matrix)
 
 
 def _by_blocks(change: Callable[..., Tensor], images: Tensor, *given: Tensor) -> Tensor:
@@ -63,12 +63,23 @@ def _by_blocks(change: Callable[..., Tensor], images: Tensor, *given: Tensor) ->
     return made
 
 
-def _sample(images: Tensor, matrix: Tensor) -> Tensor:
-    """Sample images (batch, channels, h, w) at affine coordinates, float32; border pixels are repeated outwards.
+def _sampled(images: Tensor, matrix: Tensor) -> Tensor:
+    """Sample images (batch, channels, h, w) at affine coordinates, float32; ``matrix`` as in ``sample_colour``."""
+    sample = _sampler(images)
+    return _by_blocks(sample, images, matrix) if sample is _sample else sample(images, matrix)
 
-    Args:
-        matrix: (batch, 6), the rows of the maps from output to input coordinates, which run from -1 to 1 over the image.
-    """
+
+def _sampler(images: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """What samples such images."""
+    if images.device.type != "cpu" or images.dtype != torch.uint8 or images.shape[1] != 3:
+        return _sample
+    from data.sampling import sample_colour  # noqa: PLC0415  numba is slow to import, and digits do not need it
+
+    return sample_colour
+
+
+def _sample(images: Tensor, matrix: Tensor) -> Tensor:
+    """As ``sample_colour``, of any type and channels and anywhere, by torch."""
     height, width = images.shape[2:]
     y, x = ((2 * torch.arange(side, device=images.device) + 1) / side - 1 for side in (height, width))
     a, b, c, d, e, f = matrix.view(-1, 6, 1, 1).unbind(1)
@@ -108,7 +119,7 @@ def crop_view(images: Tensor, generator: torch.Generator, rank: int = 0, world: 
     """
     n = len(images)
     draws = torch.rand(n * world, 5, generator=generator)[rank * n : (rank + 1) * n]
-    return _by_blocks(_sample, images, _crop_matrix(draws, images.shape[2:], crop, flip))
+    return _sampled(images, _crop_matrix(draws, images.shape[2:], crop, flip))
 
 
 def _crop_matrix(draws: Tensor, side: torch.Size, crop: float, flip: float) -> Tensor:
@@ -141,8 +152,10 @@ def contrastive_view(images: Tensor, generator: torch.Generator, rank: int = 0, 
     draws = torch.rand(n * world, 13, generator=generator)[rank * n : (rank + 1) * n]
     colours, blur = draws[:, 5:11], torch.where(draws[:, 11] < 0.5, (0.1 + 1.9 * draws[:, 12]) * images.shape[3] / 224, 0.0)
 
+    sample = _sampler(images)
+
     def change(part: Tensor, matrix: Tensor, colour: Tensor, deviation: Tensor) -> Tensor:
-        return _blurred(_recoloured(_sample(part, matrix), colour), deviation)
+        return _blurred(_recoloured(sample(part, matrix), colour), deviation)
 
     return _by_blocks(change, images, _crop_matrix(draws, images.shape[2:], crop, flip), colours, blur)
 
@@ -171,9 +184,11 @@ def _turned(images: Tensor, share: Tensor) -> Tensor:
     red, green, blue = images.unbind(1)
     spread = (most - least).clamp(min=1e-6)
     sector = torch.where(most == red, (green - blue) / spread, torch.where(most == green, (blue - red) / spread + 2, (red - green) / spread + 4))
-    sector = sector + 6 * share.view(-1, 1, 1)
-    turned = [each - 6 * (each / 6).floor() for each in (sector + 5, sector + 3, sector + 1)]  # f(n) = V - V S max(0, min(k, 4 - k, 1))
-    return torch.stack([most - (most - least) * torch.minimum(k, 4 - k).clamp(0, 1) for k in turned], 1)
+    hue = sector + 6 * share.view(-1, 1, 1)
+    hue += 6 * (hue < 0)  # 0..6
+    chroma = most - least
+    planes = ((hue - 3).abs_().sub_(1), (hue - 2).abs_().neg_().add_(2), (hue - 4).abs_().neg_().add_(2))
+    return torch.stack([plane.clamp_(0, 1).mul_(chroma).add_(least) for plane in planes], 1)
 
 
 def _blurred(images: Tensor, deviation: Tensor) -> Tensor:

@@ -115,8 +115,9 @@ def reading(root: Path, threads: int, rounds: int, device: torch.device) -> None
         if loader.cached:
             loader.cached_rows()
         batches = on_device(((batch,) for batch in loader.epoch(0, steps + 4)), device)
-        for _ in range(4):  # the buffer fills
-            next(batches)
+        for _ in range(4):  # the buffer fills, what samples is compiled
+            (batch,) = next(batches)
+            loader.with_views(batch, 0, 0)
 
         def work() -> int:
             for step, (batch,) in enumerate(batches):

@@ -18,6 +18,7 @@ from data.decoding import Decoder, read_decoded, read_pictures
 from data.images import decode
 from data.manifest import Manifest
 from data.rows import DomainBatch
+from data.sampling import sample_colour
 from data.transforms import affine_view, contrastive_view, crop_view, drawing_view, random_view, seeded_generator
 from pipelines import ingest
 
@@ -89,6 +90,21 @@ def test_views_do_not_depend_on_the_number_of_workers() -> None:
 def test_the_identity_transform_changes_nothing() -> None:
     images = torch.randint(0, 256, (4, 3, 12, 12), generator=seeded_generator(1), dtype=torch.uint8)
     torch.testing.assert_close(affine_view(images, seeded_generator(0), degrees=0, shift=0, scale=0, shear=0), images.float(), atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(7, 3, 33, 20), (1, 3, 1, 5), (3, 3, 64, 64)])
+def test_colour_images_are_sampled_as_torch_does_it_on_any_number_of_threads(shape: tuple[int, ...]) -> None:
+    images = torch.randint(0, 256, shape, generator=seeded_generator(1), dtype=torch.uint8)
+    matrix = torch.tensor([1.0, 0, 0, 0, 1, 0]) + torch.randn(len(images), 6, generator=seeded_generator(2)) * 0.5  # also far outside
+    wanted, before, found = transforms._sample(images, matrix), torch.get_num_threads(), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(sample_colour(images, matrix))
+    torch.set_num_threads(before)
+    torch.testing.assert_close(found[0], wanted, atol=1e-2, rtol=0)
+    assert found[0].min() >= 0 and found[0].max() <= 255 and all(torch.equal(each, found[0]) for each in found[1:])
+    turned = images.permute(0, 1, 3, 2)  # not contiguous
+    assert torch.equal(sample_colour(turned, matrix), sample_colour(turned.contiguous(), matrix))
 
 
 def test_a_views_scale_bounds_its_change_of_size() -> None:
