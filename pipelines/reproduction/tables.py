@@ -108,6 +108,7 @@ def _retrieval(k: tuple[int, int, int], *figures: float) -> tuple[tuple[str, ...
 _OFFICE_HOME, _OFFICE_31 = "Office-Home, VGG-F fine-tuned", "Office-31, VGG-F fine-tuned"
 _AT_1, _HOME_ROWS = _retrieval((1, 5, 15), 33.18, 35.49, 37.17, 38.07, 40.67)
 _AT_50, _NET_ROWS = _retrieval((50, 100, 200), 37.07, 37.21, 36.89, 41.23, 47.09)
+_CONTRASTED = tuple(row._replace(figures={}) for row in _NET_ROWS[1:])  # the paper's are P@50, which a table of another first metric has not
 
 TABLES: dict[str, tuple[Table, ...]] = {
     "dah": (
@@ -193,7 +194,7 @@ TABLES: dict[str, tuple[Table, ...]] = {
     ),
     "all": (
         Table(0, "every row", "", (CROSS, TARGET, ACCURACY, "cross/precision_at_50"), (
-            Row("features, by cosine", NEAREST), *HASHES, Row("idr-ae", "idr-ae", own=True), *_NET_ROWS[1:], NODA, *ADAPTED, DAH_ROW, *OURS, SUH,
+            Row("features, by cosine", NEAREST), *HASHES, Row("idr-ae", "idr-ae", own=True), *_CONTRASTED, NODA, *ADAPTED, DAH_ROW, *OURS, SUH,
         )),
     ),
 }  # fmt: skip

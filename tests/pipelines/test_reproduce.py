@@ -52,7 +52,7 @@ def test_each_row_is_a_run_that_can_be_made(paper: str, digits: Path) -> None:
     for table in find_tables(paper):
         assert len({row.name for row in table.rows}) == len(table.rows)
         for row in table.rows:
-            assert all(0 < figure < 100 for figure in row.figures.values())
+            assert all(0 < figure < 100 for figure in row.figures.values()) and (table.number or not row.figures)  # a table of ours has no paper's figures
             if row.method != NEAREST:
                 pair = ("", "handwritten") if table.alone else ("typeset", "handwritten")
                 options = Trial(row, "default", data, pair, 64, 0).options(SHARED)
