@@ -343,7 +343,9 @@ def test_images_that_are_none_and_names_that_are_traps(good: Path, tally: Tally)
     whole = (good / "images" / "0.png").read_bytes()
     for name in NAMES:
         (folder / f"{name}.png").write_bytes(whole)
-    tally("images", "ingest out --dataset new/set --domain d --size 16 --channels 1", kinds=218)
+    tally("images", "ingest out --dataset new/mixed --domain d --size 16 --channels 1")
+    assert tally.refused == 1 and not (good / "new" / "mixed").exists()  # what is white in the float files cannot be told
+    tally("images", "ingest out --dataset new/set --domain d --size 16 --channels 1 --range 0-255", kinds=218)
     tally("images", "search i.index out/class -k 1 --grid new/grid.png", kinds=218)
     tally("images", "encode run out/class --out new/codes", kinds=218)
     for path in sorted(folder.iterdir())[:40]:
