@@ -268,7 +268,7 @@ def decode_files(
     Args:
         shape: (channels, height, width) of the images made.
         threads: 0 decodes in the calling thread; one a core if None.
-        values: as in ``decode_query``.
+        values: as in ``decode``.
     """
 
     def load(path: Path) -> np.ndarray | ValueError:

@@ -54,6 +54,11 @@ class Brightness(NamedTuple):
         return self.darkest < 0 or self.brightest > self.white
 
 
+def _is_deep(image: Image.Image) -> bool:
+    """Whether an image has more than 8 bits, and no more pixels than are decoded."""
+    return image.mode.startswith(("I", "F")) and image.width * image.height <= LARGEST_PIXELS
+
+
 def brightness(content: bytes | np.ndarray) -> Brightness | None:
     """Of a uint8 array or an image file of more than 8 bits; None for 8-bit files, features, and what cannot be read."""
     if isinstance(content, np.ndarray):
@@ -62,7 +67,7 @@ def brightness(content: bytes | np.ndarray) -> Brightness | None:
         return None
     try:
         with Image.open(io.BytesIO(content)) as image:
-            if not image.mode.startswith(("I", "F")) or image.width * image.height > LARGEST_PIXELS:
+            if not _is_deep(image):
                 return None
             grey = np.asarray(image, dtype=np.float64)
             return Brightness(float(grey.min(initial=0)), float(grey.max(initial=0)), _top(image.mode, grey), not image.mode.startswith("I;16"))
@@ -74,13 +79,14 @@ def with_range(content: bytes | np.ndarray, low: float, high: float) -> bytes | 
     """A uint8 array, or an image file of more than 8 bits, with ``low``..``high`` mapped to 0..255; other files are unchanged.
 
     Raises:
-        ValueError: the file is not a readable image.
+        Exception: what Pillow raises for a file that is not a readable image.
     """
     if isinstance(content, np.ndarray):
         return scaled(content, low, high)
-    if brightness(content) is None:
-        return content
     with Image.open(io.BytesIO(content)) as image:
+        if not _is_deep(image):
+            return content
+        ImageOps.exif_transpose(image, in_place=True)  # the new file does not say how it lies
         buffer = io.BytesIO()
         Image.fromarray(scaled(np.asarray(image, dtype=np.float64), low, high)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -94,28 +100,30 @@ def _flat(image: Image.Image) -> Image.Image:
     return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode in ("1", "LA") else "RGB")
 
 
-def decode(content: bytes, channels: int, size: int) -> np.ndarray:
-    """Decode an image file as ``decode_rows`` does; returns (channels, size, size) uint8."""
-    array = decode_rows(content, channels, size)
+def decode(content: bytes, channels: int, size: int, values: tuple[float, float] | None = None) -> np.ndarray:
+    """Decode an image file as ``decode_rows`` does; returns (channels, size, size) uint8.
+
+    Args:
+        values: the lowest and highest value of files of more than 8 bits; None for those of their type.
+
+    Raises:
+        ValueError: the bytes are not a readable image; says why.
+    """
+    with _one_line_faults(content):
+        array = decode_rows(bytes(with_range(content, *values)) if values else content, channels, size)
     return np.ascontiguousarray(array[None] if channels == 1 else array.transpose(2, 0, 1))
 
 
 def decode_query(content: bytes, channels: int, size: int, values: tuple[float, float] | None = None) -> np.ndarray:
     """Decode an image file that no dataset holds, as ``decode`` does.
 
-    Args:
-        values: the lowest and highest value of files of more than 8 bits; None for those of their type.
-
     Raises:
-        ValueError: it is not a readable image, or it would be nearly black, as those of 12 bits in 16.
+        ValueError: it is not a readable image, or without ``values`` it would be nearly black, as those of 12 bits in 16.
     """
-    with _one_line_faults(content):
-        if values:
-            return decode(bytes(with_range(content, *values)), channels, size)
-        seen = brightness(content)
-        if seen and seen.nearly_black:
-            raise ValueError(f"its brightest value is {seen.brightest:g} of {seen.white:g}, so it is nearly black: --range says what is white")
-        return decode(content, channels, size)
+    seen = None if values else brightness(content)
+    if seen and seen.nearly_black:
+        raise ValueError(f"its brightest value is {seen.brightest:g} of {seen.white:g}, so it is nearly black: --range says what is white")
+    return decode(content, channels, size, values)
 
 
 def decode_rows(content: bytes, channels: int, size: int) -> np.ndarray:
@@ -167,7 +175,7 @@ def _one_line_faults(content: bytes) -> Iterator[None]:
 
 
 def thumbnail(content: bytes, longest: int, values: tuple[float, float] | None = None) -> bytes:
-    """An image file as a JPEG file without metadata, its longer side at most ``longest`` pixels, its aspect ratio kept; ``values`` as in ``decode_query``.
+    """An image file as a JPEG file without metadata, its longer side at most ``longest`` pixels, its aspect ratio kept; ``values`` as in ``decode``.
 
     Raises:
         ValueError: the bytes are not a readable image; says why.

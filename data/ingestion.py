@@ -124,8 +124,8 @@ def _light(domain: str, parts: list[dict[str, Any]]) -> list[str]:
     found = [json.loads(item["light"]) for item in parts]
     guessed = sum((Counter(each["guessed"]) for each in found), Counter[str]())
     if len(guessed) > 1:
-        shares = ", ".join(f"{white} of {count:,}" for white, count in sorted(guessed.items(), key=lambda item: float(item[0])))
-        raise ValueError(f"{domain}: by their brightest values the white of the float or 32-bit images is {shares}: give --range LOW-HIGH for all")
+        shares = ", ".join(f"{white} for {count:,}" for white, count in sorted(guessed.items(), key=lambda item: float(item[0])))
+        raise ValueError(f"{domain}: float or 32-bit images differ in what their brightest value makes white: {shares}: give --range LOW-HIGH for all")
     bright, white = (max((each[name] for each in found), default=0.0) for name in ("brightest", "white"))
     cut, notes = sum(each["cut"] for each in found), []
     if white > 0 and bright * 8 <= white:

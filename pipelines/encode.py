@@ -19,7 +19,7 @@ from data.manifest import Manifest
 from data.readers.folder import image_files
 from models.allocator import keep_freed_memory
 from pipelines.console import cluster
-from pipelines.console.config import RANGE, option, positional, required, value_range
+from pipelines.console.config import NO_RANGE, RANGE, option, positional, required, value_range
 from pipelines.parts import Decode, on_ray
 from pipelines.registry.encoders import Encoder, open_encoder, registry_uri, resolve
 from pipelines.retrieval.code_files import SCHEMA
@@ -123,7 +123,7 @@ def run(config: Config) -> dict[str, Any]:
     if not rows and len(encoder.shape) != 3:
         raise ValueError(f"{config.model} takes feature vectors, {path} holds files: ingest the features and give the dataset")
     if rows and config.range:
-        raise ValueError("--range is for image files, and a dataset's images have theirs since ingest")
+        raise ValueError(NO_RANGE)
     items = _dataset_items(config, rows, encoder.shape) if rows else _file_items(path, config.workers, encoder.shape)
     staging = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
     absolute = dataclasses.replace(  # workers may have another working folder and environment

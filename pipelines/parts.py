@@ -32,7 +32,7 @@ class Decode:
 
     def __init__(self, path: str, shape: tuple[int, ...], threads: int | None = None, values: tuple[float, float] | None = None) -> None:
         """Args:
-        values: of ``files``, as in ``decode_query``.
+        values: of ``files``, as in ``decode``.
         """
         self.root, self.shape, self.threads, self.values = to_path(path), shape, threads, values
 

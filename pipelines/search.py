@@ -34,13 +34,13 @@ class Config:
 
 def run(config: Config) -> dict[str, Any]:
     """Search; returns each query with its answers: id, label, class name, Hamming distance."""
-    index = open_index(to_path(config.index))
+    index, values = open_index(to_path(config.index)), value_range(config.range)
     model = resolve(config.model or index.manifest["model"], config.storage, config.tracking)
     check_encodes(model, index.manifest["model"], config.storage, config.tracking)
     encoder = open_encoder(model.name, config.storage, config.tracking, rows=queried_dataset(config.images))
     if encoder.bits != index.manifest["bits"]:
         raise ValueError(f"the model gives {encoder.bits} bits, the index holds {index.manifest['bits']}: search with the model that encoded it")
-    queries = load_queries(config.images, encoder.shape, value_range(config.range))
+    queries = load_queries(config.images, encoder.shape, values)
     found = index.search(encoder(queries.x), config.k, config.probes)
     answers = [
         [
@@ -59,7 +59,7 @@ def run(config: Config) -> dict[str, Any]:
             raise ValueError("--grid needs images, and this model takes feature vectors")
         from pipelines.retrieval.plots import grid, picture  # noqa: PLC0415  matplotlib is slow to import
 
-        pictures = [[picture(load_origin(row["origin"], encoder.shape, value_range(config.range))) for row in near] for near in found.rows[:20]]
+        pictures = [[picture(load_origin(row["origin"], encoder.shape, values)) for row in near] for near in found.rows[:20]]
         pairs = zip(queries.classes, answers[:20], strict=False)
         right = [[each["class"] == true if true and each["class"] else None for each in near] for true, near in pairs]
         title = f"{len(queries.names[:20])} queries in {to_path(config.index).name}"

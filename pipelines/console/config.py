@@ -15,6 +15,7 @@ from data.filesystem import to_path
 from models.hyperparameters import is_choice
 
 RANGE = "LOW-HIGH: values of image files of more than 8 bits that are black and white (default: those of their type)"
+NO_RANGE = "--range is for image files, and a dataset's images have theirs since ingest"
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:

@@ -7,10 +7,11 @@ import torch
 
 from data.decoding import decode_files, read_decoded
 from data.filesystem import to_path
-from data.images import decode_query
+from data.images import decode
 from data.manifest import Manifest
 from data.readers.base import printable
 from data.readers.folder import image_files
+from pipelines.console.config import NO_RANGE
 
 
 class Queries(NamedTuple):
@@ -31,14 +32,14 @@ def load_queries(images: str, shape: tuple[int, ...], values: tuple[float, float
     """Load query images.
 
     Args:
-        values: of image files, as in ``decode_query``.
+        values: of image files, as in ``decode``.
 
     Raises:
         ValueError: there are none, or they do not fit the model.
     """
     if "#" in images and not to_path(images).exists():
         if values:
-            raise ValueError("--range is for image files, and a dataset's images have theirs since ingest")
+            raise ValueError(NO_RANGE)
         return _dataset_queries(images, shape)
     path = to_path(images)
     if not path.exists():
@@ -103,6 +104,6 @@ def load_origin(origin: str, shape: tuple[int, ...], values: tuple[float, float]
     try:
         if "#" in origin and not to_path(origin).exists():
             return _dataset_queries(origin, shape).x[0]
-        return decode_query(to_path(origin).read_bytes(), shape[0], shape[1], values)
+        return decode(to_path(origin).read_bytes(), shape[0], shape[1], values)
     except (ValueError, OSError):
         return np.full(shape, 128, np.uint8)

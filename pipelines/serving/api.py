@@ -43,7 +43,7 @@ def create_app(gateway: Gateway, limits: Limits, token: str = "", values: tuple[
 
     Args:
         token: SHA-256 of the token that requests need, in hexadecimal; "" for none.
-        values: of the index's image files, as in ``decode_query``.
+        values: of the index's image files, as in ``decode``.
     """
     measures = Measures()
 

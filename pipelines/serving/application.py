@@ -48,7 +48,7 @@ class Settings:
         most: replicas up to which each deployment grows with its load; 0 for a fixed number.
         cpus: that each replica reserves.
         gpu: whether encoders have a GPU each.
-        values: of queries and of the index's image files, as in ``decode_query``.
+        values: of queries and of the index's image files, as in ``decode``.
         timeout: seconds for a request.
         poll: seconds between looks at the index and the alias.
         waiting, body: as in ``Limits``, the body in MiB.

@@ -28,7 +28,7 @@ class Encoders:
         """Args:
         storage, tracking: where runs are, and the registry, as in ``open_encoder``.
         cache: folder of copies of registered models.
-        values: of images, as in ``decode_query``.
+        values: of images, as in ``decode``.
         """
         self.storage, self.tracking, self.cache, self.gpu, self.values = storage, tracking, Path(cache) / "encoders", gpu, values
         self.loaded: OrderedDict[Resolved, tuple[Encoder, Batches[np.ndarray, bytes]]] = OrderedDict()

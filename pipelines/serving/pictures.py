@@ -19,7 +19,7 @@ def read_picture(origin: str, values: tuple[float, float] | None = None) -> tupl
     """The picture of a row's origin, and its media type.
 
     Args:
-        values: of image files, as in ``decode_query``.
+        values: of image files, as in ``decode``.
 
     Raises:
         ValueError: it is no longer there, or it is a feature vector.

@@ -68,6 +68,13 @@ def test_a_query_that_would_be_nearly_black_is_refused_and_a_range_mends_it(valu
     assert np.abs(found.ravel().astype(int) - np.arange(256)).max() <= 1
 
 
+def test_a_range_keeps_the_rotation_that_exif_tells() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = Image.fromarray(HALVES[..., 0].astype(np.uint16) * 20).transpose(Image.Transpose.ROTATE_90)
+    assert is_halves(decode(file_bytes(turned, "TIFF", exif=exif), 1, 16, (0.0, 255 * 20.0)).repeat(3, 0) * (HALVES[0, 8] / 200).reshape(3, 1, 1))
+
+
 def test_a_thumbnail_of_twelve_bits_is_as_light_as_its_range_says() -> None:
     content = file_bytes(Image.fromarray(np.full((32, 32), 4095, np.uint16)), "PNG")
     assert [decode(thumbnail(content, 8, values), 1, 8).max() for values in (None, (0.0, 4095.0))] == [16, 255]
