@@ -12,7 +12,7 @@ BETTER = 1e-6  # share of the error by which a later start must be better: round
 
 
 def kmeans(x: Tensor, clusters: int, generator: torch.Generator, numbers: Tensor | None = None) -> Tensor:
-    """Lloyd's k-means with 20 iterations, the best of 5 random starts. All ranks call it together, each with its own vectors.
+    """Lloyd's k-means with at most 20 iterations, the best of 5 random starts. All ranks call it together, each with its own vectors.
 
     Only sums over clusters are exchanged. The number of ranks changes the result by rounding alone.
 
@@ -37,9 +37,13 @@ def kmeans(x: Tensor, clusters: int, generator: torch.Generator, numbers: Tensor
     for _ in range(RESTARTS):
         centroids = _vectors(x, numbers, torch.randperm(total, generator=generator)[:clusters])
         for _ in range(ITERATIONS):
-            sums, sizes, _ = _cluster_sums(x, centroids)
-            centroids = _means(sums, sizes).to(x.dtype)
-        error = squares + float(_cluster_sums(x, centroids)[2])
+            sums, sizes, distances = _cluster_sums(x, centroids)
+            before, centroids = centroids, _means(sums, sizes).to(x.dtype)
+            if torch.equal(centroids, before):  # no further iteration would move them
+                break
+        else:
+            distances = _cluster_sums(x, centroids)[2]
+        error = squares + float(distances)
         if error < least * (1 - BETTER):
             best, least = centroids, error
     return normalize(best)

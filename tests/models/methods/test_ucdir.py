@@ -10,7 +10,7 @@ import torch
 from sklearn.cluster import KMeans
 from torch.nn.functional import normalize
 
-from models import distributed
+from models import clustering, distributed
 from models.clustering import _cluster_sums, _means, kmeans, nearest
 from models.distributed import BatchNorm
 from models.losses.contrastive import (
@@ -111,6 +111,17 @@ def test_kmeans_is_as_good_as_scikit_learns() -> None:
     members = nearest(x, kmeans(x, 8, torch.Generator().manual_seed(0)))
     error = sum((x[members == k] - x[members == k].mean(0)).square().sum() for k in range(8))
     assert error < 1.03 * KMeans(8, n_init=5, max_iter=20, random_state=0).fit(x.numpy()).inertia_
+
+
+def test_kmeans_ends_where_no_iteration_would_change_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, passes = normalize(random(90, 4)), list[int]()
+    monkeypatch.setattr(clustering, "_cluster_sums", lambda *given: passes.append(1) or _cluster_sums(*given))
+    early = kmeans(x, 5, torch.Generator().manual_seed(0))
+    count = len(passes)
+    monkeypatch.setattr(torch, "equal", lambda *pair: False)
+    late = kmeans(x, 5, torch.Generator().manual_seed(0))
+    monkeypatch.undo()
+    assert torch.equal(early, late) and count < len(passes) - count == clustering.RESTARTS * (clustering.ITERATIONS + 1)
 
 
 def test_an_empty_cluster_takes_half_of_the_largest() -> None:
