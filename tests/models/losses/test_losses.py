@@ -7,7 +7,7 @@ import torch
 
 from models.losses.alignment import confident_classes, pseudo_label_loss
 from models.losses.hashing import class_log_probabilities, entropy_loss, pairwise_hash_loss, quantisation_loss
-from models.losses.mmd import linear_mmd, quadratic_mmd
+from models.losses.mmd import _bandwidths, _SummedKernels, linear_mmd, quadratic_mmd
 from models.losses.prototypes import kept_relation, label_relation, nearest_prototype, prototype_contrast, renewed_prototypes
 
 
@@ -73,6 +73,21 @@ def test_quadratic_mmd_matches_the_sum_over_pairs() -> None:
     random = torch.Generator().manual_seed(0)
     source, target = torch.randn(5, 3, generator=random), torch.randn(6, 3, generator=random) + 1
     assert quadratic_mmd(source, target).item() == pytest.approx(brute_mmd(source, target), rel=1e-4)
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+def test_summed_kernels_are_those_of_autograd_bit_for_bit(scale: float) -> None:
+    random = torch.Generator().manual_seed(0)
+    x, weights = scale * torch.randn(40, 9, generator=random), torch.randn(40, 40, generator=random)
+    distances = torch.cdist(x, x).square()
+    bandwidths = _bandwidths(distances)
+    one, other = (distances.clone().requires_grad_() for _ in range(2))
+    made, plain = _SummedKernels.apply(one, bandwidths), sum(torch.exp(-other / bandwidth) for bandwidth in bandwidths)
+    assert isinstance(plain, torch.Tensor)
+    for each in (made, plain):
+        (each * weights).sum().backward()
+    assert torch.equal(made, plain) and one.grad is not None and other.grad is not None and torch.equal(one.grad, other.grad)
+    assert one.grad.count_nonzero() == 40 * 40
 
 
 @pytest.mark.parametrize(("estimate", "n"), [(linear_mmd, 80_000), (quadratic_mmd, 800)])
