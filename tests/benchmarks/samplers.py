@@ -27,12 +27,13 @@ class Arm(NamedTuple):
     start_up: int = 10
     stop: str = "asha"
     start: str = "default,paper"
-    share: float = 1.9
+    share: float = 2.0
 
 
 RANDOM = "random"
 ARMS = {
     RANDOM: Arm("random", stop="none", start="none", share=1.0), "TPE + ASHA": Arm("tpe", start="none"), "TPE + ASHA from defaults": Arm("tpe"),
+    "TPE 4 + ASHA": Arm("tpe", 4, start="none"),
     "TPE 4 + ASHA from defaults": Arm("tpe", 4), "GP 4 + ASHA from defaults": Arm("gp", 4, share=2.4), "CMA-ES 4 + ASHA from defaults": Arm("cmaes", 4),
     "random from defaults": Arm("random", stop="none", share=1.0),
     "TPE 4 + median from defaults": Arm("tpe", 4, "median"), "TPE 4 + hyperband from defaults": Arm("tpe", 4, "hyperband"),
