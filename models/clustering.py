@@ -39,7 +39,7 @@ def kmeans(x: Tensor, clusters: int, generator: torch.Generator, numbers: Tensor
         for _ in range(ITERATIONS):
             sums, sizes, distances = _cluster_sums(x, centroids)
             before, centroids = centroids, _means(sums, sizes).to(x.dtype)
-            if torch.equal(centroids, before):  # no further iteration would move them
+            if torch.equal(centroids, before):  # then on every rank: all have the same sums
                 break
         else:
             distances = _cluster_sums(x, centroids)[2]

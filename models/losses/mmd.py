@@ -4,9 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 KERNELS = 17  # bandwidths 2^-8 .. 2^8 times the median squared distance
-LEAST = -87.0  # exponent below which float32 has no normal numbers: they take ten times as long, and change no sum
+LEAST = -87.0  # exponent below which exp is subnormal in float32: ten times as slow, and too small to change the sum
 
 
 def _bandwidths(squared_distances: Tensor) -> Tensor:
@@ -22,7 +23,7 @@ def _kernels(squared_distances: Tensor, bandwidths: Tensor) -> Tensor:
 
 
 class _SummedKernels(torch.autograd.Function):
-    """Sum of the Gaussian kernels exp(-d / bandwidth): (n, n), (KERNELS,) -> (n, n). What autograd would do, in place."""
+    """Sum of the Gaussian kernels exp(-d / bandwidth): (n, n), (KERNELS,) -> (n, n). What autograd would do, in place; no second derivative."""
 
     @staticmethod
     def forward(ctx: Any, distances: Tensor, bandwidths: Tensor) -> Tensor:
@@ -34,6 +35,7 @@ class _SummedKernels(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         bandwidths, *kernels = ctx.saved_tensors
         found = torch.zeros_like(gradients[0])
