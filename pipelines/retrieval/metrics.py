@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+import torch
 
 Array = np.ndarray
 MAP_KS = (50, 100, 200, 1000)  # of mAP@k
@@ -100,7 +101,10 @@ def distance_histograms(queries: Array, query_labels: Array, database: Array, da
     known = np.append(names, -1)[place] == query_labels
     classes = np.where(known & (query_labels >= 0), place, len(names)).astype(np.int64)
     result = Histograms(*(np.zeros((len(queries), bits + 1), np.int32) for _ in range(2)))
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     _count(_words(queries), _words(database[order]), starts, classes, result.counts, result.relevant)
+    torch.set_num_threads(threads)  # which numba's kernel sets too where both use OpenMP, and on which rounding depends
     if own:
         result.counts[:, 0] -= query_labels >= 0
         result.relevant[:, 0] -= known & (query_labels >= 0)

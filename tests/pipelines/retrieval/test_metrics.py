@@ -4,6 +4,7 @@ from itertools import permutations, product
 
 import numpy as np
 import pytest
+import torch
 
 from pipelines.retrieval import metrics
 
@@ -28,6 +29,16 @@ def orders(query: np.ndarray, database: np.ndarray) -> list[list[int]]:
 def average_precision(hits: np.ndarray, k: int, best: int) -> float:
     ranks = np.arange(1, len(hits) + 1)
     return float((np.cumsum(hits) / ranks * hits)[:k].sum() / best)
+
+
+def test_counting_leaves_the_number_of_threads_as_it_is() -> None:
+    before = torch.get_num_threads()
+    for threads in (1, 2, 64):
+        torch.set_num_threads(threads)
+        metrics.distance_histograms(*case(0))
+        found = torch.get_num_threads()
+        torch.set_num_threads(before)
+        assert found == threads
 
 
 @pytest.mark.parametrize("seed", range(12))
