@@ -25,6 +25,19 @@ class Explain:
     study_storage: str = option("", "Optuna's storage of the search")
 
 
+def compared(study: optuna.Study) -> tuple[optuna.Study, int]:
+    """A search's trials where they can be compared: where some ended early, all with their values after the epoch that all came to; and that epoch, or 0."""
+    early = [each for each in study.trials if each.state == TrialState.PRUNED and each.intermediate_values]
+    if not early:
+        return study, 0
+    epoch = min(max(each.intermediate_values) for each in early)
+    found = optuna.create_study(direction=study.direction)
+    for each in study.trials:
+        if each.state in (TrialState.COMPLETE, TrialState.PRUNED) and epoch in each.intermediate_values:  # where a trial paused, its second part is not
+            found.add_trial(optuna.trial.create_trial(params=each.params, distributions=each.distributions, value=each.intermediate_values[epoch]))
+    return found, epoch
+
+
 def importances(study: optuna.Study, objective: int = 0, seed: int = 0) -> dict[str, tuple[float, int]]:
     """Each field's share of the variance of an objective (fANOVA), and the number of trials that it is computed from.
 
@@ -64,9 +77,10 @@ def explain(config: Explain) -> dict[str, Any]:
     names = str(given.get("objective", "information")).split(",")
     storage = config.study_storage or given.get("study_storage") or study_in(folder)
     study = open_study(storage, folder.name, [maximised(name) for name in names], "random", 0)
-    found = {name: importances(study, number) for number, name in enumerate(names)}
+    trials, epoch = compared(study)
+    found = {name: importances(trials, number) for number, name in enumerate(names)}
     for name, shares in found.items():
-        print(f"{name} of {config.explain}: share of its variance, from so many trials")
+        print(f"{name} of {config.explain}{f' after epoch {epoch}, to which all trials came' if epoch else ''}: share of its variance, from so many trials")
         for each, (share, count) in shares.items():
             print(f"  {each:<24}{share:>7.3f}{count:>6}")
     return {"study": config.explain, "importances": {name: {each: share for each, (share, _) in shares.items()} for name, shares in found.items()}}

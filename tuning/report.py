@@ -25,6 +25,7 @@ from pipelines.training import runs
 from pipelines.training.options import TrainOptions, make_options
 from pipelines.training.plan import make_plan, prepare
 from tuning.confirm import Confirmed, write_confirmed
+from tuning.explain import compared
 from tuning.study import DEFAULTS, START, STATES, cut_off, reason
 from tuning.trial import JUDGED, trial_folder
 
@@ -98,7 +99,10 @@ def draw(study: optuna.Study, names: list[str], out: Path) -> None:
     from matplotlib import pyplot  # noqa: PLC0415
     from optuna.visualization import matplotlib as charts  # noqa: PLC0415
 
-    kinds: dict[str, Any] = {"history": charts.plot_optimization_history, "importances": charts.plot_param_importances, "slices": charts.plot_slice}
+    kinds: dict[str, Any] = {
+        "history": (charts.plot_optimization_history, study), "importances": (charts.plot_param_importances, compared(study)[0]),
+        "slices": (charts.plot_slice, study),
+    }  # fmt: skip
     one = {"target": lambda each: each.values[0], "target_name": names[0]}
 
     def save(name: str) -> None:
@@ -111,9 +115,9 @@ def draw(study: optuna.Study, names: list[str], out: Path) -> None:
             charts.plot_pareto_front(study, target_names=names)
             save("pareto")
             pyplot.close("all")
-        for name, chart in kinds.items():
+        for name, (chart, trials) in kinds.items():
             with contextlib.suppress(ValueError, RuntimeError):  # too few trials, or no differences
-                chart(study, **one)
+                chart(trials, **one)
                 save(name)
             pyplot.close("all")
 

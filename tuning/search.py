@@ -20,15 +20,16 @@ from tuning import report
 from tuning.confirm import confirm
 from tuning.explain import Explain, explain
 from tuning.objectives import OBJECTIVES, ORACLES, default_objective, maximised
+from tuning.pausing import FEWEST, Pauses, Pausing
 from tuning.space import RESERVED, Space, space_of
 from tuning.start import first_trials
-from tuning.study import START, START_UP, KeptActors, ProgressCallback, TuneSearch, open_study, recover, sparing, study_in
+from tuning.study import START, START_UP, KeptActors, ProgressCallback, TuneSearch, cut_off, open_study, recover, sparing, study_in
 from tuning.trial import SearchContext, trial
 
 SAMPLERS = ("tpe", "gp", "cmaes", "nsga2", "random")
 DEFAULT = "default: information, or source-map, balance or rank, as method and source allow"
 REDUCTION = 3  # of so many trials that have come to an epoch, asha lets one go on
-STOPPING = ("asha", "hyperband", "median", "none")
+STOPPING = ("pause", "asha", "hyperband", "median", "none")
 COST = "bits"  # the only objective that does not measure quality
 SAVED = "search.json"
 
@@ -50,8 +51,9 @@ class Config(TrainOptions):
     promote: bool = option(False, "with --register: make the model the champion if it is significantly better")
     explain: str = option("", "name of a search: show how much each of its fields matters, and end")
     stop: str = option(
-        "asha", "which trials are stopped early, not with two objectives: asha, all but the best third at some epochs; hyperband, asha that begins at "
-        "different epochs; median, those below the median of the others' means; none", STOPPING,
+        "pause", "which trials end early, not with two objectives: pause, trials pause after a quarter and half of their epochs, and the best "
+        "third goes on, now or later; asha, all but the best third of those before end at some epochs; hyperband, asha that begins at different epochs; "
+        "median, those below the median of the others' means; none", STOPPING,
     )  # fmt: skip
     concurrency: int = option(0, "trials at once (default: as many as the cluster has room for)")
     trial_workers: int = option(1, "workers of a trial; more than one start Ray Train")
@@ -201,15 +203,18 @@ def run(config: Config | Explain) -> dict[str, Any]:
         for name, values in first.items():
             study.enqueue_trial(values, user_attrs={START: name})
     done = recover(study, folder, config.names())
-    left = config.trials - done
+    left, pauses = config.trials - done, _pauses(config)
+    if pauses:
+        pauses.recall(study.trials, cut_off(study))
+    search = left > 0 or bool(pauses and pauses.waits())
     tracker = _tracker(config, folder)
     said = f"{done} of {config.trials} trials are done; {len(space.searched)} values are searched, by {config.objective}"
     print(f"search {folder.name}: {said}", file=sys.stderr)
     oracle = "each" if any(name in ORACLES for name in config.names()) else "last" if config.oracle else ""
     setting, config.concurrency = SearchContext(options, str(folder), oracle), at_once
-    held = _held(config, manifest, method.wants.source_labels) if left > 0 or config.confirm else {}
-    if left > 0:
-        _search(config, setting, study, space, left, share, held, tracker)
+    held = _held(config, manifest, method.wants.source_labels) if search or config.confirm else {}
+    if search:
+        _search(config, setting, study, space, max(left, 0), pauses, share, held, tracker)
     confirmed = []
     if config.confirm and (finalists := report.ranked(study)[: config.finalists]):
         seeds = [config.seed + number for number in range(1, config.confirm + 1)]
@@ -234,10 +239,19 @@ def _tracker(config: Config, folder: Path) -> Any:
     return tracker
 
 
-def _scheduler(config: Config) -> Any:
-    """What stops trials early in Ray Tune; None if nothing does."""
+def _pauses(config: Config) -> Pauses | None:
+    """Which trials pause and go on; None if none do."""
+    if config.stop != "pause" or len(config.names()) > 1 or config.epochs == 1:
+        return None
+    return Pauses(config.epochs, config.maximise()[0], max(FEWEST, config.finalists if config.confirm else 0))
+
+
+def _scheduler(config: Config, pauses: Pauses | None) -> Any:
+    """What ends trials early in Ray Tune; None if nothing does."""
     from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule  # noqa: PLC0415
 
+    if pauses:
+        return Pausing(pauses, config.names()[0])
     if config.stop == "none" or len(config.names()) > 1 or config.epochs == 1:
         return None
     name, mode, first = config.names()[0], "max" if config.maximise()[0] else "min", max(1, config.epochs // 4)
@@ -248,7 +262,10 @@ def _scheduler(config: Config) -> Any:
     return sparing(ASHAScheduler)("epoch", name, mode, max_t=config.epochs, grace_period=first, reduction_factor=REDUCTION, brackets=brackets)
 
 
-def _search(config: Config, setting: SearchContext, study: Any, space: Space, left: int, share: dict[str, float], held: dict[str, Any], tracker: Any) -> None:
+def _search(
+    config: Config, setting: SearchContext, study: Any, space: Space, left: int, pauses: Pauses | None, share: dict[str, float], held: dict[str, Any],
+    tracker: Any,
+) -> None:  # fmt: skip
     """Run the remaining trials."""
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
@@ -263,8 +280,8 @@ def _search(config: Config, setting: SearchContext, study: Any, space: Space, le
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(trial, setting=setting, held=held), share),
         tune_config=tune.TuneConfig(
-            search_alg=TuneSearch(study, space, folder, config.names(), config.maximise(), config.epochs),
-            scheduler=_scheduler(config), num_samples=left, max_concurrent_trials=config.concurrency, reuse_actors=True,
+            search_alg=TuneSearch(study, space, folder, config.names(), config.maximise(), config.epochs, left, pauses),
+            scheduler=_scheduler(config, pauses), num_samples=-1 if pauses else left, max_concurrent_trials=config.concurrency, reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name="tune", **cluster.storage_options(folder / "ray"), verbose=0,

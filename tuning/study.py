@@ -12,20 +12,22 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from ray.tune import Callback
 from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.utils.object_cache import _ObjectCache
 
-from data.filesystem import is_local, write_text
+from data.filesystem import is_local, move, to_path, write_text
 from data.transforms import seeded_generator
 from pipelines.registry.connection import sqlite_path
 from pipelines.training import runs
 from tuning.journal import Journal
 from tuning.objectives import OBJECTIVES
+from tuning.pausing import PausedSampler, Pauses
 from tuning.space import Space
 from tuning.trial import BESIDE, ENDED, FAILED, trial_folder
 
 START_UP = 4  # trials that are drawn at random, or given, before a sampler learns from them
-CONTINUES, START = "continues", "start"  # user attributes: number of the interrupted trial that a trial continues; where a first trial's values are from
+CONTINUES, START = "continues", "start"  # user attributes: number of the interrupted or paused trial that it continues; where a first trial's values are from
 DEFAULTS = "default"  # START of the trial of the method's defaults
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped early", TrialState.FAIL: "failed"}
 
@@ -83,7 +85,9 @@ def recover(study: optuna.Study, folder: Path, names: list[str]) -> int:
     for each in study.trials:
         if each.state != TrialState.RUNNING:
             continue
-        place = trial_folder(folder, each.number)
+        place, old = trial_folder(folder, each.number), each.user_attrs.get(CONTINUES)
+        if old is not None and not place.exists() and trial_folder(folder, old).exists():
+            move(trial_folder(folder, old), place)  # it was killed before it did this itself
         if (place / ENDED).is_file():
             told = runs.read_json(place / ENDED)
             study.tell(each.number, [told[name] for name in names])
@@ -97,7 +101,7 @@ def recover(study: optuna.Study, folder: Path, names: list[str]) -> int:
 
 
 def cut_off(study: optuna.Study) -> set[int]:
-    """Numbers of the interrupted trials that other trials continue."""
+    """Numbers of the trials that were interrupted or had paused, and that other trials continue."""
     return {each.user_attrs[CONTINUES] for each in study.trials if CONTINUES in each.user_attrs}
 
 
@@ -123,14 +127,47 @@ class Draw:
 class TuneSearch(OptunaSearch):
     """Optuna's search algorithm for Tune. Trials stopped early are recorded as pruned instead of complete."""
 
-    def __init__(self, study: optuna.Study, space: Space, folder: Path, names: list[str], maximise: list[bool], epochs: int) -> None:
+    def __init__(
+        self, study: optuna.Study, space: Space, folder: Path, names: list[str], maximise: list[bool], epochs: int, left: int = 0, pauses: Pauses | None = None,
+    ) -> None:  # fmt: skip
+        """Args:
+            left: with ``pauses``: how many trials are to be drawn.
+            pauses: which trials pause and go on, with what an earlier part of the search left; None if none do.
+        """
         modes = ["max" if more else "min" for more in maximise]
         single = len(names) == 1
+        self.epochs, self.folder, self.left, self.pauses = epochs, folder, left, pauses
+        self.continued = cut_off(study) if pauses else set[int]()
+        self.past: dict[str, int] = {}  # Tune's ids of the trials that go on after a pause, and its epoch
         super().__init__(
-            Draw(space, folder), names[0] if single else names, modes[0] if single else modes, sampler=study.sampler,
-            study_name=study.study_name, storage=study._storage,
+            Draw(space, folder), names[0] if single else names, modes[0] if single else modes,
+            sampler=PausedSampler(study.sampler, self.continued) if pauses else study.sampler, study_name=study.study_name, storage=study._storage,
         )  # fmt: skip
-        self.epochs, self.folder = epochs, folder
+
+    def suggest(self, trial_id: str) -> Any:
+        """The values of the next trial: of one that has paused and goes on, or else of a new one. None while it is not known yet, FINISHED in the end."""
+        if self.pauses:
+            running = self._ot_trials.keys() - self._completed_trials
+            if found := self.pauses.next(lambda epoch: self.left > 0 or any(self._comes(each, epoch) for each in running)):
+                self.past[trial_id] = found[0]
+                self._go_on(found[1])
+            elif self.left:
+                self.left -= 1
+            else:
+                return None if running else Searcher.FINISHED
+        return super().suggest(trial_id)
+
+    def _comes(self, trial_id: str, epoch: int) -> bool:
+        """Whether a running trial will come to a pause."""
+        assert self.pauses is not None
+        return self.past.get(trial_id, 0) < epoch and self._ot_trials[trial_id].number not in self.pauses.values[epoch]
+
+    def _go_on(self, number: int) -> None:
+        """Queue a trial that has paused as another one, which continues it."""
+        assert self._ot_study is not None
+        self.continued.add(number)
+        paused = self._ot_study.get_trials(deepcopy=False)[number]
+        self._ot_study.enqueue_trial(paused.params, user_attrs=paused.user_attrs | {CONTINUES: number})
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Report an epoch's value to Optuna."""
@@ -217,8 +254,9 @@ class ProgressCallback(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial starts."""
-        self.tracker.begin(trial.config["number"], {name: value for name, value in trial.config.items() if name not in BESIDE})
-        self._note(trial, "running")
+        old = to_path(trial.config["continues"]).name.rpartition("-")[2]
+        self.tracker.begin(trial.config["number"], {name: value for name, value in trial.config.items() if name not in BESIDE}, int(old or -1))
+        self._note(trial, f"continues {int(old)}" if old else "running")
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         """An epoch has finished."""

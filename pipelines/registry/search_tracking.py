@@ -55,11 +55,17 @@ class SearchTracker:
                 print(f"note: {error}", file=sys.stderr)
             self.warned = True
 
-    def begin(self, number: int, values: dict[str, Any]) -> None:
-        """Start a trial's run, with its drawn values."""
-        if self.client and number not in self.trials:  # a retried trial has a run already
-            with self._lenient():
-                self.trials[number] = self._new(f"{self.name}-{number:04d}", {"mlflow.parentRunId": self.tracked}, values)
+    def begin(self, number: int, values: dict[str, Any], continues: int = -1) -> None:
+        """Start a trial's run, with its drawn values; or go on with the run of the trial that had paused, if this tracker began it."""
+        if not self.client or number in self.trials:  # a retried trial has a run already
+            return
+        name = f"{self.name}-{number:04d}"
+        with self._lenient():
+            if continues in self.trials:
+                self.trials[number] = self.trials.pop(continues)
+                self.client.update_run(self.trials[number], status="RUNNING", name=name)
+            else:
+                self.trials[number] = self._new(name, {"mlflow.parentRunId": self.tracked}, values)
 
     def epoch(self, number: int, epoch: int, result: dict[str, float]) -> None:
         """Log a trial's metrics after an epoch."""

@@ -34,7 +34,8 @@ RANDOM = "random"
 ARMS = {
     RANDOM: Arm("random", stop="none", start="none", share=1.0), "TPE + ASHA": Arm("tpe", start="none"), "TPE + ASHA from defaults": Arm("tpe"),
     "TPE 4 + ASHA": Arm("tpe", 4, start="none"),
-    "TPE 4 + ASHA from defaults": Arm("tpe", 4), "GP 4 + ASHA from defaults": Arm("gp", 4, share=2.4), "CMA-ES 4 + ASHA from defaults": Arm("cmaes", 4),
+    "TPE 4 + ASHA from defaults": Arm("tpe", 4), "TPE 4 + pause from defaults": Arm("tpe", 4, "pause", share=2.8),
+    "GP 4 + ASHA from defaults": Arm("gp", 4, share=2.4), "CMA-ES 4 + ASHA from defaults": Arm("cmaes", 4),
     "random from defaults": Arm("random", stop="none", share=1.0),
     "TPE 4 + median from defaults": Arm("tpe", 4, "median"), "TPE 4 + hyperband from defaults": Arm("tpe", 4, "hyperband"),
     "TPE 4 from defaults": Arm("tpe", 4, "none", share=1.0),

@@ -210,7 +210,7 @@ def test_a_killed_search_goes_on(ray_cluster: Head, few_digits: Path, tmp_path: 
 def test_what_stops_trials_early(stop: str, stopped: list[int]) -> None:
     from ray.tune.schedulers import TrialScheduler
 
-    rule, controller, decided = _scheduler(searching(stop)), SimpleNamespace(get_live_trials=lambda: [SimpleNamespace(status="PENDING")]), []
+    rule, controller, decided = _scheduler(searching(stop), None), SimpleNamespace(get_live_trials=lambda: [SimpleNamespace(status="PENDING")]), []
     for number in range(6):  # each worse than all before; the last is that of the defaults
         trial: Any = type("Trial", (), {"trial_id": str(number), "config": {"spared": number == 5}})()
         rule.on_trial_add(controller, trial)
@@ -220,9 +220,9 @@ def test_what_stops_trials_early(stop: str, stopped: list[int]) -> None:
 
 
 def test_hyperband_begins_at_different_epochs_and_two_objectives_stop_nothing() -> None:
-    found = {stop: [[epoch for epoch, _ in bracket._rungs] for bracket in _scheduler(searching(stop))._brackets] for stop in ("asha", "hyperband")}
+    found = {stop: [[epoch for epoch, _ in bracket._rungs] for bracket in _scheduler(searching(stop), None)._brackets] for stop in ("asha", "hyperband")}
     assert found == {"asha": [[3, 1]], "hyperband": [[3, 1], [3]]}
-    assert _scheduler(searching("none")) is None and _scheduler(replace(searching("asha"), objective="information,bits")) is None
+    assert _scheduler(searching("none"), None) is None and _scheduler(replace(searching("asha"), objective="information,bits"), None) is None
 
 
 def searching(stop: str) -> Any:

@@ -13,7 +13,7 @@ import yaml
 from models.registry import METHODS, find_method
 from pipelines.registry.search_tracking import SearchTracker
 from pipelines.training import runs
-from tuning.explain import importances
+from tuning.explain import compared, importances
 from tuning.report import knee, ranked
 from tuning.space import space_of
 from tuning.start import first_trials
@@ -120,6 +120,22 @@ def test_shares_of_fields() -> None:
     assert list(found)[0] == "a" and found["a"][0] > 0.6 and found["b"][0] > found["c"][0] and found["c"][0] < 0.05
     assert found["a"][1] == 150 and 40 < found["d"][1] < 110 and found["d"][0] > found["c"][0]
     assert sum(share for name, (share, _) in found.items() if name != "d") == pytest.approx(1)
+
+
+def test_trials_that_ended_early_are_compared_where_all_came_to() -> None:
+    study = optuna.create_study(direction="maximize")
+    for number in range(8):
+        trial = study.ask()
+        trial.suggest_float("a", 0, 1)
+        for epoch in range(1, (2 if number < 5 else 4) + 1):
+            trial.report(10.0 * epoch + number, epoch)
+        study.tell(trial, *((None, optuna.trial.TrialState.PRUNED) if number < 5 else (40.0 + number,)))
+    found, epoch = compared(study)
+    assert epoch == 2 and [each.value for each in found.trials] == [20.0 + number for number in range(8)]
+    assert [each.params for each in found.trials] == [each.params for each in study.trials]
+    whole = optuna.create_study()
+    whole.optimize(lambda trial: trial.suggest_float("a", 0, 1), 3)
+    assert compared(whole) == (whole, 0)
 
 
 def test_the_knee_and_the_ranks() -> None:
