@@ -235,7 +235,11 @@ def test_a_decoder_that_dies_is_an_error_and_no_hang(photographs: Path, monkeypa
 
 def serving() -> list[psutil.Process]:
     """The decoding processes of this process."""
-    return [each for each in psutil.Process().children() if "decoder_process" in " ".join(each.cmdline())]
+    found = []
+    for each in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # also one that was killed before and that nobody has waited for
+            found += [each] if "decoder_process" in " ".join(each.cmdline()) else []
+    return found
 
 
 def wait_until_ended(processes: list[psutil.Process]) -> None:

@@ -44,7 +44,7 @@ def searched(ray_cluster: Head, few_digits: Path, tmp_path_factory: pytest.TempP
     space.write_text(
         yaml.safe_dump({"learning_rate": [0.002, 1e30], "dropout": [0.2, 5.0], "bits": [16, 32], "mmd_weight": {"low": 0.1, "high": 1.0}, "final_rate": 0.5})
     )
-    drawn = ("--trials", 4, "--sampler", "random", "--start", "none", "--seed", 25)
+    drawn = ("--trials", 4, "--sampler", "random", "--start", "none", "--stop", "none", "--seed", 25)
     assert main(line(few_digits, storage, "--study", "s", "--space", space, *drawn, "--oracle")) == 0
     return storage
 
