@@ -52,8 +52,8 @@ class Config(TrainOptions):
     explain: str = option("", "name of a search: show how much each of its fields matters, and end")
     stop: str = option(
         "pause", "which trials end early, not with two objectives: pause, trials pause after a quarter and half of their epochs, and the best "
-        "third goes on, now or later; asha, all but the best third of those before end at some epochs; hyperband, asha that begins at different epochs; "
-        "median, those below the median of the others' means; none", STOPPING,
+        "third goes on, now or later (of trials of several workers: asha); asha, all but the best third of those before end at some epochs; "
+        "hyperband, asha that begins at different epochs; median, those below the median of the others' means; none", STOPPING,
     )  # fmt: skip
     concurrency: int = option(0, "trials at once (default: as many as the cluster has room for)")
     trial_workers: int = option(1, "workers of a trial; more than one start Ray Train")
@@ -240,8 +240,8 @@ def _tracker(config: Config, folder: Path) -> Any:
 
 
 def _pauses(config: Config) -> Pauses | None:
-    """Which trials pause and go on; None if none do."""
-    if config.stop != "pause" or len(config.names()) > 1 or config.epochs == 1:
+    """Which trials pause and go on; None if none do: the workers of a trial of several do not wait while an epoch is judged, so asha stops these."""
+    if config.stop != "pause" or len(config.names()) > 1 or config.epochs == 1 or config.trial_workers > 1:
         return None
     return Pauses(config.epochs, config.maximise()[0], max(FEWEST, config.finalists if config.confirm else 0))
 

@@ -20,7 +20,7 @@ from data.manifest import Manifest
 from models.registry import find_method
 from pipelines.console.cli import main
 from tests.servers import ROOT, Head
-from tuning.search import _scheduler, make_config
+from tuning.search import _pauses, _scheduler, make_config
 
 
 def line(digits: Path, storage: Path, *more: object) -> list[str]:
@@ -223,6 +223,13 @@ def test_hyperband_begins_at_different_epochs_and_two_objectives_stop_nothing() 
     found = {stop: [[epoch for epoch, _ in bracket._rungs] for bracket in _scheduler(searching(stop), None)._brackets] for stop in ("asha", "hyperband")}
     assert found == {"asha": [[3, 1]], "hyperband": [[3, 1], [3]]}
     assert _scheduler(searching("none"), None) is None and _scheduler(replace(searching("asha"), objective="information,bits"), None) is None
+
+
+def test_trials_of_several_workers_do_not_pause() -> None:
+    assert _pauses(searching("pause")) is not None
+    assert [_pauses(replace(searching("pause"), **other)) for other in ({"trial_workers": 2}, {"epochs": 1}, {"objective": "information,bits"})] == [None] * 3
+    several = replace(searching("pause"), trial_workers=2)
+    assert [epoch for epoch, _ in _scheduler(several, _pauses(several))._brackets[0]._rungs] == [3, 1]
 
 
 def searching(stop: str) -> Any:
