@@ -1,10 +1,11 @@
 """A thousand trials of a toy objective through the whole machinery of a search: study, MLflow, Ray Tune, table and pictures.
 
-A toy trial draws the method's values, sleeps and reports four times, and ends. With 16 at once a trial would begin every 0.125 s or less if
-there were no overhead; the pace is what the driver takes for each. It is printed for each hundred trials, so that what grows with their
-number is seen; then the time of the results, the driver's memory, and the databases' sizes.
+A toy trial draws the method's values, and sleeps and reports after each of its four epochs. With 16 at once one would begin every 0.125 s if
+none paused (--stop none) and there were no overhead, and every 0.05 s where the best third goes on after each pause; the rest of the pace is what
+the driver takes for each. It is printed for each hundred trials, so that what grows with their number is seen; then the time of the results, the
+driver's memory, and the databases' sizes.
 
-Run: python -m tests.benchmarks.trials [--trials 1000] [--at-once 16] [--sampler tpe] [--method dah] [--database sqlite|postgresql]
+Run: python -m tests.benchmarks.trials [--trials 1000] [--at-once 16] [--sampler tpe] [--method dah] [--database sqlite|postgresql] [--stop pause]
 """
 
 import argparse
@@ -22,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data.filesystem import append_text, to_path
+from data.filesystem import append_text, move, to_path
 from pipelines import ingest
 from pipelines.console.cli import set_default_environment
 from pipelines.training import runs
@@ -39,6 +40,8 @@ def toy(drawn: dict[str, Any], setting: SearchContext, held: dict[str, Any]) -> 
     from ray import tune  # noqa: PLC0415
 
     folder = trial_folder(to_path(setting.folder), drawn["number"])
+    if drawn["continues"]:
+        move(to_path(drawn["continues"]), folder)
     folder.mkdir(parents=True, exist_ok=True)
     numbers = [value for name, value in drawn.items() if isinstance(value, float)]
     height = sum(math.log10(abs(value) + 1e-6) ** 2 for value in numbers) / max(1, len(numbers))
@@ -47,8 +50,8 @@ def toy(drawn: dict[str, Any], setting: SearchContext, held: dict[str, Any]) -> 
     together = int((folder.parents[1] / TOGETHER).read_text())
     while drawn["number"] < together and sum(1 for _ in folder.parent.glob(f"trial-*/{BEGUN}")) < together:
         time.sleep(0.5)  # until all processes are there, so that Ray's start is not measured
-    began, started = time.time(), time.monotonic()
-    for epoch in range(1, EPOCHS + 1):
+    began, started, done = time.time(), time.monotonic(), (folder / JUDGED).read_text().count("\n") if (folder / JUDGED).exists() else 0
+    for epoch in range(done + 1, EPOCHS + 1):
         time.sleep(EPOCH)
         told = {"information": 2.0 - height / 4 - 0.3 / epoch + noise.gauss(0, 0.02), "bits": 64.0, "number": drawn["number"], "epoch": epoch}
         told |= {"process": os.getpid(), "began": began, "seconds": time.monotonic() - started}
@@ -66,7 +69,7 @@ def main() -> None:
     parser.add_argument("--sampler", default="tpe", choices=search.SAMPLERS)
     parser.add_argument("--method", default="dah")
     parser.add_argument("--database", default="sqlite", choices=("sqlite", "postgresql"))
-    parser.add_argument("--stop", default="asha")
+    parser.add_argument("--stop", default="pause", choices=search.STOPPING)
     given = parser.parse_args()
     set_default_environment()
     os.environ.pop("RAY_ADDRESS", None)

@@ -149,13 +149,17 @@ def test_a_trial_that_went_on_is_what_it_would_have_been_at_once(ray_cluster: He
 
 
 def check(rows: list[dict[str, Any]], folder: Path, count: int) -> None:
-    """The search has so many trials, each configuration once; of those at each pause at least the best three went on, and the defaults."""
+    """The search has so many trials, each configuration once; of those at each pause at least the best three went on, and the defaults; Optuna has all values."""
     assert len(rows) == len({row["mmd_weight"] for row in rows}) == count
     seen: dict[int, list[dict[str, Any]]] = {}
+    known = optuna.load_study(study_name=folder.name, storage=f"sqlite:///{folder / 'study.db'}").trials
     for row in rows:
         seen[row["number"]] = [json.loads(each) for each in (folder / f"trial-{row['number']:04d}" / "judged.jsonl").read_text().splitlines()]
         assert [each["epoch"] for each in seen[row["number"]]] == [1, 2, 3, 4][: row["epoch"]]
         assert row["status"] == ("complete" if row["epoch"] == 4 else "stopped early") and row["epoch"] != 3
+        told = known[row["number"]].intermediate_values
+        assert told and told == {each["epoch"]: each["information"] for each in seen[row["number"]][-len(told) :]}  # from a pause on, or all
+        assert max(told) == row["epoch"] and (min(told) == 1) == (CONTINUES not in known[row["number"]].user_attrs)
     for epoch in (1, 2):
         came = sorted((number for number, records in seen.items() if len(records) >= epoch), key=lambda number: -seen[number][epoch - 1]["information"])
         assert all(len(seen[number]) > epoch for number in [0, *came[:3]])
