@@ -149,7 +149,7 @@ def test_a_trial_that_went_on_is_what_it_would_have_been_at_once(ray_cluster: He
 
 
 def check(rows: list[dict[str, Any]], folder: Path, count: int) -> None:
-    """The search has so many trials, each configuration once; of those at each pause at least the best three went on, and the defaults; Optuna has all values."""
+    """So many trials, each configuration once, all values in Optuna's study; of those at each pause at least the best three went on, and the defaults."""
     assert len(rows) == len({row["mmd_weight"] for row in rows}) == count
     seen: dict[int, list[dict[str, Any]]] = {}
     known = optuna.load_study(study_name=folder.name, storage=f"sqlite:///{folder / 'study.db'}").trials
