@@ -38,6 +38,11 @@ def compared(study: optuna.Study) -> tuple[optuna.Study, int]:
     return found, epoch
 
 
+def evaluator(seed: int = 0) -> optuna.importance.FanovaImportanceEvaluator:
+    """What computes importances, in tables and pictures: functional ANOVA."""
+    return optuna.importance.FanovaImportanceEvaluator(seed=seed)
+
+
 def importances(study: optuna.Study, objective: int = 0, seed: int = 0) -> dict[str, tuple[float, int]]:
     """Each field's share of the variance of an objective (fANOVA), and the number of trials that it is computed from.
 
@@ -56,10 +61,9 @@ def importances(study: optuna.Study, objective: int = 0, seed: int = 0) -> dict[
     def shares(names: list[str], trials: list[FrozenTrial]) -> dict[str, float]:
         if len({each.values[objective] for each in trials}) < 2:
             raise ValueError(f"the {len(trials)} trials all have the same value: no field matters")
-        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return dict(optuna.importance.get_param_importances(study, evaluator=evaluator, params=names, target=lambda each: each.values[objective]))
+            return dict(optuna.importance.get_param_importances(study, evaluator=evaluator(seed), params=names, target=lambda each: each.values[objective]))
 
     found = {name: (share, len(ended)) for name, share in shares(common, ended).items()}
     for name in every:

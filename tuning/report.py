@@ -25,7 +25,7 @@ from pipelines.training import runs
 from pipelines.training.options import TrainOptions, make_options
 from pipelines.training.plan import make_plan, prepare
 from tuning.confirm import Confirmed, write_confirmed
-from tuning.explain import compared
+from tuning.explain import compared, evaluator
 from tuning.study import DEFAULTS, START, STATES, cut_off, reason
 from tuning.trial import JUDGED, trial_folder
 
@@ -92,18 +92,25 @@ def options_of(config: Any, drawn: dict[str, Any]) -> dict[str, Any]:
 
 
 def draw(study: optuna.Study, names: list[str], out: Path) -> None:
-    """Plot history, importances, slices and, for two objectives, the Pareto front, as far as the trials allow."""
+    """Plot history, importances, slices and, for two objectives, the Pareto front, as far as the trials allow.
+
+    Importances and slices show all trials after the epoch to which all came, because few finish where the others end early.
+    """
     import matplotlib  # noqa: PLC0415
 
     matplotlib.use("Agg")
     from matplotlib import pyplot  # noqa: PLC0415
     from optuna.visualization import matplotlib as charts  # noqa: PLC0415
 
-    kinds: dict[str, Any] = {
-        "history": (charts.plot_optimization_history, study), "importances": (charts.plot_param_importances, compared(study)[0]),
-        "slices": (charts.plot_slice, study),
-    }  # fmt: skip
-    one = {"target": lambda each: each.values[0], "target_name": names[0]}
+    trials, epoch = compared(study)
+    after = f"{names[0]} after epoch {epoch}" if epoch else names[0]
+    first: dict[str, Any] = {"target": lambda each: each.values[0]}
+    best = {} if len(names) == 1 else first  # where Optuna is given a target, it draws no line for the best so far
+    kinds: dict[str, tuple[Any, optuna.Study, str, dict[str, Any]]] = {
+        "history": (charts.plot_optimization_history, study, names[0], best),
+        "importances": (charts.plot_param_importances, trials, after, {"evaluator": evaluator()} | first),
+        "slices": (charts.plot_slice, trials, after, first),
+    }
 
     def save(name: str) -> None:
         with atomic_write(out / f"{name}.png") as file:
@@ -115,9 +122,9 @@ def draw(study: optuna.Study, names: list[str], out: Path) -> None:
             charts.plot_pareto_front(study, target_names=names)
             save("pareto")
             pyplot.close("all")
-        for name, (chart, trials) in kinds.items():
+        for name, (chart, shown, label, more) in kinds.items():
             with contextlib.suppress(ValueError, RuntimeError):  # too few trials, or no differences
-                chart(trials, **one)
+                chart(shown, target_name=label, **more)
                 save(name)
             pyplot.close("all")
 

@@ -14,7 +14,7 @@ from models.registry import METHODS, find_method
 from pipelines.registry.search_tracking import SearchTracker
 from pipelines.training import runs
 from tuning.explain import compared, importances
-from tuning.report import knee, ranked
+from tuning.report import draw, knee, ranked
 from tuning.space import space_of
 from tuning.start import first_trials
 
@@ -122,20 +122,48 @@ def test_shares_of_fields() -> None:
     assert sum(share for name, (share, _) in found.items() if name != "d") == pytest.approx(1)
 
 
-def test_trials_that_ended_early_are_compared_where_all_came_to() -> None:
-    study = optuna.create_study(direction="maximize")
+def halving() -> optuna.Study:
+    """Eight trials of four epochs, of which the first five ended after two."""
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
     for number in range(8):
         trial = study.ask()
         trial.suggest_float("a", 0, 1)
+        trial.suggest_float("b", 0, 1)
         for epoch in range(1, (2 if number < 5 else 4) + 1):
             trial.report(10.0 * epoch + number, epoch)
         study.tell(trial, *((None, optuna.trial.TrialState.PRUNED) if number < 5 else (40.0 + number,)))
+    return study
+
+
+def test_trials_that_ended_early_are_compared_where_all_came_to() -> None:
+    study = halving()
     found, epoch = compared(study)
     assert epoch == 2 and [each.value for each in found.trials] == [20.0 + number for number in range(8)]
     assert [each.params for each in found.trials] == [each.params for each in study.trials]
     whole = optuna.create_study()
     whole.optimize(lambda trial: trial.suggest_float("a", 0, 1), 3)
     assert compared(whole) == (whole, 0)
+
+
+def test_the_pictures_show_what_the_table_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importances are those of ``--explain``; of each slice's points there is one for each trial; the history has a line for the best so far."""
+    from matplotlib import pyplot  # noqa: PLC0415
+
+    shown: dict[str, Any] = {}
+
+    def look(file: Path, **options: Any) -> None:
+        file.touch()
+        axis = pyplot.gca()
+        bars, points = [bar.get_width() for bar in axis.patches], len(pyplot.gcf().axes[0].collections[0].get_offsets()) if pyplot.gcf().axes[0].collections else 0
+        label = axis.get_legend_handles_labels()[1] or [axis.get_ylabel() or pyplot.gcf().axes[0].get_ylabel()]
+        shown[file.stem.rpartition("-")[2]] = (bars, points, len(axis.lines), label)
+
+    monkeypatch.setattr(pyplot, "savefig", look)
+    study = halving()
+    draw(study, ["information"], tmp_path)
+    assert sorted(shown["importances"][0], reverse=True) == pytest.approx([share for share, _ in importances(compared(study)[0]).values()])
+    assert shown["importances"][3] == ["information after epoch 2"] and shown["slices"][1] == 8
+    assert shown["history"][1:] == (3, 1, ["information", "Best Value"])
 
 
 def test_the_knee_and_the_ranks() -> None:
