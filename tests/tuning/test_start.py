@@ -153,17 +153,17 @@ def test_the_pictures_show_what_the_table_says(tmp_path: Path, monkeypatch: pyte
 
     def look(file: Path, **options: Any) -> None:
         file.touch()
-        axis = pyplot.gca()
-        bars, points = [bar.get_width() for bar in axis.patches], len(pyplot.gcf().axes[0].collections[0].get_offsets()) if pyplot.gcf().axes[0].collections else 0
-        label = axis.get_legend_handles_labels()[1] or [axis.get_ylabel() or pyplot.gcf().axes[0].get_ylabel()]
+        axis, first = pyplot.gca(), pyplot.gcf().axes[0]
+        bars, points = [bar.get_width() for bar in axis.patches], [len(each.get_offsets()) for each in first.collections[:1]]
+        label = axis.get_legend_handles_labels()[1] or [first.get_ylabel()]
         shown[file.stem.rpartition("-")[2]] = (bars, points, len(axis.lines), label)
 
     monkeypatch.setattr(pyplot, "savefig", look)
     study = halving()
     draw(study, ["information"], tmp_path)
     assert sorted(shown["importances"][0], reverse=True) == pytest.approx([share for share, _ in importances(compared(study)[0]).values()])
-    assert shown["importances"][3] == ["information after epoch 2"] and shown["slices"][1] == 8
-    assert shown["history"][1:] == (3, 1, ["information", "Best Value"])
+    assert shown["importances"][3] == ["information after epoch 2"] and shown["slices"][1] == [8]
+    assert shown["history"][1:] == ([3], 1, ["information", "Best Value"])
 
 
 def test_the_knee_and_the_ranks() -> None:
