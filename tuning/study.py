@@ -139,7 +139,6 @@ class TuneSearch(OptunaSearch):
         self.epochs, self.folder, self.left, self.pauses = epochs, folder, left, pauses
         self.continued = cut_off(study) if pauses else set[int]()
         self.past: dict[str, int] = {}  # Tune's ids of the trials that go on after a pause, and its epoch
-        self.reported: dict[str, int] = {}  # Tune's ids of trials, and the last epoch whose value Optuna has
         super().__init__(
             Draw(space, folder), names[0] if single else names, modes[0] if single else modes,
             sampler=PausedSampler(study.sampler, self.continued) if pauses else study.sampler, study_name=study.study_name, storage=study._storage,
@@ -172,9 +171,8 @@ class TuneSearch(OptunaSearch):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Report an epoch's value to Optuna."""
-        if isinstance(self.metric, str) and math.isfinite(result[self.metric]) and result["epoch"] > self.reported.get(trial_id, 0):
+        if isinstance(self.metric, str) and math.isfinite(result[self.metric]):
             self._ot_trials[trial_id].report(result[self.metric], result["epoch"])
-            self.reported[trial_id] = result["epoch"]
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Report the end of a trial to Optuna."""
@@ -182,10 +180,11 @@ class TuneSearch(OptunaSearch):
             return
         trial, values, state = self._ot_trials[trial_id], None, TrialState.FAIL
         if result and not error:
-            self.on_trial_result(trial_id, result)  # Tune does not do this after the epoch with which a trial is stopped
             metrics = [self.metric] if isinstance(self.metric, str) else self.metric
             values = [result[name] for name in metrics]
             state = TrialState.COMPLETE if result["epoch"] >= self.epochs else TrialState.PRUNED
+            if state == TrialState.PRUNED:
+                self.on_trial_result(trial_id, result)  # Tune does not do this after the epoch with which a trial is stopped
             if not all(map(math.isfinite, values)):
                 values, state = None, TrialState.FAIL
                 write_text(trial_folder(self.folder, trial.number) / FAILED, f"{metrics[0]} is not a number")

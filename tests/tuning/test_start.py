@@ -146,7 +146,7 @@ def test_trials_that_ended_early_are_compared_where_all_came_to() -> None:
 
 
 def test_the_pictures_show_what_the_table_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Importances are those of ``--explain``; of each slice's points there is one for each trial; the history has a line for the best so far."""
+    """Importances are those of ``--explain``; each slice has a point for each trial; the history has a line for the best so far."""
     from matplotlib import pyplot  # noqa: PLC0415
 
     shown: dict[str, Any] = {}
