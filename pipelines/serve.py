@@ -117,7 +117,8 @@ def running(config: Config) -> Iterator[str]:
         options = {"host": config.host, "port": config.port, "request_timeout_s": config.timeout + 30}
         if not own:
             at_end.callback(serve.delete, application.NAME)
-        serve.start(http_options=options, logging_config=application.QUIET)
+        with _start_told(ray.exceptions.RayError):
+            serve.start(http_options=options, logging_config=application.QUIET)
         serve.run_many([serve.RunTarget(application.application(settings), application.NAME)], wait_for_applications_running=False)
         url = f"http://{'127.0.0.1' if config.host == '0.0.0.0' else config.host}:{config.port}"
         _wait(url, lambda: serve.status().applications[application.NAME])
@@ -143,6 +144,16 @@ def _check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise ValueError(f"nothing can listen at {host}:{port}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _start_told(error_class: type[Exception]) -> Iterator[None]:
+    """Say in one line why Ray Serve does not start, for instance because a program took one of its ports in the meantime."""
+    try:
+        yield
+    except error_class as error:
+        reason = " ".join(str(getattr(error, "cause", None) or error).split())[-300:]
+        raise ValueError(f"Ray Serve does not start; if a port was taken, try once more: {reason}") from error
 
 
 def _wait(url: str, state: Callable[[], Any]) -> None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.servers import BUCKET, PASSWORD, ROOT, S3, SECRET, TOKEN, USER, Database, Head, Tracking, free_port
+from pipelines.serving.environment import free_port
+from tests.servers import BUCKET, PASSWORD, ROOT, S3, SECRET, TOKEN, USER, Database, Head, Tracking
 
 if TYPE_CHECKING:
     import torch

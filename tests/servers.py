@@ -20,6 +20,8 @@ from typing import Any
 import psutil
 from werkzeug.serving import make_server
 
+from pipelines.serving.environment import free_port
+
 ROOT = Path(__file__).resolve().parent.parent
 USER, PASSWORD, SECRET = "admin", "planted-tracking-password", "planted-bucket-secret"
 TOKEN = "a-token-of-these-tests-" + "0" * 32  # of the Ray cluster
@@ -27,13 +29,6 @@ TOKEN = "a-token-of-these-tests-" + "0" * 32  # of the Ray cluster
 BUCKET = "hashbridge-tests"
 BUSY = (503, "SlowDown", "Please reduce your request rate.")
 FORBIDDEN = (403, "AccessDenied", "Access Denied")
-
-
-def free_port() -> int:
-    """A free loopback port."""
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return int(opened.getsockname()[1])
 
 
 def wait_for(url: str, token: str = "", timeout: float = 60) -> None:

@@ -1,13 +1,16 @@
 """The environment of a service: its token, and what a Ray that is started for it is told."""
 
+import contextlib
 import hashlib
 import ipaddress
 import os
+import random
 import resource
 import socket
 
 TOKEN = "HASHBRIDGE_TOKEN"
 CONNECTIONS = 4096  # that HAProxy holds at most
+PORTS = range(20000, 30000)  # above those of Ray's workers and below those of its replicas and those that the system gives to connections
 
 
 def fast_environment(folder: str) -> dict[str, str]:
@@ -19,7 +22,7 @@ def fast_environment(folder: str) -> dict[str, str]:
     """
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     connections = CONNECTIONS if files == resource.RLIM_INFINITY else max(1, min(CONNECTIONS, (files - 100) * 2 // 5))
-    ports = [str(_free_port()) for _ in range(4)]
+    ports = [str(free_port()) for _ in range(4)]
     return {
         "grpc_proxy": "", "RAY_SERVE_HAPROXY_MAXCONN": str(connections), "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",
@@ -30,10 +33,17 @@ def fast_environment(folder: str) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return int(opened.getsockname()[1])
+def free_port() -> int:
+    """A port at which nothing listens, and which no connection is given before a server takes it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+        with socket.socket() as opened, contextlib.suppress(OSError):
+            opened.bind(("0.0.0.0", port))
+            return port
+    raise ValueError(f"no port from {PORTS[0]} to {PORTS[-1]} is free")
 
 
 def hashed_token(needed: bool) -> str:

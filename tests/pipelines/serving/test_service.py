@@ -22,12 +22,13 @@ import httpx2
 import psutil
 import pytest
 
-from pipelines import encode, index, search, train
+from pipelines import encode, index, search, serve, train
 from pipelines.console.cli import main
 from pipelines.retrieval.queries import load_queries
+from pipelines.serving.environment import PORTS, free_port
 from tests.pipelines.serving.service import built_here, make_index, png, rows, until
 from tests.pipelines.serving.test_api import HOSTILE
-from tests.servers import ROOT, free_port
+from tests.servers import ROOT, Head
 
 BITS, NOTHING, OWN_PORTS = 32, "http://127.0.0.1:9", (8500, 9500)
 REQUESTS, LEAK = 10_000, 200 * 2**20
@@ -127,6 +128,29 @@ def _line(process: psutil.Process) -> list[str]:
 
 def ids(address: str, count: int) -> list[str]:
     return [row["id"] for row in httpx2.get(f"{address}/ids", params={"count": count, "seed": 1}).json()["ids"]]
+
+
+def test_the_ports_of_a_service_are_given_to_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert PORTS[0] >= 20000 and PORTS[-1] < 30000  # Ray's workers have those below, its replicas some above; Linux gives connections those from 32768
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", free_port()))
+        only = taken.getsockname()[1]
+        monkeypatch.setattr("pipelines.serving.environment.PORTS", range(only, only + 1))
+        with pytest.raises(ValueError, match=f"no port from {only} to {only} is free"):
+            free_port()
+    assert free_port() == only
+
+
+def test_a_proxy_that_does_not_start_is_told_in_one_line(ray_cluster: Head) -> None:
+    import ray
+
+    @ray.remote
+    def ready() -> None:
+        raise RuntimeError("HAProxy crashed during startup:\n[ALERT] cannot bind socket")
+
+    told = r"try once more: HAProxy crashed during startup: \[ALERT\] cannot bind socket$"
+    with pytest.raises(ValueError, match=told), serve._start_told(ray.exceptions.RayError):
+        ray.get(ready.remote())
 
 
 def test_answers_are_those_of_search(url: str, made: Path, few_digits: Path) -> None:
