@@ -1,5 +1,6 @@
 """The layout of a dataset's shards: store, shape and Parquet columns, the same for all its domains."""
 
+import re
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -100,7 +101,8 @@ def merge_classes(reader: Reader, classes: list[str], kept: list[str] | None = N
         kept: the classes to keep; None for all.
 
     Returns:
-        The classes, the dataset's label of each of the reader's labels (``DROPPED`` if the class is not kept), and notes on classes that only one of them has.
+        The classes, the dataset's label of each of the reader's labels (``DROPPED`` if the class is not kept), and notes on classes that only one of them
+        has, and on names that are almost the same.
     """
     new = [name for name in (reader.classes if kept is None or not reader.classes else kept) if name not in classes]
     merged, notes = classes + new, []
@@ -112,4 +114,13 @@ def merge_classes(reader: Reader, classes: list[str], kept: list[str] | None = N
     others = [name for name in reader.classes if kept is not None and name not in kept]
     if others:
         notes.append(f"the rows of {len(others)} other classes are left out")
-    return merged, [DROPPED if name in others else merged.index(name) for name in reader.classes], notes
+    return merged, [DROPPED if name in others else merged.index(name) for name in reader.classes], notes + _alike(merged)
+
+
+def _alike(classes: list[str]) -> list[str]:
+    """A note on classes whose names, which are not numbers, differ in case, spaces, hyphens and underscores alone."""
+    spelt: dict[str, list[str]] = {}
+    for name in classes:
+        spelt.setdefault("".join(re.split(r"[\s_-]+", name.casefold())), []).append(name)
+    pairs = [" and ".join(map(repr, names)) for form, names in spelt.items() if len(names) > 1 and any(map(str.isalpha, form))]
+    return [f"{len(pairs)} names are spelt in more than one way, and taken for different classes: {', '.join(pairs[:5])}"] if pairs else []

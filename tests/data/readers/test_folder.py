@@ -129,6 +129,13 @@ def test_a_class_that_a_domain_lacks_is_a_note(tmp_path: Path) -> None:
     assert manifest.domains["a"].notes == ["no image of class owl"] and manifest.domains["b"].notes == ["no image of class cat"]
 
 
+def test_names_that_are_almost_the_same_are_a_note(tmp_path: Path) -> None:
+    for domain, names in (("a", ("alarm_clock", "Mug", "1-2")), ("b", ("Alarm Clock", "Mug ", "12"))):
+        images(*(tmp_path / "set" / domain / name for name in names))
+    note = "2 names are spelt in more than one way, and taken for different classes: 'Alarm Clock' and 'alarm_clock', 'Mug' and 'Mug '"
+    assert all(domain.notes[1:] == [note] for domain in ingested(tmp_path / "set", tmp_path / "out").domains.values())
+
+
 def test_one_name_in_two_unicode_forms_is_one_class(tmp_path: Path) -> None:
     for domain, form in (("a", "NFC"), ("b", "NFD")):
         images(tmp_path / "set" / domain / unicodedata.normalize(form, "café"), tmp_path / "set" / domain / "bar")
