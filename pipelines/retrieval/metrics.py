@@ -130,7 +130,7 @@ def average_precisions(histogram: Histograms, k: int | None = None) -> Array:
     """
     n, r = histogram.counts.astype(np.int64), histogram.relevant.astype(np.int64)
     before, relevant_before = _before(n), _before(r)
-    size = int(n[0].sum()) if len(n) else 0
+    size = int(n.sum(1).max(initial=0))  # a query without label is not in its own ranking, so it has one more code than the others
     taken = n if k is None else np.clip(k - before, 0, n)
     harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, size + 1))])
     reciprocal = harmonic[before + taken] - harmonic[before]  # sum over i = 1..taken of 1 / (N + i)
@@ -147,7 +147,7 @@ def precision_at(histogram: Histograms, k: int) -> Array:
     """(queries,) expected precision among the first k, over all orders of ties; k at most the size of the database."""
     n, r = histogram.counts.astype(np.int64), histogram.relevant.astype(np.int64)
     taken = np.clip(k - _before(n), 0, n)
-    return (taken * r / np.maximum(n, 1)).sum(1) / min(k, max(int(n[0].sum()), 1))
+    return (taken * r / np.maximum(n, 1)).sum(1) / n.sum(1).clip(1, k)
 
 
 def precision_recall(histogram: Histograms) -> tuple[Array, Array]:

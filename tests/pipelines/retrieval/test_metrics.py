@@ -84,13 +84,17 @@ def test_without_ties_the_figures_are_the_usual_ones() -> None:
     assert stable[0] == pytest.approx(metrics.average_precisions(histogram)[0])
 
 
-def test_leaving_each_query_out_equals_removing_it() -> None:
+@pytest.mark.parametrize("unlabelled", [[], [0], [3, 7]])
+def test_leaving_each_query_out_equals_removing_it(unlabelled: list[int]) -> None:
     q, ql, _, _ = case(3, queries=8)
-    whole = metrics.average_precisions(metrics.distance_histograms(q, ql, q, ql, own=True))
+    ql[unlabelled] = -1
+    histogram = metrics.distance_histograms(q, ql, q, ql, own=True)
+    whole, first = metrics.average_precisions(histogram), metrics.precision_at(histogram, 7)
     for i in range(len(q)):
         rest = np.arange(len(q)) != i
-        alone = metrics.average_precisions(metrics.distance_histograms(q[i : i + 1], ql[i : i + 1], q[rest], ql[rest]))
-        np.testing.assert_allclose(whole[i], alone[0])
+        without = metrics.distance_histograms(q[i : i + 1], ql[i : i + 1], q[rest], ql[rest])
+        np.testing.assert_allclose(whole[i], metrics.average_precisions(without)[0])
+        np.testing.assert_allclose(first[i], metrics.precision_at(without, 7)[0])
 
 
 def test_an_unlabelled_database_row_is_not_a_wrong_answer() -> None:
