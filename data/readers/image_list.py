@@ -3,8 +3,10 @@
 A list is a domain, or one of its splits if its name ends with one: ``clipart_train.txt`` and ``clipart_test.txt``.
 """
 
+import posixpath
 from pathlib import Path
 
+from data.readers.base import printable
 from data.readers.folder import FolderReader
 from data.readers.layout import SPLITS, Group
 
@@ -15,13 +17,13 @@ def _split_of(path: Path) -> tuple[str, str]:
     return (stem, SPLITS[last.lower()]) if stem and last.lower() in SPLITS else (path.stem, "train")
 
 
-def _read(path: Path) -> list[tuple[str, int]]:
-    """Paths and labels of a list.
+def _read(path: Path) -> tuple[dict[str, int], int]:
+    """The label of each image of a list by its path, and the number of lines that name an image again.
 
     Raises:
-        ValueError: a line is not ``path label``; says which.
+        ValueError: a line is not ``path label``, or gives an image another label; says which.
     """
-    rows = []
+    rows, again = dict[str, int](), 0
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -33,10 +35,14 @@ def _read(path: Path) -> list[tuple[str, int]]:
         name = "".join(names)
         if not name or not label.isdecimal() or len(label) > 6:
             raise ValueError(f"{path}, line {number}: {line[:80]!r} is not `path label`, with the label a class index from 0")
-        rows.append((name.strip(), int(label)))
+        name = posixpath.normpath(name.strip())
+        if rows.get(name, int(label)) != int(label):
+            raise ValueError(f"{path}, line {number}: {printable(name)} has label {label}, and {rows[name]} before: an image has one label")
+        again += name in rows
+        rows[name] = int(label)
     if not rows:
         raise ValueError(f"{path} lists no image")
-    return rows
+    return rows, again
 
 
 def _root(path: Path, first: str) -> Path:
@@ -58,15 +64,27 @@ def _names(rows: list[tuple[str, int]]) -> dict[int, str]:
     return {label: str(label) for label in folders}
 
 
+def _of_domain(path: Path, name: str) -> dict[str, Path]:
+    """The lists of a domain by split. One whose name says no split is the domain, whatever lies beside it."""
+    if path.stem == name:
+        return {"train": path}
+    lists: dict[str, Path] = {}
+    for each in sorted(each for each in path.parent.glob("*.txt") if each.stem != name and _split_of(each)[0] == name):
+        other = lists.setdefault(_split_of(each)[1], each)
+        if other != each:
+            raise ValueError(f"{other} and {each.name} are both the {_split_of(each)[1]} split of {name!r}: leave one there")
+    return lists
+
+
 def list_reader(path: Path, domain: str | None) -> FolderReader:
-    """Open an image list, with the lists of the same domain's other splits beside it.
+    """Open an image list; one of a split, with the lists of the same domain's other splits beside it.
 
     Raises:
-        ValueError: a line is wrong, or the images are not there.
+        ValueError: a line is wrong, the images are not there, or two lists are of one split.
     """
     name, _ = _split_of(path)
-    beside = sorted(each for each in path.parent.glob("*.txt") if _split_of(each)[0] == name)
-    lists = {_split_of(each)[1]: _read(each) for each in beside}
+    read = {split: _read(each) for split, each in _of_domain(path, name).items()}
+    lists = {split: [*rows.items()] for split, (rows, _) in read.items()}
     every = [row for rows in lists.values() for row in rows]
     names, root = _names(every), _root(path, every[0][0])
     files: dict[tuple[str, str], list[str]] = {}
@@ -76,4 +94,6 @@ def list_reader(path: Path, domain: str | None) -> FolderReader:
     groups = tuple(Group(domain or name, split, label, tuple(paths)) for (split, label), paths in files.items())
     classes = tuple(names[label] for label in sorted(names))
     counts = {split: len(rows) for split, rows in lists.items()}
-    return FolderReader(domain or name, classes, (), 0, counts, {"name": path.name}, (), str(root.resolve()), groups)
+    again = sum(count for _, count in read.values())
+    notes = (f"{again:,} lines name an image that their list has already, and are left out",) if again else ()
+    return FolderReader(domain or name, classes, (), 0, counts, {"name": path.name}, notes, str(root.resolve()), groups)

@@ -56,6 +56,28 @@ def test_a_mark_of_utf_8_tabs_and_other_ends_of_lines_are_read(tmp_path: Path) -
     assert labels(tmp_path / "set", manifest, "train") == {"amazon/images/bike/0.png": "bike", "amazon/images/desk lamp/1.png": "desk lamp"}
 
 
+def test_a_list_without_a_split_in_its_name_is_read_alone(tmp_path: Path) -> None:
+    office(tmp_path)
+    (tmp_path / "amazon.txt").write_text("amazon/images/bike/2.png 0\namazon/images/desk lamp/2.png 1\n")
+    alone = open_source(str(tmp_path / "amazon.txt"), None, tmp_path)[0]
+    assert (alone.domain, alone.counts) == ("amazon", {"train": 2})
+    assert open_source(str(tmp_path / "amazon_test.txt"), None, tmp_path)[0].counts == {"train": 3, "test": 3}
+    (tmp_path / "amazon_query.txt").write_text("amazon/images/bike/2.png 0\n")
+    with pytest.raises(ValueError, match="amazon_query.txt and amazon_test.txt are both the test split of 'amazon'"):
+        open_source(str(tmp_path / "amazon_test.txt"), None, tmp_path)
+
+
+def test_an_image_that_is_listed_twice_is_read_once_and_has_one_label(tmp_path: Path) -> None:
+    office(tmp_path)
+    lines = "amazon/images/bike/0.png 0\namazon/images/desk lamp/0.png 1\n./amazon/images/bike/0.png 0\n"
+    (tmp_path / "a.txt").write_text(lines)
+    reader = open_source(str(tmp_path / "a.txt"), None, tmp_path)[0]
+    assert reader.counts == {"train": 2} and reader.notes == ("1 lines name an image that their list has already, and are left out",)
+    (tmp_path / "a.txt").write_text(f"{lines}amazon/images/bike/0.png 1\n")
+    with pytest.raises(ValueError, match="a.txt, line 4: amazon/images/bike/0.png has label 1, and 0 before"):
+        open_source(str(tmp_path / "a.txt"), None, tmp_path)
+
+
 def test_images_that_are_not_there_are_said(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("nowhere/x.png 0\n")
     with pytest.raises(ValueError, match="no image 'nowhere/x.png' in its folder or the two above"):
