@@ -31,10 +31,10 @@ from models.propagation import neighbour_graph, propagated_classes
 
 DOMAINS = ("source", "target")
 U_M, M_U = "usps -> mnist", "mnist -> usps"
-DIGITS = {  # the paper names batch size, staged training, SGD and one rate for all players; rates and weights are our readings
+DIGITS = {  # the paper names batch size, stages, SGD and one rate for all players, with which the losses overflow; rates, weights: our readings
     "pseudo_weight": 0.1, "relaxation_weight": 1e-3, "centroid_weight": 0.1, "adversarial_weight": 1.0, "l1_weight": 1.0, "entropy_weight": 0.0,
     "balance_weight": 0.0, "real_unlabelled": False, "spectral": False, "average": 0.0, "augment": False, "pretrain_epochs": 2, "stages": 2,
-    "per_class": 10, "norm": False, "dropout": 0.0, "hash_norm": False, "width": 32, "optimizer": "sgd", "learning_rate": 3e-3, "discriminator_rate": 1.0,
+    "per_class": 10, "norm": False, "dropout": 0.0, "hash_norm": False, "width": 32, "optimizer": "sgd", "learning_rate": 1e-2, "discriminator_rate": 0.1,
 }  # fmt: skip
 
 
@@ -112,7 +112,7 @@ class IGAN(Method):
         "paper": Preset("Tables 1 and 4, MNIST and USPS, batches of 100", 0, DIGITS),
         "paper-svhn": Preset("Table 1, SVHN -> MNIST, batches of 200", 0, DIGITS | {"per_class": 20, "network": "conv4"}),
         "paper-office": Preset("Tables 2 and 3, Office-31 by AlexNet, one stage", 0, DIGITS | {
-            "network": "alexnet", "made": "layer", "pretrain_epochs": 0, "stages": 1,
+            "network": "alexnet", "made": "layer", "pretrain_epochs": 0, "stages": 1, "learning_rate": 3e-3, "discriminator_rate": 1.0,
         }),
         "features": Preset("ours, features of photographs by a pretrained network, with line drawings as views", 6, {
             "network": "shallow", "labels": "propagated", "smoothing": 0.1, "mmd_weight": 1.0, "pretrain_epochs": 2, "adversarial_weight": 0.0,
