@@ -121,6 +121,6 @@ def _alike(classes: list[str]) -> list[str]:
     """A note on classes whose names, which are not numbers, differ in case, spaces, hyphens and underscores alone."""
     spelt: dict[str, list[str]] = {}
     for name in classes:
-        spelt.setdefault("".join(re.split(r"[\s_-]+", name.casefold())), []).append(name)
+        spelt.setdefault(re.sub(r"[\s_-]", "", name.casefold()), []).append(name)
     pairs = [" and ".join(map(repr, names)) for form, names in spelt.items() if len(names) > 1 and any(map(str.isalpha, form))]
     return [f"{len(pairs)} names are spelt in more than one way, and taken for different classes: {', '.join(pairs[:5])}"] if pairs else []

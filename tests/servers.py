@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 from werkzeug.serving import make_server
 
-from pipelines.serving.environment import free_port
+from pipelines.serving.environment import free_ports
 
 ROOT = Path(__file__).resolve().parent.parent
 USER, PASSWORD, SECRET = "admin", "planted-tracking-password", "planted-bucket-secret"
@@ -29,6 +29,11 @@ TOKEN = "a-token-of-these-tests-" + "0" * 32  # of the Ray cluster
 BUCKET = "hashbridge-tests"
 BUSY = (503, "SlowDown", "Please reduce your request rate.")
 FORBIDDEN = (403, "AccessDenied", "Access Denied")
+
+
+def free_port() -> int:
+    """A free port."""
+    return free_ports(1)[0]
 
 
 def wait_for(url: str, token: str = "", timeout: float = 60) -> None:

@@ -36,10 +36,9 @@ def _read(path: Path) -> tuple[dict[str, int], int]:
         if not name or not label.isdecimal() or len(label) > 6:
             raise ValueError(f"{path}, line {number}: {line[:80]!r} is not `path label`, with the label a class index from 0")
         name = posixpath.normpath(name.strip())
-        if rows.get(name, int(label)) != int(label):
-            raise ValueError(f"{path}, line {number}: {printable(name)} has label {label}, and {rows[name]} before: an image has one label")
         again += name in rows
-        rows[name] = int(label)
+        if rows.setdefault(name, int(label)) != int(label):
+            raise ValueError(f"{path}, line {number}: {printable(name)} has label {label}, and {rows[name]} before: an image has one label")
     if not rows:
         raise ValueError(f"{path} lists no image")
     return rows, again
@@ -69,10 +68,10 @@ def _of_domain(path: Path, name: str) -> dict[str, Path]:
     if path.stem == name:
         return {"train": path}
     lists: dict[str, Path] = {}
-    for each in sorted(each for each in path.parent.glob("*.txt") if each.stem != name and _split_of(each)[0] == name):
-        other = lists.setdefault(_split_of(each)[1], each)
-        if other != each:
-            raise ValueError(f"{other} and {each.name} are both the {_split_of(each)[1]} split of {name!r}: leave one there")
+    for each in sorted(path.parent.glob("*.txt")):
+        domain, split = _split_of(each)
+        if domain == name != each.stem and lists.setdefault(split, each) != each:
+            raise ValueError(f"{lists[split]} and {each.name} are both the {split} split of {name!r}: leave one there")
     return lists
 
 

@@ -31,7 +31,7 @@ from models.propagation import neighbour_graph, propagated_classes
 
 DOMAINS = ("source", "target")
 U_M, M_U = "usps -> mnist", "mnist -> usps"
-DIGITS = {  # the paper names batch size, stages, SGD and one rate for all players, with which the losses overflow; rates, weights: our readings
+DIGITS = {  # rates and weights are our readings; the paper has one rate for all players, with which the losses overflow
     "pseudo_weight": 0.1, "relaxation_weight": 1e-3, "centroid_weight": 0.1, "adversarial_weight": 1.0, "l1_weight": 1.0, "entropy_weight": 0.0,
     "balance_weight": 0.0, "real_unlabelled": False, "spectral": False, "average": 0.0, "augment": False, "pretrain_epochs": 2, "stages": 2,
     "per_class": 10, "norm": False, "dropout": 0.0, "hash_norm": False, "width": 32, "optimizer": "sgd", "learning_rate": 1e-2, "discriminator_rate": 0.1,

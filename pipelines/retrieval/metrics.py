@@ -130,7 +130,7 @@ def average_precisions(histogram: Histograms, k: int | None = None) -> Array:
     """
     n, r = histogram.counts.astype(np.int64), histogram.relevant.astype(np.int64)
     before, relevant_before = _before(n), _before(r)
-    size = int(n.sum(1).max(initial=0))  # a query without label is not in its own ranking, so it has one more code than the others
+    size = int(n.sum(1).max(initial=0))  # where queries leave themselves out, one without label ranks one code more
     taken = n if k is None else np.clip(k - before, 0, n)
     harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, size + 1))])
     reciprocal = harmonic[before + taken] - harmonic[before]  # sum over i = 1..taken of 1 / (N + i)

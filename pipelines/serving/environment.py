@@ -22,7 +22,7 @@ def fast_environment(folder: str) -> dict[str, str]:
     """
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     connections = CONNECTIONS if files == resource.RLIM_INFINITY else max(1, min(CONNECTIONS, (files - 100) * 2 // 5))
-    ports = [str(free_port()) for _ in range(4)]
+    ports = [str(port) for port in free_ports(4)]
     return {
         "grpc_proxy": "", "RAY_SERVE_HAPROXY_MAXCONN": str(connections), "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",
@@ -33,17 +33,20 @@ def fast_environment(folder: str) -> dict[str, str]:
     }  # fmt: skip
 
 
-def free_port() -> int:
-    """A port at which nothing listens, and which no connection is given before a server takes it.
+def free_ports(count: int) -> list[int]:
+    """Different ports at which nothing listens, and which no connection is given before a server takes them.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there are fewer.
     """
+    found: list[int] = []
     for port in random.SystemRandom().sample(PORTS, len(PORTS)):
         with socket.socket() as opened, contextlib.suppress(OSError):
             opened.bind(("0.0.0.0", port))
-            return port
-    raise ValueError(f"no port from {PORTS[0]} to {PORTS[-1]} is free")
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise ValueError(f"of the ports from {PORTS[0]} to {PORTS[-1]} {len(found)} are free, but {count} are needed")
 
 
 def hashed_token(needed: bool) -> str:

@@ -25,8 +25,7 @@ from pipelines import ingest, serve, train
 from pipelines.retrieval import search_index
 from pipelines.retrieval.code_files import SCHEMA
 from pipelines.retrieval.index_changes import create
-from pipelines.serving.environment import free_port
-from tests.servers import ROOT
+from tests.servers import ROOT, free_port
 
 CLIENTS = (1, 8, 32)
 K = 10

@@ -22,11 +22,11 @@ from pipelines.registry.encoders import Resolved
 from pipelines.retrieval import index_changes
 from pipelines.retrieval.code_files import SCHEMA
 from pipelines.serving.api import create_app
-from pipelines.serving.environment import free_port
 from pipelines.serving.gateway import Gateway, Side
 from pipelines.serving.guard import Limits
 from pipelines.serving.served import Choice
 from pipelines.serving.shards import Shards
+from tests.servers import free_port
 
 SIZE, BITS, CLASSES = 8, 32, ["cat", "dog", "owl"]
 

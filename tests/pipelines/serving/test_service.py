@@ -25,10 +25,10 @@ import pytest
 from pipelines import encode, index, search, serve, train
 from pipelines.console.cli import main
 from pipelines.retrieval.queries import load_queries
-from pipelines.serving.environment import PORTS, free_port
+from pipelines.serving.environment import PORTS, free_ports
 from tests.pipelines.serving.service import built_here, make_index, png, rows, until
 from tests.pipelines.serving.test_api import HOSTILE
-from tests.servers import ROOT, Head
+from tests.servers import ROOT, Head, free_port
 
 BITS, NOTHING, OWN_PORTS = 32, "http://127.0.0.1:9", (8500, 9500)
 REQUESTS, LEAK = 10_000, 200 * 2**20
@@ -132,13 +132,14 @@ def ids(address: str, count: int) -> list[str]:
 
 def test_the_ports_of_a_service_are_given_to_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     assert PORTS[0] >= 20000 and PORTS[-1] < 30000  # Ray's workers have those below, its replicas some above; Linux gives connections those from 32768
+    assert len(set(free_ports(100))) == 100
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", free_port()))
         only = taken.getsockname()[1]
         monkeypatch.setattr("pipelines.serving.environment.PORTS", range(only, only + 1))
-        with pytest.raises(ValueError, match=f"no port from {only} to {only} is free"):
-            free_port()
-    assert free_port() == only
+        with pytest.raises(ValueError, match=f"of the ports from {only} to {only} 0 are free, but 1 are needed"):
+            free_ports(1)
+    assert free_ports(1) == [only]
 
 
 def test_a_proxy_that_does_not_start_is_told_in_one_line(ray_cluster: Head) -> None:
