@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -102,11 +103,16 @@ def _only_here(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded digits, both domains, as a dataset."""
+    """The embedded digits, both domains, as a dataset, which the first of pytest-xdist's processes to ask for it makes for all."""
+    from data.locks import file_lock
     from pipelines import ingest
 
-    root = tmp_path_factory.mktemp("data") / "digits"
-    ingest.run(ingest.Config("digits", dataset=str(root)))
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "data" / "digits"
+    root.parent.mkdir(exist_ok=True)
+    with file_lock(root.parent / "lock"):
+        if not (root / "manifest.json").exists():
+            ingest.run(ingest.Config("digits", dataset=str(root)))
     return root
 
 
@@ -147,22 +153,27 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(ray_cluster: Head, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """Parameters of the short run of ``tests.pipelines.training.disturbed`` with two Ray workers."""
-    return _trained(digits, tmp_path_factory.mktemp("undisturbed"))
+def undisturbed(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """Parameters of the short run of ``tests.pipelines.training.disturbed`` by two processes of torchrun: Ray's workers must give the same."""
+    from tests.pipelines.training.disturbed import OPTIONS, final
+
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items() if name not in ("method", "plots", "workers")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "pipelines"]
+    arguments = ["train", "dah", f"--dataset={digits}", f"--storage={tmp_path_factory.mktemp('undisturbed')}", "--workers=0", "--no-plots", "--json"]
+    done = subprocess.run([*command, *arguments, *options], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 1  # the other rank is silent
+    return final(Path(json.loads(lines[0])["checkpoint"]).parent.parent)
 
 
 @pytest.fixture(scope="session")
 def plain(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """Parameters of the same run in a plain process."""
-    return _trained(digits, tmp_path_factory.mktemp("plain"), workers=0)
-
-
-def _trained(digits: Path, storage: Path, **more: int) -> dict[str, torch.Tensor]:
     from pipelines import train
     from tests.pipelines.training.disturbed import config, final
 
-    return final(Path(train.run(config(digits, storage, **more))["checkpoint"]).parent.parent)
+    return final(Path(train.run(config(digits, tmp_path_factory.mktemp("plain"), workers=0))["checkpoint"]).parent.parent)
 
 
 @pytest.fixture(scope="session")

@@ -39,14 +39,15 @@ class Exploit:
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def good(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a small dataset, a run, codes, an index and images, which is also the working directory."""
     root = tmp_path_factory.mktemp("bad-input") / "good"
     root.mkdir()
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(root)
         patched.setenv("HOME", str(root))
-        ingest.run(ingest.Config("digits", dataset="set", limit=120))
+        for domain in ("typeset", "handwritten"):
+            ingest.run(ingest.Config(str(few_digits.parent / f"{domain}.npz"), dataset="set", limit=120))
         made = train.run(train.make_config({
             "method": "dah", "dataset": "set", "source": "typeset", "target": "handwritten", "bits": 16, "per_class": 2, "epochs": 1,
             "steps_per_epoch": 2, "workers": 0, "threads": 1, "tracking": "none", "plots": False,
@@ -357,7 +358,7 @@ def test_images_that_are_none_and_names_that_are_traps(good: Path, tally: Tally)
 
 YAML = [
     "!!python/object/apply:os.system ['touch unpickled']", "bits: !!python/object/new:os.system ['touch unpickled']", "a: &a [x, x]\nb: [*a, *a, *a]",
-    "a: &a {<<: *a}", "[" * 5000, "{" * 5000, "bits: [64", "- 1\n- 2", "bits", "", "null", "42", "bits: {a: 1}", "bits: [1, 2]", "bits: null", "bits: 1.5",
+    "a: &a {<<: *a}", "[" * 1500, "{" * 1500, "bits: [64", "- 1\n- 2", "bits", "", "null", "42", "bits: {a: 1}", "bits: [1, 2]", "bits: null", "bits: 1.5",
     "bits: " + "9" * 5000, "bits: .inf", "bits: 2024-13-45", "epochs: -1", "epochs: yes", "1: 2", "? [a]\n: b", "method: [dah]", "method: igor", "\x00",
     "\xff\xfe", "bits: !!binary aGVsbG8=", "seed: !!int x", "seed: 0x", "storage: {}", "%YAML 9.9\n---\nbits: 8",
     "--- 1\n--- 2", "bits: 64\nbits: 32x", "own: {}", "drawn: {}",

@@ -42,7 +42,8 @@ def small(tmp_path: Path) -> tuple[str, ...]:
 
 
 def test_a_disk_that_fills_in_ingest(small: tuple[str, ...], tmp_path: Path) -> None:
-    message = said(f"ingest digits --dataset {tmp_path}/small/set", *small)
+    np.savez(tmp_path / "large.npz", x_train=np.random.default_rng(0).integers(0, 256, (5000, 28, 28), np.uint8))
+    message = said(f"ingest {tmp_path}/large.npz --dataset {tmp_path}/small/set", *small)
     assert "No space left on device" in message
     assert (tmp_path / "left").read_text() == ""
 

@@ -145,7 +145,9 @@ def test_a_trial_that_went_on_is_what_it_would_have_been_at_once(ray_cluster: He
     with redirect_stdout(told):
         assert main(["tune", "--study", "paused", "--storage", str(tmp_path), "--resume", "--trials", "7", "--json"]) == 0
     assert json.loads(told.getvalue().splitlines()[-1])["trials"]["complete"] >= 3
-    check(trials(tmp_path, "paused"), tmp_path / "paused", 7)
+    extended = trials(tmp_path, "paused")
+    check(extended, folder, 7)
+    assert all(row in extended for row in rows if row["status"] == "complete")
 
 
 def check(rows: list[dict[str, Any]], folder: Path, count: int) -> None:

@@ -1,7 +1,6 @@
 """Runs that die go on, and end with the parameters of a run that nothing disturbed, bit for bit."""
 
 import contextlib
-import json
 import math
 import shutil
 import signal
@@ -23,42 +22,26 @@ from models.methods.dah import DAH, DAHConfig
 from pipelines import train
 from pipelines.training import checkpoint, runs
 from pipelines.training.loop import Trainer
-from tests.pipelines.training.disturbed import EPOCHS, OPTIONS, config, equal, final, wait_for_epoch
-from tests.servers import ROOT
+from tests.pipelines.training.disturbed import EPOCHS, config, equal, final, wait_for_epoch
+from tests.servers import ROOT, Head
 
 
-def training_workers(since: float = 0.0) -> list[psutil.Process]:
-    """Ray's training workers among the processes of this machine, started after a time."""
+def training_workers() -> list[psutil.Process]:
+    """Ray's training workers among the processes of this machine."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if "RayTrainWorker" in " ".join(process.cmdline()) and process.create_time() >= since:
+            if "RayTrainWorker" in " ".join(process.cmdline()):
                 found.append(process)
     return found
 
 
-def test_a_worker_killed_in_mid_epoch(digits: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    killed: list[int] = []
-    started = time.time()
-
-    def kill() -> None:
-        wait_for_epoch(tmp_path)
-        victim = training_workers(started)[0]
-        victim.send_signal(signal.SIGKILL)
-        killed.append(victim.pid)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    result = train.run(config(digits, tmp_path, checkpoint_steps=2))
-    killer.join()
-    assert killed and not psutil.pid_exists(killed[0])
-    assert equal(final(tmp_path / result["run_id"]), undisturbed)
-
-
-def test_a_killed_driver_resumes(digits: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_a_driver_is_killed_and_then_a_worker_of_the_resumed_run(
+    ray_cluster: Head, digits: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path
+) -> None:  # fmt: skip
     script = (
         "import sys; from tests.pipelines.training.disturbed import config, train; from pathlib import Path; "
-        "train.run(config(Path(sys.argv[1]), Path(sys.argv[2])))"
+        "train.run(config(Path(sys.argv[1]), Path(sys.argv[2]), checkpoint_steps=2))"
     )
     arguments = [sys.executable, "-c", script, str(digits), str(tmp_path)]
     driver = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -68,21 +51,23 @@ def test_a_killed_driver_resumes(digits: Path, undisturbed: dict[str, torch.Tens
     end = time.monotonic() + 60
     while training_workers() and time.monotonic() < end:
         time.sleep(0.2)
-    last = checkpoint.latest(folder / "checkpoints")
-    assert last is not None and last.name != f"epoch-{EPOCHS:05d}"
+    before, killed = checkpoint.latest(folder / "checkpoints"), list[psutil.Process]()
+    assert before is not None and before.name != f"epoch-{EPOCHS:05d}"
+
+    def kill() -> None:
+        while checkpoint.latest(folder / "checkpoints") == before:
+            time.sleep(0.01)
+        victim = training_workers()[0]
+        victim.kill()
+        if not (folder / "checkpoints" / f"epoch-{EPOCHS:05d}").exists():
+            killed.append(victim)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
     train.run(train.make_config({"resume": folder.name, "storage": str(tmp_path)}))
+    killer.join()
+    assert killed and not killed[0].is_running()
     assert equal(final(folder), undisturbed)
-
-
-def test_torchrun_gives_what_ray_gives(digits: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items() if name not in ("method", "plots", "workers")]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "pipelines"]
-    arguments = ["train", "dah", f"--dataset={digits}", f"--storage={tmp_path}", "--workers=0", "--no-plots", "--json", *options]
-    done = subprocess.run(command + arguments, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert len(lines) == 1  # the other rank is silent
-    assert equal(final(Path(json.loads(lines[0])["checkpoint"]).parent.parent), undisturbed)
 
 
 def test_a_plain_process_resumes_bit_identically_past_a_damaged_checkpoint(
