@@ -52,6 +52,12 @@ def test_the_command_line_sets_the_environment_before_torch_is_loaded() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_the_process_of_a_shard_loads_no_torch() -> None:
+    script = "import sys, pipelines.serving.shard_deployment; print(sorted({'torch', 'mlflow'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_a_foreign_package_that_shadows_ours_is_named(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "__init__.py").write_text("")

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import faiss
 import ray
 import ray.exceptions
 from grpc import RpcError
@@ -23,14 +22,13 @@ from pipelines.serving.encoders import Encoders
 from pipelines.serving.environment import hashed_token
 from pipelines.serving.gateway import Gateway, Side
 from pipelines.serving.guard import Limits
-from pipelines.serving.lines import Line, Listener
+from pipelines.serving.lines import Line
 from pipelines.serving.served import Choice
-from pipelines.serving.shards import Shards
+from pipelines.serving.shard_deployment import ShardDeployment
 
 NAME = "hashbridge"  # of the application
 UNREACHABLE = (ray.exceptions.RayActorError, RayServeException, RpcError, ConnectionError)
 QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")  # a line a request costs a tenth of the rate
-LONGEST = 85  # characters of a folder in which a socket's folder is made: a socket's path may have 107
 SOON: Record = {"health_check_period_s": 2.0, "health_check_timeout_s": 30.0, "graceful_shutdown_timeout_s": 5.0, "max_ongoing_requests": 10_000}
 
 
@@ -72,21 +70,6 @@ class Settings:
     waiting: int = 128
     body: int = 32
     token: str = ""
-
-
-class ShardDeployment(Shards):
-    """The deployment of a shard."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        here = ray.get_runtime_context()
-        session = f"{here.get_temp_dir()}/{here.get_session_name()}"
-        self.listener = Listener(self, session if len(session) < LONGEST else None)
-        faiss.omp_set_num_threads(1)  # shards are searched side by side; a second thread costs more than it gains
-
-    async def line(self) -> tuple[str, str]:
-        """The machine that this is on, and the path of the socket on which it answers there."""
-        return ray.get_runtime_context().get_node_id(), await self.listener.listen()
 
 
 class EncoderDeployment(Encoders):
