@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.decoding import batch_rows
+from data.decoding import batch_rows, split_name
 from data.filesystem import atomic_write, move, remove, to_path
 from data.images import SUFFIXES
 from data.manifest import Manifest
@@ -71,11 +71,18 @@ class _Encode:
             lost += batch.lost
             if len(batch.x):
                 codes = [row.tobytes() for row in self.encoder(batch.x)]
-                tables.append(pa.table({"id": batch.ids, "label": np.array(batch.labels, np.int32), "code": codes, "origin": batch.origins}, schema=SCHEMA))
+                ids = _with_domain(batch.ids, item["split"])
+                tables.append(pa.table({"id": ids, "label": np.array(batch.labels, np.int32), "code": codes, "origin": batch.origins}, schema=SCHEMA))
         table = pa.concat_tables(tables).replace_schema_metadata(self.meta)
         with atomic_write(self.staging / f"part-{item['part']:05d}.parquet") as file:
             pq.write_table(table, file)
         return {"part": item["part"], "codes": len(table), "lost": json.dumps(lost)}
+
+
+def _with_domain(ids: list[str], split: str) -> list[str]:
+    """Ids that begin with the domain of ``split``, DOMAIN/SPLIT: those of domains that were ingested one by one may be the same. "" leaves them as they are."""
+    domain = f"{split_name(split)[0]}/" if split else ""
+    return [each if each.startswith(domain) else f"{domain}{each}" for each in ids]
 
 
 def _size(rows: int, workers: int, shape: tuple[int, ...]) -> int:

@@ -42,7 +42,7 @@ class Decode:
         lost = [line for batch in batches for line in batch.lost]
         whole = [np.ascontiguousarray(batch.x) for batch in batches if len(batch.x)]
         columns = {name: [value for batch in batches for value in getattr(batch, name)] for name in ("ids", "labels", "origins")}
-        return {"part": item["part"], "lost": json.dumps(lost), "rows": json.dumps(columns), "x": b"".join(x.tobytes() for x in whole)}
+        return {"part": item["part"], "split": item["split"], "lost": json.dumps(lost), "rows": json.dumps(columns), "x": b"".join(x.tobytes() for x in whole)}
 
     def batches(self, item: dict[str, Any]) -> Iterator[Batch]:
         """The rows of a part in batches of the size that a network takes at once, decoded here if other tasks have not."""

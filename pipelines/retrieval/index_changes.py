@@ -79,10 +79,14 @@ def create(folder: Path, table: pa.Table, meta: dict[str, str], kind: str, shard
         meta: ``bits``, ``model`` and, if known, ``classes`` of the codes.
 
     Raises:
-        ValueError: the folder has something else, or there are fewer codes than shards or lists.
+        ValueError: the folder has something else, an id is there twice, or there are fewer codes than shards or lists.
     """
     if len(table) < shards:
         raise ValueError(f"--shards is {shards}, but there are only {len(table)} codes")
+    found = table["id"].value_counts()
+    twice = found.field("values").filter(pc.greater(found.field("counts"), 1))
+    if len(twice):
+        raise ValueError(f"{len(twice):,} ids are there more than once, such as {twice[0].as_py()!r}, but an id must name one image: encode anew, or one split")
     foreign = folder.is_dir() and not (folder / MANIFEST).is_file() and any(not each.name.startswith((".", "shard-")) for each in folder.iterdir())
     if folder.is_file() or foreign:
         raise ValueError(f"{folder} is there and no index: give another folder")

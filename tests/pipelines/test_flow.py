@@ -171,6 +171,19 @@ def test_a_folder_of_images_is_encoded_and_searched(trained: dict[str, Any], tmp
     assert answer["distance"] == 0
 
 
+def test_domains_that_were_ingested_one_by_one_keep_ids_of_their_own(few_digits: Path, tmp_path: Path) -> None:
+    for domain in ("typeset", "handwritten"):
+        parquet = pq.read_table(few_digits / f"domain={domain}" / "split=test")
+        assert set(parquet["id"].to_pylist()) == {f"x_test/{number}" for number in range(60)}
+    run = train.run(train.make_config({
+        "method": "lsh", "dataset": str(few_digits), "target": "handwritten", "bits": 16, "workers": 0, "storage": str(tmp_path), "tracking": "none",
+        "plots": False,
+    }))["run_id"]  # fmt: skip
+    encode.run(encode.Config(run, str(few_digits), out=str(tmp_path / "codes"), split="test", storage=str(tmp_path)))
+    ids = pq.read_table(tmp_path / "codes")["id"].to_pylist()
+    assert sorted(ids) == sorted(f"{domain}/x_test/{number}" for domain in ("typeset", "handwritten") for number in range(60))
+
+
 def test_parts_decoded_elsewhere_give_the_same_codes(trained: dict[str, Any], tmp_path: Path) -> None:
     """What decoding tasks hand to encoding actors on GPU nodes."""
     for number in range(3):

@@ -119,6 +119,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path: Path) -> Non
         (lambda: index_changes.remove(folder, table(0, 40)["id"].to_pylist()), "nothing would be left"),
         (lambda: index_changes.create(folder, table(0, 2), META, "flat", 3), "--shards is 3"),
         (lambda: index_changes.create(tmp_path, table(0, 2), META, "flat", 1), "is there and no index"),
+        (lambda: index_changes.create(folder, twice, META, "flat", 1), "1 ids are there more than once, such as 'image-4455'"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=said):
             change()
