@@ -4,9 +4,10 @@ Symbols: x input, h feature extractor, f encoder, g decoder, b = f(h(x)) probabi
 autoencoder whose codes are matched to the distribution of z; ``matching`` selects how. It needs no labels and only one
 domain; with two it learns from both.
 
-Extensions beyond the paper: an EMA copy; a reconstruction error relative to the features' variance, so that one lambda fits
-all features; a matching weight that grows (with the full weight from the start, bits settle before they differ); a learning
-rate that falls, but not to zero (otherwise some bits stay unbalanced). Each has a field that switches it off.
+Extensions beyond the paper: an EMA copy; feature vectors less their mean; a reconstruction error relative to the features'
+variance, so that one lambda fits all features; a matching weight that grows (with the full weight from the start, bits settle
+before they differ); a learning rate that falls, but not to zero (otherwise some bits stay unbalanced). Each has a field that
+switches it off.
 """
 
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ class IDRAEConfig:
     penalty_weight: float = hyperparameter(10.0, "weight of the critic's gradient penalty", 1.0, 30.0, log=True, when={"matching": ("critic",)})
     extractor: str = hyperparameter("auto", "h: none takes the input as it is; auto: EfficientNet-Lite0 from 64 pixels", choices=EXTRACTORS)
     normalised: bool = hyperparameter(True, "feature vectors of h are scaled to a mean square of 1; off in the paper")
+    centred: bool = hyperparameter(True, "the encoder takes feature vectors of h less their mean; off in the paper")
     pretrained: str = hyperparameter("default", "h's weights: default, torchvision name, file path, or none")
     train_extractor: bool = hyperparameter(False, "train h too")
     width: int = hyperparameter(1024, "units of the encoder's first hidden layer, half as many in its second")
@@ -71,12 +73,32 @@ def _layers(*widths: int) -> nn.Sequential:
 class _Probabilities(nn.Module):
     """f: features -> probabilities of the bits (batch, bits)."""
 
-    def __init__(self, features: int, width: int, bits: int) -> None:
+    def __init__(self, features: int, width: int, bits: int, centred: bool) -> None:
         super().__init__()
+        self.centre: nn.Module = _Centre(features) if centred else nn.Identity()
         self.layers = _layers(features, width, width // 2, bits)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.sigmoid(self.layers(x))
+        return torch.sigmoid(self.layers(self.centre(x)))
+
+
+class _Centre(nn.Module):
+    """Features (batch, features) less the mean of all that training has seen so far, of all workers."""
+
+    mean: Tensor
+    batches: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("batches", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            with torch.no_grad():
+                self.batches += 1
+                self.mean += (gather(x).mean(0) - self.mean) / self.batches
+        return x - self.mean
 
 
 class _Codes(nn.Module):
@@ -98,7 +120,8 @@ class IDRAE(Method):
     Config: ClassVar[Any] = IDRAEConfig
     presets: ClassVar[dict[str, Preset]] = {  # the paper names lambda, Adam, batches of 128 and VGG's fc7; rate and widths are our readings
         "paper": Preset("Tables 1 and 2, CIFAR10 and Flickr25k; Places365 has 50 epochs", 100, {
-            "matching_weight": 0.01, "ramp": 0.0, "error": "sum", "extractor": "vgg16", "normalised": False, "batch": 128, "average": 0.0, "final_rate": 1.0,
+            "matching_weight": 0.01, "ramp": 0.0, "error": "sum", "extractor": "vgg16", "normalised": False, "centred": False, "batch": 128,
+            "average": 0.0, "final_rate": 1.0,
         }),
     }  # fmt: skip
     ablation: ClassVar[tuple[AblationRow, ...]] = (  # Table 2, with its names of the variants; weights with the best mAP on USPS
@@ -116,9 +139,8 @@ class IDRAE(Method):
         c, self.matched = config, 1.0
         extractor = Extractor(c.extractor, shape, c.pretrained, c.normalised).requires_grad_(c.train_extractor)
         features, widths = extractor.features, (c.width, c.width // 2)
-        self.networks = nn.ModuleDict({
-            "extractor": extractor, "encoder": _Probabilities(features, c.width, bits), "decoder": _layers(bits, *reversed(widths), features),
-        })  # fmt: skip
+        encoder = _Probabilities(features, c.width, bits, c.centred and extractor.gives_vectors)
+        self.networks = nn.ModuleDict({"extractor": extractor, "encoder": encoder, "decoder": _layers(bits, *reversed(widths), features)})
         self.players = {"autoencoder": Player(self.networks, self._optimizer(self.networks, 1.0))}
         if c.matching == "critic":
             critic = nn.ModuleDict({"critic": nn.Sequential(_layers(bits, 256, 256, 1), nn.Flatten(0))})

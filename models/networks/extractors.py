@@ -22,6 +22,7 @@ class Extractor(HeavyModule):
 
     Attributes:
         features: width of the vectors.
+        gives_vectors: whether they are a network's or the data's own, not pixels.
     """
 
     def __init__(self, name: str, shape: tuple[int, ...], weights: str, normalised: bool = True) -> None:
@@ -47,11 +48,12 @@ class Extractor(HeavyModule):
             self.trunk, self.features = trunk, trunk.features
         elif name != "none":
             self.trunk = fc7_network(name, weights)
+        self.gives_vectors = self.trunk is not None or not self.images
 
     @reducible
     def forward(self, x: Tensor) -> Tensor:
         x = unit(x, self.images)
-        if self.trunk is None and self.images:
+        if not self.gives_vectors:
             return ((x + 1) / 2).flatten(1)
         if self.trunk is not None:
             x = self.trunk(interpolate(x, (224, 224), mode="bilinear") if self.enlarged else x)

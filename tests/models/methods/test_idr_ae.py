@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from models.losses.matching import assignment_distance, bitwise_distance
+from models.methods import idr_ae
 from models.methods.idr_ae import IDRAE
 from tests.models.players import build, global_batch
 
@@ -48,6 +50,21 @@ def test_the_autoencoders_terms_and_codes(matching: str) -> None:
     assert set(method.players) == ({"autoencoder", "critic"} if matching == "critic" else {"autoencoder"})
     codes = method.encode(global_batch(0).target.x)  # type: ignore[union-attr]
     assert torch.equal(codes > 0, method.ema_networks["encoder"](features[len(features) // 2 :]) > 0.5)
+
+
+def test_feature_vectors_are_taken_less_the_mean_of_all_workers_and_pixels_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = IDRAE(IDRAE.Config(width=8), (6,), 3, 16).networks["encoder"]
+    first, second, other = random(5, 6), random(5, 6, seed=1), random(5, 6, seed=2)
+    encoder.centre(first)
+    torch.testing.assert_close(encoder.centre(second), second - torch.cat([first, second]).mean(0))
+    encoder.eval()
+    torch.testing.assert_close(encoder.centre(other), other - torch.cat([first, second]).mean(0))  # which it does not add
+    encoder.train()
+    monkeypatch.setattr(idr_ae, "gather", lambda rows: torch.cat([rows, first]))  # beside another worker
+    encoder.centre(other)
+    torch.testing.assert_close(encoder.centre.mean, torch.cat([first.repeat(2, 1), second.repeat(2, 1), other, first]).mean(0))
+    assert isinstance(build("idr-ae").networks["encoder"].centre, nn.Identity)
+    assert isinstance(IDRAE(IDRAE.Config(width=8, centred=False), (6,), 3, 16).networks["encoder"].centre, nn.Identity)
 
 
 def test_the_matching_balances_the_bits() -> None:
