@@ -20,6 +20,7 @@ from torch import Tensor
 
 from data import validation
 from data.filesystem import atomic_folder, local_copy, remove
+from data.readers.base import printable
 from models.method import Method
 
 FORMAT = 2  # format 1 had no digests
@@ -213,6 +214,6 @@ def load(place: Path, method: Method, optimizers: bool = True) -> Position:
                 player.optimizer.load_state_dict(_restore(state["optimizers"][name], tensors))
             loop = _restore(state["loop"], tensors) if state["format"] > 1 else {}
     except (SafetensorError, OSError, KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"checkpoint {place} is damaged or of other settings ({reason})") from error
+        reason = printable(" ".join(str(error).split())[:200]) or type(error).__name__
+        raise ValueError(f"checkpoint {place} is damaged, of other settings or of another version ({reason})") from error
     return Position(int(state["epoch"]), int(state.get("step", 0)), loop)

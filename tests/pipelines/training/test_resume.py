@@ -153,6 +153,8 @@ def test_a_checkpoint_of_another_method_or_a_torn_one_is_said(tmp_path: Path) ->
     place = checkpoint.write(tmp_path, checkpoint.snapshot(method(), 1, {}))
     with pytest.raises(ValueError, match="16 bits.*not of dah .32 bits"):
         checkpoint.load(place, method(bits=32))
+    with pytest.raises(ValueError, match="of other settings or of another version .Error.* Missing key.*encoder.network.trunk"):
+        checkpoint.load(place, DAH(DAHConfig(pretrained="none", norm=False), (1, 16, 16), 3, 16))
     weights = place / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ValueError, match="is damaged"):
