@@ -46,14 +46,9 @@ def test_importing_models_and_the_loop_pulls_in_neither_ray_nor_mlflow_and_the_c
     assert done.stdout.split() == ["[]", "False"]
 
 
-def test_the_command_line_sets_the_environment_before_torch_is_loaded() -> None:
-    script = "import sys, pipelines.console.cli; print(sorted({'torch', 'ray', 'mlflow'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.strip() == "[]"
-
-
-def test_the_process_of_a_shard_loads_no_torch() -> None:
-    script = "import sys, pipelines.serving.shard_deployment; print(sorted({'torch', 'mlflow'} & set(sys.modules)))"
+@pytest.mark.parametrize(("module", "without"), [("console.cli", {"torch", "ray", "mlflow"}), ("serving.shard_deployment", {"torch", "mlflow"})])
+def test_the_command_line_sets_the_environment_before_torch_is_loaded_and_a_shard_never_loads_it(module: str, without: set[str]) -> None:
+    script = f"import sys, pipelines.{module}; print(sorted({without} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
 

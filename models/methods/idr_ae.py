@@ -97,7 +97,7 @@ class _Centre(nn.Module):
         if self.training:
             with torch.no_grad():
                 self.batches += 1
-                self.mean += (gather(x).mean(0) - self.mean) / self.batches
+                self.mean += (gather(x.mean(0, keepdim=True)).mean(0) - self.mean) / self.batches
         return x - self.mean
 
 

@@ -60,9 +60,9 @@ def test_feature_vectors_are_taken_less_the_mean_of_all_workers_and_pixels_as_th
     encoder.eval()
     torch.testing.assert_close(encoder.centre(other), other - torch.cat([first, second]).mean(0))  # which it does not add
     encoder.train()
-    monkeypatch.setattr(idr_ae, "gather", lambda rows: torch.cat([rows, first]))  # beside another worker
+    monkeypatch.setattr(idr_ae, "gather", lambda mean: torch.cat([mean, first.mean(0, keepdim=True)]))  # beside another worker
     encoder.centre(other)
-    torch.testing.assert_close(encoder.centre.mean, torch.cat([first.repeat(2, 1), second.repeat(2, 1), other, first]).mean(0))
+    torch.testing.assert_close(encoder.centre.mean, torch.cat([first, first, second, second, other, first]).mean(0))
     assert isinstance(build("idr-ae").networks["encoder"].centre, nn.Identity)
     assert isinstance(IDRAE(IDRAE.Config(width=8, centred=False), (6,), 3, 16).networks["encoder"].centre, nn.Identity)
 
