@@ -86,7 +86,7 @@ def create(folder: Path, table: pa.Table, meta: dict[str, str], kind: str, shard
     found = table["id"].value_counts()
     twice = found.field("values").filter(pc.greater(found.field("counts"), 1))
     if len(twice):
-        raise ValueError(f"{len(twice):,} ids are there more than once, such as {twice[0].as_py()!r}: an id must name one image. Encode again, or only one split")
+        raise ValueError(f"{len(twice):,} ids are there more than once, such as {twice[0].as_py()!r}: an id must name one image. Encode again, or one split")
     foreign = folder.is_dir() and not (folder / MANIFEST).is_file() and any(not each.name.startswith((".", "shard-")) for each in folder.iterdir())
     if folder.is_file() or foreign:
         raise ValueError(f"{folder} is there and no index: give another folder")
