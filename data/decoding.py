@@ -1,8 +1,8 @@
 """Turns stored rows into arrays: images are decoded in parallel threads, some batches ahead of their use.
 
-Pillow decodes outside Python's global lock for four fifths of its time: up to ``ALONE`` threads decode themselves, and of more
-threads each has a process that decodes for it. Threads without a process leave files that ``ingest --store jpeg`` has written, which need
-no conversion, to torchvision: the same pixels in two thirds of the time.
+Files that ``ingest --store jpeg`` has written need no conversion: simplejpeg decodes them, to Pillow's pixels in half of its time, and
+outside Python's global lock. Pillow decodes all others, outside the lock for four fifths of its time: up to ``ALONE`` threads decode
+themselves, and of more threads each has a process that decodes for it.
 """
 
 import atexit
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import simplejpeg
 import torch
 from torch import Tensor
 
@@ -29,7 +30,7 @@ from data.shards import ROWS_READ, read_rows
 
 AHEAD = 4  # batches that are decoded before they are asked for
 TASK = 8  # images that a thread decodes at a time, at least
-ALONE = 4  # decoding threads of one process that scale: on 16 cores 4 gave 3.1 times the images of one, 8 gave 3.9, 16 gave 3.2
+ALONE = 4  # threads of one process that scale with Pillow: on 16 cores 4 gave 3.1 times the images of one, 8 gave 3.9, 16 gave 3.2
 NICE = 10  # how much lower the priority of decoding threads is
 VALUES, ROWS = 2**23, 512  # values and rows of a batch of ``read_decoded`` at most
 GPU_BATCHES = 4  # a GPU takes so many of these batches at once
@@ -98,7 +99,7 @@ class Decoder:
     """Turns rows as stored into tensors.
 
     Attributes:
-        threads: decoding threads, above ``ALONE`` of them with a process each; 0 decodes in the thread that asks.
+        threads: decoding threads, above ``ALONE`` of them with a process each where Pillow decodes; 0 decodes in the thread that asks.
         pinned: whether the tensors lie in page-locked memory, from which a GPU copies without waiting.
     """
 
@@ -129,7 +130,7 @@ class Decoder:
             pixels = np.frombuffer(bytearray().join(content), np.uint8)
             return lambda: self._placed(torch.from_numpy(pixels.reshape(-1, *self.shape)))
         channels, size = self.shape[:2]
-        apart = self.threads > ALONE and sys.platform == "linux"  # where processes share memory that has no name
+        apart = self.store != "jpeg" and self.threads > ALONE and sys.platform == "linux"  # where processes share memory that has no name
         task = max(TASK, AHEAD * len(content) // self.threads) if apart else TASK  # each message to a process holds up the training thread
         made = torch.empty(len(content), size, size, channels, dtype=torch.uint8, pin_memory=self.pinned)
         pixels = made.numpy() if channels == 3 else made.squeeze(3).numpy()
@@ -155,10 +156,12 @@ class Decoder:
 
     def _fill(self, content: np.ndarray, pixels: np.ndarray) -> tuple[int, str] | None:
         """Decode images here, as ``DecoderProcess.decode`` does in another process."""
-        decode_one = _decode_own if self.store == "jpeg" else decode_rows
         for i, each in enumerate(content):
             try:
-                pixels[i] = decode_one(each, *self.shape[:2])
+                if self.store == "jpeg":
+                    _decode_own(each, pixels[i])
+                else:
+                    pixels[i] = decode_rows(each, *self.shape[:2])
             except ValueError as error:
                 return i, str(error)
         return None
@@ -194,20 +197,22 @@ class Decoder:
             reader.shutdown(cancel_futures=True)
 
 
-def _decode_own(content: bytes, channels: int, size: int) -> np.ndarray:
-    """Decode a JPEG file of the dataset's size and colours, without rotation; arguments, result and errors are those of ``decode_rows``."""
-    from torchvision.io import ImageReadMode, decode_jpeg  # noqa: PLC0415  slow to import
+def _decode_own(content: bytes, pixels: np.ndarray) -> None:
+    """Decode a JPEG file of the dataset's size and colours, without rotation.
 
+    Args:
+        pixels: (size, size) or (size, size, 3) uint8, filled.
+
+    Raises:
+        ValueError: the bytes are no such file; says why.
+    """
     if not content:
         raise ValueError("empty file")
-    try:
-        decoded = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB if channels == 3 else ImageReadMode.GRAY)
-    except RuntimeError as error:
-        raise ValueError(str(error).splitlines()[0]) from None
-    if decoded.shape[1:] != (size, size):
-        raise ValueError(f"{decoded.shape[2]}x{decoded.shape[1]} pixels in a dataset of {size}x{size}")
-    pixels: np.ndarray = decoded.permute(1, 2, 0).numpy()
-    return pixels if channels == 3 else pixels[..., 0]
+    size, colours = len(pixels), "RGB" if pixels.ndim == 3 else "GRAY"
+    height, width, *_ = simplejpeg.decode_jpeg_header(content)
+    if (height, width) != (size, size):
+        raise ValueError(f"{width}x{height} pixels in a dataset of {size}x{size}")
+    simplejpeg.decode_jpeg(content, colours, buffer=pixels)
 
 
 def stored_content(batch: pa.RecordBatch | pa.Table, manifest: Manifest) -> np.ndarray:

@@ -316,6 +316,6 @@ def test_what_ingest_stores_as_jpeg_is_decoded_to_pillows_pixels(photographs: Pa
     assert torch.equal(decoded, torch.from_numpy(np.stack([decode(content, channels, 80) for content in files])))
     other = photographs / Manifest.read(photographs).split("photo", "train").files[0]["path"]
     large = pq.read_table(other).column("image")[0].as_py()
-    for content, why in ((b"", "empty file"), (files[0][:300], "truncated"), (b"no image", "Not a JPEG"), (large, "90x70 pixels in a dataset of 80x80")):
+    for content, why in ((b"", "empty file"), (files[0][:-300], "Premature end"), (b"no image", "JPEG"), (large, "90x70 pixels in a dataset of 80x80")):
         with pytest.raises(ValueError, match=f"row 7 cannot be decoded .*{why}"):
             Decoder(manifest, 0)(np.array([content], object), np.array([7]))
