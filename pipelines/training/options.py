@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import Field, asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from models.codes import check_bits
@@ -90,6 +91,9 @@ def make_options(values: dict[str, Any], kind: type[TrainOptions] = TrainOptions
     preset = method.preset(options.preset)
     checked = asdict(build(method.Config, own))
     options.own = asdict(dataclasses.replace(preset, **{name: checked[name] for name in own}))
+    weights = options.own.get("pretrained", "none")
+    if weights not in ("default", "none") and Path(weights).exists():
+        options.own["pretrained"] = str(Path(weights).resolve())  # Ray's workers have other working folders
     if options.preset in method.presets and "epochs" not in values:
         options.epochs = method.presets[options.preset].epochs or options.epochs
     options.epochs = 1 if method.fitted else options.epochs

@@ -32,3 +32,11 @@ def test_a_paper_preset_brings_its_epochs(digits: Path) -> None:
     assert planned(digits, preset="program-digits").options.own["like_weight"] == 100
     with pytest.raises(ValueError, match="dah has no preset 'papr'"):
         planned(digits, preset="papr")
+
+
+def test_a_file_of_weights_is_found_from_other_working_folders(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("weights.pth").touch()
+    common = {"method": "dah", "dataset": str(digits), "source": "typeset", "target": "handwritten"}
+    kept = {name: make_options(common | {"pretrained": name}).own["pretrained"] for name in ("weights.pth", "elsewhere.pth", "default", "none")}
+    assert kept == {"weights.pth": str(tmp_path / "weights.pth"), "elsewhere.pth": "elsewhere.pth", "default": "default", "none": "none"}
