@@ -183,7 +183,7 @@ def _tuned(left: dict[str, TrainOptions], shared: Shared, concurrency: int) -> d
         tune.Tuner(
             tune.with_resources(tune.with_parameters(_train, wanted=left), {"CPU": float(shared.threads)}),
             param_space={"folder": tune.grid_search([*left])},
-            tune_config=tune.TuneConfig(max_concurrent_trials=concurrency or None, reuse_actors=False),
+            tune_config=tune.TuneConfig(max_concurrent_trials=concurrency or None, reuse_actors=True),
             run_config=tune.RunConfig(
                 name="reproduce", **cluster.storage_options(place), verbose=0, callbacks=[Progress()], failure_config=tune.FailureConfig(max_failures=2),
             ),
