@@ -99,7 +99,7 @@ class Trial:
         options: TrainOptions = make_options(given | {
             "method": self.row.method, "dataset": str(self.data.root), "source": source, "target": target, "bits": self.bits, "seed": self.seed, "workers": 0,
             "threads": shared.threads, "steps_per_epoch": shared.steps_per_epoch, "least_steps": shared.least_steps, "tracking": "none", "plots": False,
-            "storage": str(to_path(shared.storage) / self.data.name / folder),
+            "storage": str(to_path(shared.storage).resolve() / self.data.name / folder),  # a cluster's workers have other working folders
         } | own)  # fmt: skip
         return options
 

@@ -111,9 +111,9 @@ def _built(folder: Path, parts: list[pa.Table], kind: str, neighbours: int, list
     from pipelines.console import cluster  # noqa: PLC0415
 
     ray = cluster.connect()
-    task = ray.remote(build_shard)
+    task, place = ray.remote(build_shard), folder.resolve()  # workers have another working folder
     try:
-        found: list[Record] = ray.get([task.remote(folder, part, kind, neighbours, lists) for part in parts])
+        found: list[Record] = ray.get([task.remote(place, part, kind, neighbours, lists) for part in parts])
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     return found

@@ -185,15 +185,18 @@ def test_a_flat_index_finds_all(tmp_path: Path) -> None:
         index_changes.measure(tmp_path / "i", 50, 10, 0.9)
 
 
-def test_the_command_builds_shards_on_ray_and_changes_them(tmp_path: Path, ray_cluster: Head, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_builds_shards_on_ray_and_changes_them(
+    tmp_path: Path, ray_cluster: Head, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)  # which is not the cluster's working folder
     for name, (first, stop) in {"codes": (0, 100), "more": (100, 130)}.items():
         (tmp_path / name).mkdir()
         pq.write_table(table(first, stop).replace_schema_metadata(META), tmp_path / name / "part-0.parquet")
     (tmp_path / "ids.txt").write_text("\n".join(table(0, 100)["id"].to_pylist()[:10]))
     for words, said in {
-        f"index {tmp_path}/codes --out {tmp_path}/i --shards 3": "flat index of 100 codes of 32 bits",
-        f"index {tmp_path}/more --out {tmp_path}/i --add": "flat index of 130 codes",
-        f"index --out {tmp_path}/i --remove {tmp_path}/ids.txt --measure": "recall at 10: 1.0000\nflat index of 120 codes",
+        "index codes --out i --shards 3": "flat index of 100 codes of 32 bits",
+        "index more --out i --add": "flat index of 130 codes",
+        "index --out i --remove ids.txt --measure": "recall at 10: 1.0000\nflat index of 120 codes",
     }.items():
         assert main(words.split()) == 0
         assert said in capsys.readouterr().out
