@@ -1,6 +1,6 @@
 """Turns stored rows into arrays: images are decoded in parallel threads, some batches ahead of their use.
 
-Files that ``ingest --store jpeg`` has written need no conversion: simplejpeg decodes them, to Pillow's pixels in half of its time, and
+Files that ``ingest --store jpeg`` has written need no conversion: simplejpeg decodes them, to Pillow's pixels in about half of its time, and
 outside Python's global lock. Pillow decodes all others, outside the lock for four fifths of its time: up to ``ALONE`` threads decode
 themselves, and of more threads each has a process that decodes for it.
 """

@@ -42,7 +42,7 @@ class TrainOptions:
     precision: str = option("float32", "bf16: the networks' heavy parts compute in it; losses, codes and batch-norm's moments do not", ("float32", "bf16"))
     compile: bool = option(False, "compile the networks' heavy parts with torch.compile: a minute at the start, faster steps on GPUs")
     profile: bool = option(False, "say how the time of a step divides, and write a trace of some steps beside the run")
-    decoders: int = option(-1, "threads of a worker that decode images ahead, above four with a process each; 0: as they are used (default: --threads)")
+    decoders: int = option(-1, "threads of a worker that decode ahead, above four with processes but for stored jpeg; 0: none (default: --threads)")
     max_failures: int = option(3, "restarts of the workers after a crash")
     plots: bool = option(True, "draw plots at the end")
     own: dict[str, Any] = field(default_factory=dict)
