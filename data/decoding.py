@@ -266,7 +266,8 @@ def _rebatched(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Tabl
 
 
 def decode_files(
-    paths: Iterable[Path], shape: tuple[int, ...], threads: int | None = None, values: tuple[float, float] | None = None
+    paths: Iterable[Path], shape: tuple[int, ...], threads: int | None = None, values: tuple[float, float] | None = None,
+    whites: list[float] | None = None,
 ) -> Iterator[np.ndarray | ValueError]:  # fmt: skip
     """Decode image files in parallel, some ahead of their use; in place of one that cannot be read, the error.
 
@@ -274,11 +275,12 @@ def decode_files(
         shape: (channels, height, width) of the images made.
         threads: 0 decodes in the calling thread; one a core if None.
         values: as in ``decode``.
+        whites: as in ``decode_query``, of all files.
     """
 
     def load(path: Path) -> np.ndarray | ValueError:
         try:
-            return decode_query(path.read_bytes(), shape[0], shape[1], values)
+            return decode_query(path.read_bytes(), shape[0], shape[1], values, whites)
         except ValueError as error:
             return error
         except OSError as error:

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -114,8 +114,13 @@ def decode(content: bytes, channels: int, size: int, values: tuple[float, float]
     return np.ascontiguousarray(array[None] if channels == 1 else array.transpose(2, 0, 1))
 
 
-def decode_query(content: bytes, channels: int, size: int, values: tuple[float, float] | None = None) -> np.ndarray:
+def decode_query(
+    content: bytes, channels: int, size: int, values: tuple[float, float] | None = None, whites: list[float] | None = None
+) -> np.ndarray:  # fmt: skip
     """Decode an image file that no dataset holds, as ``decode`` does.
+
+    Args:
+        whites: takes the value that is white if the file's own brightest value tells it; see ``one_white``.
 
     Raises:
         ValueError: it is not a readable image, or without ``values`` it would be nearly black, as those of 12 bits in 16.
@@ -123,7 +128,24 @@ def decode_query(content: bytes, channels: int, size: int, values: tuple[float, 
     seen = None if values else brightness(content)
     if seen and seen.nearly_black:
         raise ValueError(f"its brightest value is {seen.brightest:g} of {seen.white:g}, so it is nearly black: --range says what is white")
-    return decode(content, channels, size, values)
+    image = decode(content, channels, size, values)
+    if seen and seen.guessed and seen.brightest > 0 and whites is not None:
+        whites.append(seen.white)
+    return image
+
+
+def one_white(whites: Mapping[float, int], where: str) -> None:
+    """Check that float or 32-bit files, whose own brightest value tells what is white, agree on it.
+
+    Args:
+        whites: how many files have which value.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if len(whites) > 1:
+        shares = ", ".join(f"{white:g} for {count:,}" for white, count in sorted(whites.items()))
+        raise ValueError(f"{where}: float or 32-bit images differ in what their brightest value makes white: {shares}: give --range LOW-HIGH for all")
 
 
 def decode_rows(content: bytes, channels: int, size: int) -> np.ndarray:

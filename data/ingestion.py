@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from data.filesystem import move, remove
+from data.images import one_white
 from data.layout import Layout, check_fits, choose_layout, merge_classes
 from data.locks import file_lock, is_leased, lease
 from data.manifest import Domain, Manifest, Split
@@ -122,10 +123,7 @@ def _light(domain: str, parts: list[dict[str, Any]]) -> list[str]:
         ValueError: the white of float or 32-bit files, which their own brightest value tells, is not the same for all.
     """
     found = [json.loads(item["light"]) for item in parts]
-    guessed = sum((Counter(each["guessed"]) for each in found), Counter[str]())
-    if len(guessed) > 1:
-        shares = ", ".join(f"{white} for {count:,}" for white, count in sorted(guessed.items(), key=lambda item: float(item[0])))
-        raise ValueError(f"{domain}: float or 32-bit images differ in what their brightest value makes white: {shares}: give --range LOW-HIGH for all")
+    one_white(sum((Counter({float(white): count for white, count in each["guessed"].items()}) for each in found), Counter[float]()), domain)
     bright, white = (max((each[name] for each in found), default=0.0) for name in ("brightest", "white"))
     cut, notes = sum(each["cut"] for each in found), []
     if white > 0 and bright * 8 <= white:

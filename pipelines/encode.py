@@ -4,6 +4,7 @@
 import dataclasses
 import json
 import uuid
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 
 from data.decoding import batch_rows, split_name
 from data.filesystem import atomic_write, move, remove, to_path
-from data.images import SUFFIXES
+from data.images import SUFFIXES, one_white
 from data.manifest import Manifest
 from data.readers.folder import image_files
 from models.allocator import keep_freed_memory
@@ -66,9 +67,9 @@ class _Encode:
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """Encode a part and write its codes."""
-        tables, lost = [SCHEMA.empty_table()], []
+        tables, lost, whites = [SCHEMA.empty_table()], list[str](), list[float]()
         for batch in self.decode.batches(item):
-            lost += batch.lost
+            lost, whites = lost + batch.lost, whites + batch.whites
             if len(batch.x):
                 codes = [row.tobytes() for row in self.encoder(batch.x)]
                 ids = _with_domain(batch.ids, item["split"])
@@ -76,7 +77,7 @@ class _Encode:
         table = pa.concat_tables(tables).replace_schema_metadata(self.meta)
         with atomic_write(self.staging / f"part-{item['part']:05d}.parquet") as file:
             pq.write_table(table, file)
-        return {"part": item["part"], "codes": len(table), "lost": json.dumps(lost)}
+        return {"part": item["part"], "codes": len(table), "lost": json.dumps(lost), "whites": json.dumps(whites)}
 
 
 def _with_domain(ids: list[str], split: str) -> list[str]:
@@ -139,6 +140,7 @@ def run(config: Config) -> dict[str, Any]:
     try:
         told = _encode_all([item | {"part": part} for part, item in enumerate(items)], staging, absolute, encoder)
         count, lost = sum(item["codes"] for item in told), [line for item in told for line in json.loads(item["lost"])]
+        one_white(Counter(white for item in told for white in json.loads(item["whites"])), config.input)
         if not count:
             raise ValueError(f"no image can be read; the first: {lost[0]}")
         for partial in staging.glob(".*"):  # of an encoder that was killed while it wrote

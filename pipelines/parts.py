@@ -15,13 +15,14 @@ from pipelines.console import cluster
 
 
 class Batch(NamedTuple):
-    """Decoded rows (n, ...) with their ids, labels and origins, and the images that could not be read."""
+    """Decoded rows (n, ...) with their ids, labels and origins, the images that could not be read, and what is white by files' own brightest values."""
 
     x: np.ndarray
     ids: list[str]
     labels: list[int]
     origins: list[str]
     lost: list[str]
+    whites: list[float]
 
 
 class Decode:
@@ -39,10 +40,11 @@ class Decode:
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """A part with all its rows as plain values, for ``batches`` in another process."""
         batches = list(self.batches(item))
-        lost = [line for batch in batches for line in batch.lost]
+        lost, whites = [line for batch in batches for line in batch.lost], [white for batch in batches for white in batch.whites]
         whole = [np.ascontiguousarray(batch.x) for batch in batches if len(batch.x)]
         columns = {name: [value for batch in batches for value in getattr(batch, name)] for name in ("ids", "labels", "origins")}
-        return {"part": item["part"], "split": item["split"], "lost": json.dumps(lost), "rows": json.dumps(columns), "x": b"".join(x.tobytes() for x in whole)}
+        told = {"lost": json.dumps(lost), "whites": json.dumps(whites), "rows": json.dumps(columns)}
+        return {"part": item["part"], "split": item["split"], "x": b"".join(x.tobytes() for x in whole)} | told
 
     def batches(self, item: dict[str, Any]) -> Iterator[Batch]:
         """The rows of a part in batches of the size that a network takes at once, decoded here if other tasks have not."""
@@ -53,24 +55,26 @@ class Decode:
     def _taken(self, item: dict[str, Any]) -> Iterator[Batch]:
         rows, kind = json.loads(item["rows"]), np.uint8 if len(self.shape) == 3 else np.float32
         x, size = np.frombuffer(item["x"], kind).reshape(-1, *self.shape), batch_rows(self.shape)
-        yield Batch(x[:0], [], [], [], json.loads(item["lost"]))
+        yield Batch(x[:0], [], [], [], json.loads(item["lost"]), json.loads(item["whites"]))
         for part in (slice(start, start + size) for start in range(0, len(x), size)):
-            yield Batch(x[part].copy(), rows["ids"][part], rows["labels"][part], rows["origins"][part], [])
+            yield Batch(x[part].copy(), rows["ids"][part], rows["labels"][part], rows["origins"][part], [], [])
 
     def _rows(self, name: str, start: int, stop: int) -> Iterator[Batch]:
         manifest, origin = Manifest.read(self.root), f"{self.root.resolve()}#{name}"
         for part in read_decoded(self.root, manifest, *split_name(name), start, stop, ids=True, threads=self.threads):
             assert part.id is not None
-            yield Batch(part.x.numpy(), part.id, part.labels.tolist(), [f"{origin}#{row}" for row in part.row], [])
+            yield Batch(part.x.numpy(), part.id, part.labels.tolist(), [f"{origin}#{row}" for row in part.row], [], [])
 
     def _files(self, names: list[str]) -> Iterator[Batch]:
         paths = [self.root / name if self.root.is_dir() else self.root for name in names]
-        decoded, size = zip(names, paths, decode_files(paths, self.shape, self.threads, self.values), strict=True), batch_rows(self.shape)
+        whites, size = list[float](), batch_rows(self.shape)
+        decoded = zip(names, paths, decode_files(paths, self.shape, self.threads, self.values, whites), strict=True)
         while block := list(islice(decoded, size)):
             read = [(name, path, image) for name, path, image in block if isinstance(image, np.ndarray)]
             lost = [f"{printable(name)}: {image}" for name, _, image in block if not isinstance(image, np.ndarray)]
+            told = [whites.pop() for _ in range(len(whites))]  # decoding threads may append meanwhile
             x = np.stack([image for _, _, image in read]) if read else np.empty((0, *self.shape), np.uint8)
-            yield Batch(x, [printable(name) for name, _, _ in read], [-1] * len(read), [printable(str(path.resolve())) for _, path, _ in read], lost)
+            yield Batch(x, [printable(name) for name, _, _ in read], [-1] * len(read), [printable(str(path.resolve())) for _, path, _ in read], lost, told)
 
 
 def on_ray(items: list[dict[str, Any]], worker: type, given: dict[str, Any], workers: int, decode: Decode | None) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Loads query images: an image, a folder of images, or rows of a dataset."""
 
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 
 from data.decoding import decode_files, read_decoded
 from data.filesystem import to_path
-from data.images import decode
+from data.images import decode, one_white
 from data.manifest import Manifest
 from data.readers.base import printable
 from data.readers.folder import image_files
@@ -49,8 +50,8 @@ def load_queries(images: str, shape: tuple[int, ...], values: tuple[float, float
     files = [path] if path.is_file() else image_files(path)
     if not files:
         raise ValueError(f"{path} contains no image file")
-    decoded, names = [], []
-    for file, image in zip(files, decode_files(files, shape, values=values), strict=True):
+    decoded, names, whites = [], [], list[float]()
+    for file, image in zip(files, decode_files(files, shape, values=values, whites=whites), strict=True):
         if isinstance(image, np.ndarray):
             decoded.append(image)
             names.append(printable(str(file)))
@@ -60,6 +61,7 @@ def load_queries(images: str, shape: tuple[int, ...], values: tuple[float, float
             print(f"  left out {printable(str(file))}: {image}")
     if not decoded:
         raise ValueError(f"no image in {path} can be read")
+    one_white(Counter(whites), images)
     return Queries(names, np.stack(decoded), [-1] * len(names), [""] * len(names))
 
 

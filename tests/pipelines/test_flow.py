@@ -189,9 +189,10 @@ def test_parts_decoded_elsewhere_give_the_same_codes(trained: dict[str, Any], tm
     for number in range(3):
         Image.fromarray(np.full((40, 30, 3), number * 40, np.uint8)).save(tmp_path / f"{number}.png")
     (tmp_path / "torn.png").write_bytes(b"\x89PNG")
+    Image.fromarray(np.full((40, 30), 0.5, np.float32)).save(tmp_path / "1.tiff")
     for path, item in (
         (str(trained["digits"]), {"part": 3, "split": "typeset/test", "start": 100, "stop": 900, "files": ""}),
-        (str(tmp_path), {"part": 3, "split": "", "start": 0, "stop": 0, "files": json.dumps(["0.png", "torn.png", "2.png"])}),
+        (str(tmp_path), {"part": 3, "split": "", "start": 0, "stop": 0, "files": json.dumps(["0.png", "torn.png", "1.tiff", "2.png"])}),
     ):
         told = []
         for name in ("here", "apart"):
@@ -199,7 +200,7 @@ def test_parts_decoded_elsewhere_give_the_same_codes(trained: dict[str, Any], tm
             told.append(coder(parts.Decode(path, coder.encoder.shape)(item) if name == "apart" else item))
         here, apart = (pq.read_table(tmp_path / name / "part-00003.parquet") for name in ("here", "apart"))
         assert told[0] == told[1] and here.equals(apart) and len(here) == told[0]["codes"] > 0
-    assert "torn.png" in told[0]["lost"]
+    assert "torn.png" in told[0]["lost"] and told[0]["whites"] == "[1.0]"
 
 
 def test_promotion_refuses_the_worse_and_the_incomparable(trained: dict[str, Any], champion: str) -> None:
@@ -243,6 +244,23 @@ def test_files_of_twelve_bits_are_encoded_and_searched_with_a_range(tmp_path: Pa
     assert light.ids == ["deep.png", "flat.png"] and not light.lost and np.abs(light.x[0].astype(int) - light.x[1]).max() <= 1
     assert np.array_equal(search.load_queries(str(tmp_path), (1, 16, 16), (0.0, 4095.0)).x, light.x)
     assert search.load_queries(str(tmp_path), (1, 16, 16)).names == [str(tmp_path / "flat.png")]
+
+
+def test_float_files_that_differ_in_what_is_white_are_neither_encoded_nor_searched(
+    trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    folder, storage = tmp_path / "scans", trained["storage"]
+    folder.mkdir()
+    for number, brightest in enumerate((1.0, 1.0, 255.0)):
+        Image.fromarray(np.linspace(0, brightest, 256, dtype=np.float32).reshape(16, 16)).save(folder / f"{number}.tiff")
+    said = "float or 32-bit images differ in what their brightest value makes white: 1 for 2, 255 for 1: give --range LOW-HIGH for all"
+    assert main(["encode", trained["run_id"], str(folder), "--out", str(tmp_path / "codes"), "--storage", storage]) == 2
+    assert said in capsys.readouterr().err and [each.name for each in tmp_path.iterdir()] == ["scans"]
+    with pytest.raises(ValueError, match=said):
+        search.load_queries(str(folder), (1, 16, 16))
+    (folder / "2.tiff").unlink()
+    assert main(["encode", trained["run_id"], str(folder), "--out", str(tmp_path / "codes"), "--storage", storage]) == 0
+    assert len(search.load_queries(str(folder), (1, 16, 16)).x) == 2
 
 
 def test_a_target_of_bare_image_files(tmp_path: Path) -> None:
