@@ -44,7 +44,7 @@ class Decode:
         whole = [np.ascontiguousarray(batch.x) for batch in batches if len(batch.x)]
         columns = {name: [value for batch in batches for value in getattr(batch, name)] for name in ("ids", "labels", "origins")}
         told = {"lost": json.dumps(lost), "whites": json.dumps(whites), "rows": json.dumps(columns)}
-        return {"part": item["part"], "split": item["split"], "x": b"".join(x.tobytes() for x in whole)} | told
+        return item | told | {"files": "", "x": b"".join(x.tobytes() for x in whole)}
 
     def batches(self, item: dict[str, Any]) -> Iterator[Batch]:
         """The rows of a part in batches of the size that a network takes at once, decoded here if other tasks have not."""

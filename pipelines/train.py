@@ -23,6 +23,7 @@ from pipelines.training.launch import launch, loaders, train
 from pipelines.training.options import TrainOptions, make_options, method_fields
 from pipelines.training.plan import Plan, Setup, make_plan, prepare
 from pipelines.training.reporting import Reporter, open_tracker, tracking_uri
+from pipelines.training.restore import device_for
 
 Config = TrainOptions
 make_config = make_options
@@ -60,6 +61,8 @@ def describe(plan: Plan) -> str:
 
 
 def _run(options: TrainOptions) -> dict[str, Any]:
+    if not options.workers:
+        device_for(options.gpu)
     setup = prepare(options)
     plan = make_plan(setup, lambda: _cores(options))
     for note in setup.method.notes:

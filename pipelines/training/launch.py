@@ -20,6 +20,7 @@ from pipelines.training import runs
 from pipelines.training.loop import Trainer
 from pipelines.training.options import TrainOptions
 from pipelines.training.plan import Plan, Setup, prepare
+from pipelines.training.restore import device_for
 
 STREAMS = {"source": 0, "target": 1}
 FAILURE = "failure.txt"  # in the run's folder: why the run diverged
@@ -46,7 +47,7 @@ def train(plan: Plan, setup: Setup | None = None, listen: Listener | None = None
     options = plan.options
     torch.set_num_threads(plan.threads)
     keep_freed_memory()
-    device = torch.device("cpu")
+    device = device_for(options.gpu)
     if options.gpu:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         deterministic(True)

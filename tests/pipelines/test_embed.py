@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from data.batches import DomainLoader
-from data.manifest import Manifest
+from data.manifest import Embedding, Manifest
 from models.networks.pretrained import open_backbone
-from pipelines import demo, embed, encode, evaluate, index, ingest, register, search, train
+from pipelines import demo, embed, encode, evaluate, index, ingest, parts, register, search, train
 from pipelines.console.cli import main
 from pipelines.retrieval.code_files import read_codes
 from pipelines.training.restore import dataset_backbone
@@ -99,6 +99,20 @@ def test_all_workers_have_the_weights_that_lie_in_the_folder(sample: Path, tmp_p
 
 def digests(root: Path) -> dict[str, str]:
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def test_parts_decoded_elsewhere_give_the_same_features(sample: Path, tmp_path: Path) -> None:
+    """What decoding tasks hand to embedding actors on GPU nodes."""
+    manifest, backbone = Manifest.read(sample), open_backbone("efficientnet_lite0", "none", 32)
+    embedding = Embedding(
+        "efficientnet_lite0", backbone.digest(), 32, "", backbone.preprocessing, 1, "drawing", str(sample), manifest.digest(), manifest.shape
+    )  # fmt: skip
+    item = embed._items(manifest)[-1]
+    for name in ("here", "apart"):
+        worker = embed._Embed(embedding, str(tmp_path / name), backbone=backbone)
+        assert worker(parts.Decode(str(sample), tuple(manifest.shape))(item) if name == "apart" else item) == {"part": item["part"]}
+    here, apart = (pq.read_table(tmp_path / name / item["path"]) for name in ("here", "apart"))
+    assert here.equals(apart) and len(here) == item["stop"] - item["start"]
 
 
 def test_an_embedding_that_was_cut_off_goes_on_where_it_was(sample: Path, features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

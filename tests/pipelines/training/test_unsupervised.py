@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pipelines import evaluate, train
 from pipelines.console.cli import main
@@ -66,6 +67,7 @@ def test_what_cannot_be_trained_is_said(digits: Path, tmp_path: Path, capsys: py
         ("train itq --target handwritten --extractor vgg16 --pretrained nowhere.pth", "weights 'nowhere.pth' of vgg16 cannot be loaded"),
         ("train idr-ae --target handwritten --matching best", "none, critic, assignment, bitwise"),
         ("train ucdir --source typeset --target handwritten --network mlp", "mlp takes features"),
+        *([] if torch.cuda.is_available() else [("train dah --source typeset --target handwritten --gpu", "--gpu: torch finds no GPU on this machine")]),
     ):
         workers = "" if "--workers" in line else " --workers 0"
         assert main(f"{line}{workers} --dataset {digits} --tracking none --storage {tmp_path}/runs".split()) == 2
