@@ -5,8 +5,9 @@ image.
 
 Extensions beyond the paper: random affine views; batch-norm and dropout in the trunk; an EMA copy of encoder and classifier
 that gives the pseudo-labels and encodes; entropy of the target and equal shares of its classes; spectral norm; a separate
-rate for the discriminators; "real, of any class" for target images without a confident label; for features of pretrained
-networks, pseudo-labels spread over neighbours, a label smoothing and MK-MMD before they begin. Each has a field that switches it off.
+rate for the discriminators; "real, of any class" for target images without a confident label; for photographs and their
+features, line drawings as views, pseudo-labels spread over neighbours, a label smoothing and MK-MMD before they begin. Each
+has a field that switches it off.
 """
 
 from dataclasses import dataclass
@@ -44,7 +45,8 @@ class IGANConfig:
 
     pseudo_weight: float = hyperparameter(1.0, "epsilon, weight of pseudo-labels in the label prediction", 0.1, 3.0, log=True)
     labels: str = hyperparameter(
-        "confident", "pseudo-labels: confident, the classifier's as in the paper; propagated, all of an epoch at once over neighbouring rows",
+        "confident", "pseudo-labels: confident, the classifier's as in the paper; propagated, all of an epoch at once over neighbours: of rows, or of what the "
+        "network makes of photographs",
         choices=("confident", "propagated"),
     )  # fmt: skip
     smoothing: float = hyperparameter(0.0, "label smoothing of the classification; 0 in the paper", 0.0, 0.2)
@@ -61,8 +63,11 @@ class IGANConfig:
     spectral: bool = hyperparameter(True, "spectral norm in the discriminators; off in the paper")
     average: float = hyperparameter(0.99, "decay of the averaged copy that labels and encodes; 0 is the paper (no copy)", 0.9, 0.999)
     augment: bool = hyperparameter(True, "train on randomly transformed views; off in the paper")
-    views: str = hyperparameter("affine", "kind of the views: affine; crop, of photographs: random crops and mirror images", choices=("affine", "crop"))
-    crop: float = hyperparameter(0.2, "crop views: smallest share of the image's area", 0.08, 0.6, when={"views": ("crop",)})
+    views: str = hyperparameter(
+        "affine", "kind of the views: affine; of photographs crop, random crops and mirror images, or drawn, the same, half of them as line drawings",
+        choices=("affine", "crop", "drawn"),
+    )  # fmt: skip
+    crop: float = hyperparameter(0.2, "crop and drawn views: smallest share of the image's area", 0.08, 0.6, when={"views": ("crop", "drawn")})
     pretrain_epochs: int = hyperparameter(1, "epochs on the source alone before the first stage")
     stages: int = hyperparameter(1, "stages; at the start of each, all but the encoder begins anew")
     per_class: int = hyperparameter(20, "source images per class in a batch", 5, 40)
@@ -84,6 +89,9 @@ class IGANConfig:
     pretrained_rate: float = hyperparameter(0.1, "share of the learning rate for pretrained layers")
     depth_decay: float = hyperparameter(1.0, "share of a pretrained layer's learning rate that the layer before it gets")
     weight_decay: float = hyperparameter(5e-4, "weight decay of all but the discriminators", 1e-5, 1e-2, log=True)
+
+
+FEATURES = {"labels": "propagated", "smoothing": 0.1, "mmd_weight": 1.0, "pretrain_epochs": 2, "adversarial_weight": 0.0, "l1_weight": 0.0}
 
 
 class Guesses(nn.Module):
@@ -114,10 +122,8 @@ class IGAN(Method):
         "paper-office": Preset("Tables 2 and 3, Office-31 by AlexNet, one stage", 0, DIGITS | {
             "network": "alexnet", "made": "layer", "pretrain_epochs": 0, "stages": 1, "learning_rate": 3e-3, "discriminator_rate": 1.0,
         }),
-        "features": Preset("ours, features of photographs by a pretrained network, with line drawings as views", 6, {
-            "network": "shallow", "labels": "propagated", "smoothing": 0.1, "mmd_weight": 1.0, "pretrain_epochs": 2, "adversarial_weight": 0.0,
-            "l1_weight": 0.0,
-        }),
+        "features": Preset("ours, features of photographs by a pretrained network, with line drawings as views", 6, FEATURES | {"network": "shallow"}),
+        "photographs": Preset("ours, photographs by a pretrained network, trained in place, with line drawings as views", 6, FEATURES | {"views": "drawn"}),
     }  # fmt: skip
     ablation: ClassVar[tuple[AblationRow, ...]] = (  # Table 4; each row adds a term to the row above
         AblationRow("Lc", {"centroid_weight": 0.0, "hash_weight": 0.0, "adversarial_weight": 0.0, "l1_weight": 0.0}, {U_M: 61.8, M_U: 85.5}),
@@ -135,8 +141,8 @@ class IGAN(Method):
         self.network = build_network(c.network, shape, bits, c.norm, c.dropout, c.pretrained, c.freeze, c.train_norm)
         if not c.hash_norm:
             self.network.hash.norm = nn.Identity()
-        large = self.images and min(shape[1:]) >= 64 and bool(self.network.widths)
-        self.makes_input = c.made == "input" or (c.made == "auto" and not large)
+        self.photographs = self.images and min(shape[1:]) >= 64
+        self.makes_input = c.made == "input" or (c.made == "auto" and not (self.photographs and self.network.widths))
         if not self.makes_input and not self.network.widths:
             raise ValueError("--made layer needs a network with a hidden fully connected layer: alexnet, lenet, mlp or a pretrained backbone")
         self.output = shape if self.makes_input else (self.network.widths[0],)
@@ -153,8 +159,8 @@ class IGAN(Method):
         self.made: dict[str, Tensor] = {}
         self.guesses = Guesses()
         self.graph: tuple[Tensor, Tensor] | None = None
-        if c.labels == "propagated" and (self.images and min(shape[1:]) >= 64 or not self.pretraining):
-            raise ValueError("--labels propagated needs features or digits (embed photographs first) and --pretrain-epochs of at least 1")
+        if c.labels == "propagated" and not self.pretraining:
+            raise ValueError("--labels propagated needs --pretrain-epochs of at least 1")
 
     @property
     def generates(self) -> bool:
@@ -208,16 +214,17 @@ class IGAN(Method):
 
     @torch.no_grad()
     def _propagate(self, target: RowSource) -> None:
-        """Guess the classes of all target rows, from the mean over each row and its embedded views."""
+        """Guess the classes of all target rows, from the mean over each row and what stands beside it."""
         rows, guessed = list[Tensor](), list[Tensor]()
         with self.guessing() as networks:
             for part in target.rows():
-                views = [part.x, *(view for pool in part.views for view in pool.unbind(1))]
-                guessed.append(torch.stack([networks["classifier"](networks["network"](view.to(self.device))[1]).softmax(1) for view in views]).mean(0))
-                rows += [part.x] if self.graph is None else []
-        if self.graph is None:
-            self.graph = neighbour_graph(gather_divided(torch.cat(rows).to(self.device, torch.get_default_dtype()).flatten(1), target.total))
-        self.guesses.classes = propagated_classes(gather_divided(torch.cat(guessed), target.total), self.graph)
+                x, views = part.x.to(self.device), tuple(each.to(self.device) for each in part.views)
+                seen = [networks["network"].with_features(each) for each in (x, *target.beside(x, views))]
+                guessed.append(torch.stack([networks["classifier"](codes).softmax(1) for _, _, codes in seen]).mean(0))
+                rows += [] if self.graph else [seen[0][0] if self.photographs else x]
+        graph = self.graph or neighbour_graph(gather_divided(torch.cat(rows).to(torch.get_default_dtype()).flatten(1), target.total))
+        self.guesses.classes = propagated_classes(gather_divided(torch.cat(guessed), target.total), graph)
+        self.graph = None if self.photographs else graph  # what the network makes of photographs changes
 
     def state_modules(self) -> nn.ModuleDict:
         """With the propagated pseudo-labels, if there are any."""

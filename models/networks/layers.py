@@ -59,21 +59,25 @@ class HashNetwork(HeavyModule):
 
     def forward(self, x: Tensor) -> Output:
         """Outputs of the layers, each (batch, width), and the code (batch, bits)."""
-        outputs, activated = self._body(x)
+        return self.with_features(x)[1:]
+
+    def with_features(self, x: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        """The trunk's output (batch, width), the outputs of the layers, and the code."""
+        features, outputs, activated = self._body(x)
         linear, code = self.hash(activated)
-        return [*outputs, linear], code
+        return features, [*outputs, linear], code
 
     @reducible
-    def _body(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Outputs of the fully connected layers, and what the hash layer takes."""
+    def _body(self, x: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        """The trunk's output, those of the fully connected layers, and what the hash layer takes."""
         x = unit(x, self.images)
-        x = self.trunk(x.contiguous(memory_format=torch.channels_last) if self.images else x)
+        x = features = self.trunk(x.contiguous(memory_format=torch.channels_last) if self.images else x)
         outputs = []
         for layer in self.layers:
             x = layer(x)
             outputs.append(x)
             x = torch.relu(x)
-        return outputs, x
+        return features, outputs, x
 
     def parameter_groups(self, share: float, decay: float = 1.0) -> list[dict[str, Any]]:
         """Parameter groups for an optimiser; the last pretrained layer gets ``share`` of the learning rate, the hash layer all of it.

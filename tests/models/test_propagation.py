@@ -5,6 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from data.batches import DomainLoader
+from data.manifest import Manifest
+from data.transforms import line_drawings
+from models.methods.igan import IGAN, IGANConfig
 from models.propagation import equal_shares, neighbour_graph, propagate, propagated_classes
 from models.transport import transport
 from pipelines import train
@@ -65,8 +69,24 @@ def test_guesses_are_in_the_checkpoint_and_the_training_resumes_with_them(tmp_pa
     assert equal(parameters(folder), plain)
 
 
-def test_photographs_and_a_training_without_pretraining_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--labels propagated needs features or digits"):
+def test_photographs_are_neighbours_by_what_the_network_makes_of_them_and_guessed_with_their_drawings(photographs: Path) -> None:
+    manifest = Manifest.read(photographs)
+    torch.manual_seed(0)
+    method = IGAN(IGANConfig(network="conv4", labels="propagated", views="drawn"), (3, 80, 80), 3, 16)
+    assert method.wants.view["kind"] == "drawn"
+    loader = DomainLoader(photographs, manifest, "art", "train", 6, labels=False, views=1, view=method.wants.view)
+    networks = method.ema_networks.eval()
+    x = loader.cached_rows().x
+    with torch.no_grad():
+        (features, _, codes), (_, _, drawn) = (networks["network"].with_features(each) for each in (x, line_drawings(x)))
+        mean = torch.stack([networks["classifier"](each).softmax(1) for each in (codes, drawn)]).mean(0)
+    method.start_epoch(1, 3, None, loader)
+    assert torch.equal(method.guesses.classes, propagated_classes(mean, neighbour_graph(features)))
+    assert method.graph is None  # it is made anew in each epoch
+
+
+def test_a_training_without_pretraining_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--labels propagated needs --pretrain-epochs of at least 1"):
         build("igan", labels="propagated", pretrain_epochs=0)
     assert "kept guesses.classes" in trained("igan", {"labels": "propagated"}, tmp_path)
 

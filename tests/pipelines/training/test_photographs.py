@@ -52,6 +52,17 @@ def test_a_run_resumes_bit_identically_in_mid_epoch_with_other_decoders(
     assert equal(parameters(run), plain)
 
 
+def test_pseudo_labels_over_neighbouring_photographs_resume_bit_identically(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"method": "igan", "preset": "photographs", "views": "drawn", "pretrain_epochs": 1}
+    _, plain = trained(photographs, tmp_path / "plain", **own)
+    assert len(plain["guesses.classes"]) == 90 and len(plain["guesses.classes"].unique()) == 3
+    with dying(monkeypatch):
+        trained(photographs, tmp_path, checkpoint_steps=2, **own)
+    (run,) = [each.parent for each in tmp_path.glob("*/config.json")]
+    train.run(train.make_config({"resume": run.name, "storage": str(tmp_path)}))
+    assert equal(parameters(run), plain)
+
+
 def test_a_run_says_where_its_rows_are_and_how_its_time_divides(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, _ = trained(photographs, tmp_path, cache_mb=1, profile=True, precision="bf16", epochs=1)
     told = capsys.readouterr().err
