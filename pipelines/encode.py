@@ -22,7 +22,7 @@ from models.allocator import keep_freed_memory
 from pipelines.console import cluster
 from pipelines.console.config import NO_RANGE, RANGE, option, positional, required, value_range
 from pipelines.parts import Decode, on_ray
-from pipelines.registry.encoders import Encoder, open_encoder, registry_uri, resolve
+from pipelines.registry.encoders import Encoder, found_by_workers, open_encoder, registry_uri, resolve
 from pipelines.retrieval.code_files import SCHEMA
 
 PART, FEW = 2**26, 20_000  # values of a part, whose codes are one file, at most; rows up to which Ray is not worth its start
@@ -126,7 +126,8 @@ def run(config: Config) -> dict[str, Any]:
     if out.exists():
         raise ValueError(f"{out} exists already: give another --out, or remove it")
     rows = _dataset(path)
-    config = dataclasses.replace(config, model=resolve(config.model, config.storage, config.tracking).name)  # codes keep the version, an alias moves
+    model = resolve(found_by_workers(config.model, config.storage), config.storage, config.tracking).name  # codes keep the version, an alias moves
+    config = dataclasses.replace(config, model=model)
     encoder = open_encoder(config.model, config.storage, config.tracking, rows=rows)
     if not rows and len(encoder.shape) != 3:
         raise ValueError(f"{config.model} takes feature vectors, {path} holds files: ingest the features and give the dataset")

@@ -20,7 +20,7 @@ from typing import Any
 
 from pipelines.console import cluster
 from pipelines.console.config import RANGE, option, positional, value_range
-from pipelines.registry.encoders import registry_uri
+from pipelines.registry.encoders import found_by_workers, registry_uri
 from pipelines.serving.environment import fast_environment, hashed_token, is_loopback
 from pipelines.serving.served import Choice
 
@@ -108,8 +108,8 @@ def running(config: Config) -> Iterator[str]:
             logging.getLogger("ray.serve").setLevel(logging.ERROR)
         replicas = (sum(len(each.places) for each in chosen) + 2) * config.replicas
         settings = application.Settings(
-            index=application.absolute(config.index), model=_named(config.model),
-            compare=config.compare and application.absolute(config.compare), compare_model=_named(config.compare_model),
+            index=application.absolute(config.index), model=found_by_workers(config.model, config.storage),
+            compare=config.compare and application.absolute(config.compare), compare_model=found_by_workers(config.compare_model, config.storage),
             storage=application.absolute(config.storage), tracking=tracking, cache=application.absolute(config.cache),
             replicas=config.replicas, most=config.most_replicas, cpus=min(CPUS, ray.cluster_resources().get("CPU", 1.0) / replicas), gpu=config.gpu,
             values=value_range(config.range), timeout=config.timeout, poll=config.poll, waiting=config.waiting, body=config.body_limit, token=token,
@@ -129,12 +129,6 @@ def _end_ray() -> None:
     """End the Ray that this process has started, if it has."""
     if "ray" in sys.modules:
         sys.modules["ray"].shutdown()
-
-
-def _named(model: str) -> str:
-    """A model as replicas find it."""
-    found = Path(model)
-    return str(found.resolve()) if model and not model.startswith("models:/") and (found / "config.json").is_file() else model
 
 
 def _check_port(host: str, port: int) -> None:

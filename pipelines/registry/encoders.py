@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import yaml
 
+from data.filesystem import to_path
 from data.manifest import Manifest
 from models.encoder import HashEncoder, encode_all
 from pipelines.registry.connection import connect, default_uri, one_line_errors
@@ -117,6 +118,16 @@ def _split(model: str) -> tuple[str, str]:
     """Run and checkpoint of RUN@CHECKPOINT; "" if no checkpoint is named."""
     run, _, named = model.rpartition("@")
     return (run, named) if run and checkpoint.NAME.fullmatch(named) else (model, "")
+
+
+def found_by_workers(model: str, storage: str) -> str:
+    """A model by a name under which processes with another working folder find it: a run that is given by its path has an absolute one."""
+    run, named = _split(model)
+    if not run or model.startswith("models:/") or "://" in run or (to_path(storage) / run / "config.json").is_file():
+        return model
+    if not (Path(run) / "config.json").is_file():
+        return model
+    return f"{Path(run).resolve()}{named and '@'}{named}"
 
 
 def _find_checkpoint(model: str, storage: str) -> tuple[Path, Path]:

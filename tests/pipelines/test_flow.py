@@ -17,6 +17,7 @@ from data.decoding import read_decoded
 from data.manifest import Manifest
 from pipelines import encode, evaluate, index, ingest, parts, promote, register, search, train
 from pipelines.console.cli import main
+from pipelines.registry.encoders import found_by_workers
 from pipelines.retrieval.code_files import read_codes
 from pipelines.training.restore import load_method
 
@@ -138,6 +139,17 @@ def test_search_finds_what_brute_force_finds(kind: str, trained: dict[str, Any],
         distances = [answer["distance"] for answer in each["answers"]]
         assert distances == nearest if kind != "hnsw" else sum(distances) <= sum(nearest) + 2  # a graph's search is approximate
     assert (tmp_path / "grid.png").stat().st_size > 5000
+
+
+def test_a_run_given_by_its_path_is_found_by_processes_with_another_working_folder(trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    storage, run = Path(trained["storage"]), str(trained["run_id"])
+    monkeypatch.chdir(storage.parent)
+    for given, found in {
+        f"{storage.name}/{run}": f"{storage}/{run}", f"{storage.name}/{run}@epoch-00004": f"{storage}/{run}@epoch-00004", run: run,
+        "models:/digits/1": "models:/digits/1",
+    }.items():  # fmt: skip
+        assert found_by_workers(given, "elsewhere") == found
+    assert found_by_workers(run, storage.name) == run  # --storage has it
 
 
 def test_what_a_killed_encoder_left_is_not_among_the_codes(trained: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
