@@ -92,9 +92,11 @@ def _run(options: TrainOptions) -> dict[str, Any]:
 
 
 def _cores(options: TrainOptions) -> int:
-    """CPU cores that the workers share: the cluster's, or this machine's."""
-    here = len(os.sched_getaffinity(0))
-    return int(cluster.connect().cluster_resources().get("CPU", here)) if options.workers and not options.gpu else here
+    """CPU cores that the workers share: those of the cluster's nodes that each can have, or this machine's."""
+    if not options.workers:
+        return len(os.sched_getaffinity(0))
+    cluster.connect()
+    return options.workers * cluster.threads_each(options.workers, options.gpu)
 
 
 def _open_folder(options: TrainOptions) -> Path:

@@ -131,16 +131,18 @@ def _resources(config: Config, threads: int) -> tuple[dict[str, float], int]:
     Raises:
         ValueError: the cluster can never provide this.
     """
-    total, room = cluster.connect().cluster_resources(), []
+    cluster.connect()
+    rooms = []
     per = {"CPU": float(threads)} | ({"GPU": 1.0 if config.trial_workers > 1 else config.gpu_share} if config.gpu else {})
     for name, count in per.items():
-        wanted, there = count * config.trial_workers, total.get(name, 0.0)
-        if wanted > there:
-            raise ValueError(f"a trial needs {wanted:g} {name}s, but the cluster has {there:g}: fewer --trial-workers or --threads")
-        if config.concurrency and wanted * config.concurrency > there:
-            raise ValueError(f"{config.concurrency} trials at once need {wanted * config.concurrency:g} {name}s, but the cluster has {there:g}")
-        room.append(int(there // wanted))
-    return per if config.trial_workers == 1 else {"memory": 2.0**20}, config.concurrency or min(room)
+        at_once, wanted = cluster.room(name, count) // config.trial_workers, count * config.trial_workers
+        has = "but the cluster's nodes have " + ", ".join(f"{there:g}" for there in cluster.resources(name))
+        if not at_once:
+            raise ValueError(f"a trial needs {wanted:g} {name}s, {has}: fewer --trial-workers or --threads")
+        if config.concurrency > at_once:
+            raise ValueError(f"{config.concurrency} trials at once need {wanted * config.concurrency:g} {name}s, {has}")
+        rooms.append(at_once)
+    return per if config.trial_workers == 1 else {"memory": 2.0**20}, config.concurrency or min(rooms)
 
 
 def _held(config: Config, manifest: Manifest, labels: bool) -> dict[str, dict[str, Any]]:
@@ -181,8 +183,8 @@ def run(config: Config | Explain) -> dict[str, Any]:
             raise ValueError(f"objective {name} needs the source's labels, and {config.source} has none: use {usual}")
         if "source" in needs and not config.source:
             raise ValueError(f"objective {name} needs a source: use {usual}")
-    cores = int(cluster.connect().cluster_resources().get("CPU", 1))
-    config.threads = config.threads or max(1, cores // ((config.concurrency or 2) * config.trial_workers))
+    cluster.connect()
+    config.threads = config.threads or cluster.threads_each((config.concurrency or 2) * config.trial_workers)
     share, at_once = _resources(config, config.threads)
     options = {each.name: getattr(config, each.name) for each in fields(TrainOptions) if each.init and each.name not in ("own", "resume")}
     options |= config.own | {"workers": config.trial_workers if config.trial_workers > 1 else 0, "dataset": str(root), "plots": False}

@@ -103,6 +103,23 @@ def count_nodes() -> int:
     return sum(node["Alive"] for node in ray.nodes()) if ray and ray.is_initialized() else 0
 
 
+def resources(name: str) -> list[float]:
+    """How much of a resource, as ``CPU`` or ``GPU``, each live node of the connected cluster has."""
+    return [float(node["Resources"].get(name, 0)) for node in sys.modules["ray"].nodes() if node["Alive"]]
+
+
+def room(name: str, each: float) -> int:
+    """How many workers or trials that take so much of a resource each the nodes have room for; none is spread over two nodes."""
+    return sum(int(there / each + 1e-9) for there in resources(name))
+
+
+def threads_each(workers: int, gpu: bool = False) -> int:
+    """The most CPU threads that each of so many workers can have, 1 if there is no room for them; with a GPU each, a GPU's share of its node's cores."""
+    if gpu:
+        return max(1, int(min((cores / gpus for cores, gpus in zip(resources("CPU"), resources("GPU"), strict=True) if gpus), default=1)))
+    return next((threads for threads in range(int(max(resources("CPU"))), 1, -1) if room("CPU", threads) >= workers), 1)
+
+
 def storage_options(folder: Path) -> dict[str, Any]:
     """Options of Ray's ``RunConfig`` that put Ray's own files into a folder."""
     if is_local(folder):

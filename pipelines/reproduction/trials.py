@@ -147,9 +147,9 @@ def _tuned(left: dict[str, TrainOptions], shared: Shared, concurrency: int) -> d
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    cores = cluster.connect().cluster_resources().get("CPU", 1)
-    if cores < shared.threads:
-        raise ValueError(f"a trial needs {shared.threads} CPUs, but the cluster has {cores:g}: fewer --threads")
+    cluster.connect()
+    if not cluster.room("CPU", shared.threads):
+        raise ValueError(f"a trial needs {shared.threads} CPUs, but the cluster's largest node has {max(cluster.resources('CPU')):g}: fewer --threads")
     from ray import tune  # noqa: PLC0415
 
     class Progress(tune.Callback):

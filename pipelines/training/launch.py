@@ -113,16 +113,15 @@ def _train_on_worker(given: dict[str, Any]) -> None:
 
 
 def _launch_on_ray(plan: Plan) -> None:
-    ray = cluster.connect()
+    cluster.connect()
     from ray.train import FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415  ray is slow to import
     from ray.train.torch import TorchTrainer  # noqa: PLC0415
 
     options, workers = plan.options, plan.options.workers
-    available = ray.cluster_resources()
-    wanted = {"GPU": workers} if options.gpu else {"CPU": workers * plan.threads}
-    for name, count in wanted.items():
-        if available.get(name, 0) < count:
-            raise ValueError(f"{workers} workers need {count} {name}s, but the cluster has {available.get(name, 0):g}: fewer --workers or --threads")
+    name, each = ("GPU", 1) if options.gpu else ("CPU", plan.threads)
+    if cluster.room(name, each) < workers:
+        nodes = ", ".join(f"{there:g}" for there in cluster.resources(name))
+        raise ValueError(f"{workers} workers need {each} {name}s each, but the cluster's nodes have {nodes}: fewer --workers or --threads")
     folder = to_path(plan.folder)
     trainer = TorchTrainer(
         _train_on_worker,

@@ -78,6 +78,9 @@ def second(ray_cluster: Head, digits: Path, request: pytest.FixtureRequest) -> I
 
 
 def test_a_node_lost_in_training(second: Second, digits: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    assert [cluster.threads_each(workers) for workers in (1, 2, 3)] == [2, 1, 1]  # of nodes of two CPUs and one: no worker is spread over both
+    with pytest.raises(ValueError, match="2 workers need 3 CPUs each, but the cluster's nodes have (2, 1|1, 2)"):
+        train.run(config(digits, tmp_path / "wide", threads=3, tracking="none"))
     with pytest.raises(ValueError, match="is a local file, but the cluster has 2 nodes"):
         train.run(config(digits, tmp_path / "refused", tracking=f"sqlite:///{tmp_path}/mlflow.db"))
     assert not list((tmp_path / "refused").iterdir())

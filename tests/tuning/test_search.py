@@ -135,7 +135,8 @@ def test_a_confirmed_winner_is_registered_and_promoted_in_one_command(ray_cluste
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--trial-workers", "64"], "the cluster has 2"), (["--concurrency", "9"], "9 trials at once need 9 CPUs"), (["--gpu"], "GPUs, but the cluster has 0"),
+        (["--trial-workers", "64"], "the cluster's nodes have 2"),
+        (["--concurrency", "9"], "9 trials at once need 9 CPUs"), (["--gpu"], "GPUs, but the cluster's nodes have 0"),
         (["--objective", "luck"], "no objective 'luck'"), (["--sampler", "dice"], "must be one of"), (["--trials", "0"], "at least 1"),
         (["--objective", "bits"], "must be one objective, or two"), (["--space", "nowhere.yaml"], "cannot be read"),
         (["--start", "nothing"], "names 'nothing', which is neither default, paper"), (["--start", "nowhere.yaml"], "cannot be read"),

@@ -63,3 +63,18 @@ def test_a_cluster_of_this_machine_that_nobody_named_is_not_used(
         (tmp_path / "ray" / "ray_current_cluster").write_text(address)
         cluster.connect()
     assert asked == ["local"] and capsys.readouterr().err.count(f"RAY_ADDRESS={address} would use") == runs
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "workers", "gpu", "threads"),
+    [
+        ((8, 8), (0, 0), 1, False, 8), ((8, 8), (0, 0), 2, False, 8), ((8, 8), (0, 0), 3, False, 4), ((2, 16), (0, 0), 2, False, 8),
+        ((0, 4), (0, 0), 9, False, 1), ((2, 16, 32), (0, 4, 4), 2, True, 4), ((2, 1), (0, 2), 1, True, 1), ((4,), (0,), 1, True, 1),
+    ],
+)  # fmt: skip
+def test_workers_have_as_many_threads_as_their_nodes_have_cores_for(
+    cpus: tuple[float, ...], gpus: tuple[float, ...], workers: int, gpu: bool, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr(cluster, "resources", lambda name: [*map(float, cpus if name == "CPU" else gpus)])
+    assert cluster.threads_each(workers, gpu) == threads
+    assert not gpu or cluster.room("GPU", 0.5) == 2 * sum(gpus)
