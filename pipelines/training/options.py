@@ -28,7 +28,7 @@ class TrainOptions:
     steps_per_epoch: int = option(0, "steps of an epoch (default: rows of the larger domain / batch size)")
     least_steps: int = option(100, "fewest steps of an epoch, however small the domains are")
     workers: int = option(1, "Ray Train workers; 0 trains in this process or torchrun group, without Ray")
-    threads: int = option(0, "CPU threads of a worker (default: cores / workers)")
+    threads: int = option(0, "CPU threads of a worker (default: the most that the nodes have for each worker)")
     gpu: bool = option(False, "train on GPUs, one per worker")
     checkpoint_steps: int = option(0, "steps between checkpoints within an epoch (default: only at the end of each epoch)")
     checkpoint_seconds: float = option(0.0, "seconds between checkpoints within an epoch (default: only at the end of each epoch)")
