@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from data.decoding import AHEAD, Decoder, batch_rows, stored_content
 from data.draws import Draws
 from data.manifest import Manifest
 from data.rows import DomainBatch, Rows, StoredRows, concatenate
 from data.shards import read_rows
-from data.transforms import line_drawings, random_view, seeded_generator
+from data.transforms import random_view, seeded_generator
 
 BUFFER_ROWS, BUFFER_MB = 4096, 256  # rows of the shuffle buffer at most; its bytes at most, if ``cache_mb`` is less
 
@@ -159,16 +158,6 @@ class DomainLoader:
         for rows, x in self.decoder.ahead(parts, lambda rows: (rows.content, rows.row)):
             batch = rows.batch(x)
             yield self._batch(batch.x, batch.label, batch.row)
-
-    def beside(self, x: Tensor, views: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """What also shows the classes of these rows: their embedded views, or with views of kind ``drawn`` their line drawings; made where they lie.
-
-        Args:
-            x, views: of a batch of ``rows``.
-        """
-        if self.view.get("kind") == "drawn" and x.dim() == 4:
-            return (line_drawings(x),)
-        return tuple(view for pool in views for view in pool.unbind(1))
 
     def cached_rows(self) -> Rows:
         """This worker's rows, decoded once and kept."""

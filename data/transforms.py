@@ -207,7 +207,10 @@ def _blurred(images: Tensor, deviation: Tensor) -> Tensor:
 
 
 def drawing_view(images: Tensor, generator: torch.Generator, rank: int = 0, world: int = 1, *, flip: float = 0.5) -> Tensor:
-    """A line drawing of each image (see ``line_drawings``) with lines of 0.8 to 1.2 times the usual width; mirrored at random.
+    """A line drawing of each image, black on white, by an extended difference of Gaussians (Winnemoeller et al. 2012); mirrored at random.
+
+    Lines are where the image is darker than a wider blur of it: D = G(s) - 0.98 G(1.6 s) of the luma in 0..1, drawn with brightness 1 + tanh(200 min(D, 0)).
+    The standard deviation s is 0.8 to 1.2 pixels at side 224, scaled to other sizes down to 134; on smaller images it stays, or there would be no lines.
 
     Args:
         images, generator, rank, world, flip: as in ``crop_view``.
@@ -217,48 +220,17 @@ def drawing_view(images: Tensor, generator: torch.Generator, rank: int = 0, worl
     """
     n = len(images)
     draws = torch.rand(n * world, 2, generator=generator)[rank * n : (rank + 1) * n]
-    return line_drawings(images, 0.8 + 0.4 * draws[:, 0], draws[:, 1] < flip)
 
-
-def drawn_view(images: Tensor, generator: torch.Generator, rank: int = 0, world: int = 1, *, crop: float = 0.2, flip: float = 0.5) -> Tensor:
-    """A view as of ``crop_view``, of a half of the images as a line drawing (see ``line_drawings``)."""
-    n = len(images)
-    cropped = crop_view(images, generator, rank, world, crop=crop, flip=flip)
-    draws = torch.rand(n * world, 2, generator=generator)[rank * n : (rank + 1) * n]
-    chosen = torch.nonzero(draws[:, 0] < 0.5).flatten()
-    drawn = line_drawings(cropped[chosen], 0.8 + 0.4 * draws[chosen, 1])
-    return cropped.index_copy(0, chosen.to(images.device), drawn)
-
-
-def line_drawings(images: Tensor, width: Tensor | None = None, mirrored: Tensor | None = None) -> Tensor:
-    """Line drawings of images, black on white, by an extended difference of Gaussians (Winnemoeller et al. 2012).
-
-    Lines are where the image is darker than a wider blur of it: D = G(s) - 0.98 G(1.6 s) of the luma in 0..1, drawn with brightness 1 + tanh(200 min(D, 0)).
-    The standard deviation s is a pixel at side 224, scaled to other sizes down to 134; on smaller images it stays, or there would be no lines.
-
-    Args:
-        images: (batch, 1 or 3, h, w) in 0..255.
-        width: (batch,), of the lines; 1 if None.
-        mirrored: (batch,), whether a drawing is mirrored; none is if None.
-
-    Returns:
-        Same shape, float32 in 0..255; its channels are equal.
-    """
-
-    def change(part: Tensor, deviation: Tensor, flipped: Tensor) -> Tensor:
+    def change(part: Tensor, deviation: Tensor, mirrored: Tensor) -> Tensor:
         grey = _grey(part.float()) / 255
         below = (_blurred(grey, deviation) - 0.98 * _blurred(grey, 1.6 * deviation)).clamp(max=0)
         drawn = 255 * (1 + torch.tanh(200 * below))
-        return torch.where(flipped.view(-1, 1, 1, 1), drawn.flip(3), drawn).expand_as(part)
+        return torch.where(mirrored.view(-1, 1, 1, 1), drawn.flip(3), drawn).expand_as(part)
 
-    width = torch.ones(len(images)) if width is None else width
-    mirrored = torch.zeros(len(images), dtype=torch.bool) if mirrored is None else mirrored
-    return _by_blocks(change, images, width * max(images.shape[3] / 224, 0.6), mirrored)
+    return _by_blocks(change, images, (0.8 + 0.4 * draws[:, 0]) * max(images.shape[3] / 224, 0.6), draws[:, 1] < flip)
 
 
-VIEWS: dict[str, Callable[..., Tensor]] = {
-    "affine": affine_view, "crop": crop_view, "contrastive": contrastive_view, "drawing": drawing_view, "drawn": drawn_view,
-}  # fmt: skip
+VIEWS: dict[str, Callable[..., Tensor]] = {"affine": affine_view, "crop": crop_view, "contrastive": contrastive_view, "drawing": drawing_view}
 
 
 def random_view(x: Tensor, generator: torch.Generator, rank: int = 0, world: int = 1, kind: str = "affine", **options: float) -> Tensor:

@@ -49,13 +49,6 @@ class RowSource(Protocol):
         The only view is all embedded views, (batch, views, features), if there are any and views are wanted; none are made.
         """
 
-    def beside(self, x: Tensor, views: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """What also shows the classes of these rows: their embedded views, or with views of kind ``drawn`` their line drawings; made where they lie.
-
-        Args:
-            x, views: of a batch of ``rows``.
-        """
-
 
 class Batch(NamedTuple):
     """The input of a step: a batch of each domain, or None if the method does not use that domain."""
@@ -87,7 +80,7 @@ class Wants:
 
 
 def chosen_view(kind: str, crop: float, flip: float = 0.5) -> dict[str, Any]:
-    """``Wants.view`` of a kind of views: ``affine`` with its defaults; ``crop``, ``drawn``, ``contrastive`` with the given smallest area and mirror images."""
+    """``Wants.view`` of a kind of views: ``affine`` with its defaults, or ``crop`` or ``contrastive`` with the given smallest area and mirror images."""
     return {} if kind == "affine" else {"kind": kind, "crop": crop, "flip": flip}
 
 

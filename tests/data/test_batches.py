@@ -19,7 +19,7 @@ from data.images import decode
 from data.manifest import Manifest
 from data.rows import DomainBatch
 from data.sampling import sample_colour
-from data.transforms import affine_view, contrastive_view, crop_view, drawing_view, line_drawings, random_view, seeded_generator
+from data.transforms import affine_view, contrastive_view, crop_view, drawing_view, random_view, seeded_generator
 from pipelines import ingest
 
 
@@ -127,16 +127,6 @@ def test_contrastive_views_do_not_depend_on_the_number_of_workers_and_keep_a_pla
         assert whole.min() >= 0 and whole.max() <= 255 and all(not torch.equal(*pair) for pair in zip(whole, images.float(), strict=True))
     black = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
     assert random_view(black, seeded_generator(0), kind="contrastive").max() == 0
-
-
-def test_half_of_drawn_views_are_drawings_of_their_crops() -> None:
-    images = torch.randint(0, 256, (40, 3, 64, 64), generator=seeded_generator(1), dtype=torch.uint8)
-    whole = random_view(images, seeded_generator(5), kind="drawn", crop=0.5)
-    halves = [random_view(images[rank * 20 : rank * 20 + 20], seeded_generator(5), rank, 2, kind="drawn", crop=0.5) for rank in range(2)]
-    assert torch.equal(torch.cat(halves), whole)
-    cropped, drawn = crop_view(images, seeded_generator(5), crop=0.5), torch.tensor([torch.equal(each[0], each[2]) for each in whole])
-    assert 10 < drawn.sum() < 30 and torch.equal(whole[~drawn], cropped[~drawn])
-    assert (whole[drawn] - line_drawings(cropped[drawn])).abs().mean() < 0.2 * (whole[drawn] - cropped[drawn]).abs().mean()  # but for the width of the lines
 
 
 def test_drawings_are_lines_where_a_photograph_is_darker_than_around() -> None:

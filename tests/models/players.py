@@ -59,10 +59,6 @@ class Fixed:
         """This rank's rows."""
         yield domain_batch(0, self.domain, rank(), world_size())._replace(views=())
 
-    def beside(self, x: Tensor, views: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Nothing."""
-        return ()
-
     def epoch(self, epoch: int, steps: int, first: int = 0) -> Iterator[DomainBatch]:
         """This rank's part of the epoch's batches."""
         for step in range(first, steps):

@@ -53,7 +53,7 @@ def test_a_run_resumes_bit_identically_in_mid_epoch_with_other_decoders(
 
 
 def test_pseudo_labels_over_neighbouring_photographs_resume_bit_identically(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = {"method": "igan", "preset": "photographs", "views": "drawn", "pretrain_epochs": 1}
+    own = {"method": "igan", "preset": "photographs", "pretrain_epochs": 1}
     _, plain = trained(photographs, tmp_path / "plain", **own)
     assert len(plain["guesses.classes"]) == 90 and len(plain["guesses.classes"].unique()) == 3
     with dying(monkeypatch):
