@@ -2,9 +2,9 @@
 
 python -m tests.benchmarks.gpu [--dataset FOLDER] [--repeat 10] [--methods dah,ucdir] [--network torchvision:resnet50] [--precision bf16] [--cpu]
 
-It needs no mlflow, and no ray with --dataset, of which the first two domains are taken. Without one, the images below --photographs, which
-holds <domain>/<class>/<file>, are repeated until there are as many rows as asked for, and ingested. --repeat reads each shard of a split so many
-times, as if it were a larger split: what a command does once, as to open files, is then a smaller part of its time.
+It needs simplejpeg, but no mlflow, and with --dataset no ray; of a dataset the first two domains are taken. Without one, the images below
+--photographs, which holds <domain>/<class>/<file>, are repeated until there are as many rows as asked for, and ingested. --repeat reads each shard
+of a split so many times, as if it were a larger split: what a command does once, as to open files, is then a smaller part of its time.
 """
 
 import argparse
