@@ -121,13 +121,16 @@ def _split(model: str) -> tuple[str, str]:
 
 
 def found_by_workers(model: str, storage: str) -> str:
-    """A model by a name under which processes with another working folder find it: a run that is given by its path has an absolute one."""
+    """A model by a name under which processes with another working folder find it: a run that is given by its path has an absolute one.
+
+    Raises:
+        ValueError: there is no such run.
+    """
     run, named = _split(model)
-    if not run or model.startswith("models:/") or "://" in run or (to_path(storage) / run / "config.json").is_file():
+    if not run or model.startswith("models:/"):
         return model
-    if not (Path(run) / "config.json").is_file():
-        return model
-    return f"{Path(run).resolve()}{named and '@'}{named}"
+    folder = runs.find_run(run, storage)
+    return model if folder == to_path(storage) / run else f"{folder.resolve()}{named and '@'}{named}"
 
 
 def _find_checkpoint(model: str, storage: str) -> tuple[Path, Path]:

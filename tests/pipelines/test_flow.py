@@ -145,11 +145,13 @@ def test_a_run_given_by_its_path_is_found_by_processes_with_another_working_fold
     storage, run = Path(trained["storage"]), str(trained["run_id"])
     monkeypatch.chdir(storage.parent)
     for given, found in {
-        f"{storage.name}/{run}": f"{storage}/{run}", f"{storage.name}/{run}@epoch-00004": f"{storage}/{run}@epoch-00004", run: run,
-        "models:/digits/1": "models:/digits/1",
+        f"{storage.name}/{run}": f"{storage}/{run}", f"{storage.name}/{run}@epoch-00004": f"{storage}/{run}@epoch-00004",
+        "models:/digits/1": "models:/digits/1", "": "",
     }.items():  # fmt: skip
         assert found_by_workers(given, "elsewhere") == found
     assert found_by_workers(run, storage.name) == run  # --storage has it
+    with pytest.raises(ValueError, match="no run 'nothing' in elsewhere"):
+        found_by_workers("nothing", "elsewhere")
 
 
 def test_what_a_killed_encoder_left_is_not_among_the_codes(trained: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
